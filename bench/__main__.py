@@ -1,0 +1,109 @@
+"""The command line: Hydra's, and a few commands of our own.
+
+Hydra composes every job, but its task function only collects the composed configuration; when it has returned, all of
+them are parsed and only then does anything run. So a mistake in the ninth cell stops the sweep before the first, and
+order, resume and dry runs need no launcher. A first argument that is a plain word is one of ``COMMANDS``; anything else
+is Hydra's.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import paths
+from bench.errors import BenchError, ConfigError
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments and arguments[0].isidentifier():
+            return _command(arguments[0], arguments[1:])
+        return _sweep(arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 2
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _sweep(arguments: list[str]) -> int:
+    collected = collect(arguments)
+    if not collected:  # --help, --cfg, --info: Hydra has answered
+        return 0
+    from bench.spec import Config, parse_config
+
+    problems: dict[str, None] = {}  # ordered, each once: a mistake repeats in every cell
+    configs: list[Config] = []
+    for mapping in collected:
+        try:
+            configs.append(parse_config(mapping))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(list(problems))
+    from bench.sweep import run_sweep
+
+    return run_sweep(configs, arguments)
+
+
+def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
+    """The composed configuration of every job that the arguments describe, as plain mappings.
+
+    Raises:
+        ConfigError: when Hydra cannot compose them.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    jobs: list[Mapping[str, Any]] = []
+
+    def task(config: Any) -> None:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        jobs.append(plain)  # type: ignore[arg-type]
+
+    os.environ["BENCH_ROOT"] = str(paths.ROOT)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to us, instead of printing and exiting
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        from bench.mistakes import explain
+
+        raise ConfigError(explain(arguments, error)) from error
+    return jobs
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        raise ConfigError([f"{name}: no such command; there are {', '.join(COMMANDS)}, and key=value starts a sweep"])
+    return COMMANDS[name](arguments)
+
+
+def _push(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        raise ConfigError(["push: want one folder, like outputs/sweeps/2026-01-31_12-00-00"])
+    from bench.output.push import push
+
+    return push(Path(arguments[0]))
+
+
+def _fetch(arguments: list[str]) -> int:
+    if not arguments:
+        raise ConfigError(["fetch: want one or more models; see conf/model/"])
+    from bench.fetch import fetch
+
+    return fetch(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"push": _push, "fetch": _fetch}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pure functions from raw readings to numbers: stdlib and numpy only, importable without torch."""

@@ -1,0 +1,1 @@
+"""Whatever touches a live model or the machine and returns raw numbers."""

@@ -1,0 +1,128 @@
+"""What this machine and its software are, and bringing a measured process into a defined state.
+
+Runs in a child: it imports torch and may touch CUDA, which the driver and the fork server never do. Limits come from
+the cgroup where there is one, because the host's numbers are not what this process can use. Optional packages are tried
+by importing them: one that is installed may still not load.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+from bench.meter.memory import cuda_uuid
+from bench.result import Host
+from bench.spec import Cell
+
+# Whatever decides a number; a change in any of them means measuring again.
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "flash-attn", "numpy", "safetensors", "tokenizers", "triton")
+OPTIONAL_IMPORTS = ("bitsandbytes", "flash_attn", "flash_attn_interface")
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def probe_host() -> Host:
+    """This machine, as a measured process sees it."""
+    cuda = torch.cuda.is_available()
+    properties = torch.cuda.get_device_properties(0) if cuda else None
+    cpu_name = _cpu_name()
+    return Host(
+        device="cuda" if cuda else "cpu",
+        device_name=properties.name if properties else cpu_name,
+        cpu_name=cpu_name,
+        cpus=usable_cpus(),
+        memory_bytes=memory_limit_bytes(),
+        device_memory_bytes=properties.total_memory if properties else None,
+        device_uuid=cuda_uuid() if cuda else None,
+        capability=float(f"{properties.major}.{properties.minor}") if properties else None,
+        driver=_driver() if cuda else None,
+        os=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        versions={**_versions(), **({"cuda": str(torch.version.cuda)} if cuda else {})},
+        missing=_missing(),
+        compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
+    )
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and the quota of its cgroup (cpu.max), rounded up."""
+    allowed = len(os.sched_getaffinity(0))
+    limit = _CGROUP / "cpu.max"
+    if limit.is_file():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            return max(1, min(allowed, -(-int(quota) // int(period))))
+    return allowed
+
+
+def memory_limit_bytes() -> int:
+    """Memory that this process may use: the machine's, or its cgroup's limit (memory.max) where that is lower."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        return min(machine, int(text))
+    return machine
+
+
+def prepare_process(cell: Cell) -> dict[str, str]:
+    """Threads, CPUs and precision flags of the cell, set; returns the flags for the record."""
+    if cell.cpus != "all":
+        os.sched_setaffinity(0, cell.cpus)
+    torch.set_num_threads(int(cell.threads))
+    torch.set_float32_matmul_precision("highest")  # no TF32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+    return precision_flags()
+
+
+def precision_flags() -> dict[str, str]:
+    """The flags as torch has them now."""
+    matmul = torch.backends.cuda.matmul
+    return {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": str(torch.backends.cudnn.allow_tf32),
+        "allow_fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
+        "allow_bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _missing() -> dict[str, str]:
+    reasons = {}
+    for name in OPTIONAL_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken native library raises whatever it likes
+            reasons[name] = f"{type(error).__name__}: {error}"
+    return reasons

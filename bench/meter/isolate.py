@@ -1,0 +1,188 @@
+"""Running a task in a fresh process, so that whatever happens to it is an outcome and not the end of the sweep.
+
+A fork server with torch and transformers preloaded makes a process in 0.02 s. The child leads a session of its own, so
+that it can be ended with everything it started; it writes its output to a file; the kernel's out-of-memory killer is
+told to prefer it. It announces each phase and waits for the parent's answer before it goes on: the parent shows its
+progress in that moment and is asleep in a blocking read, without a timer thread, while anything is timed. If the
+parent dies, however suddenly, a pipe that only it held open ends, and the child ends itself.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError, CellFailure
+
+Announce = Callable[[str, str], None]
+OnPhase = Callable[[str, str], None]
+
+_START_LIMIT_S = 300.0  # until the first phase is announced: on a cold disk the imports alone take a while
+_EXIT_LIMIT_S = 10.0
+TIMED_PHASES = frozenset({"load", "warm-up", "measure"})  # in these the parent does not even wake up to tick
+
+_MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+
+_context: Any = multiprocessing.get_context("forkserver")
+
+
+def begin_server() -> None:
+    """Start the fork server; its imports take seconds, so do something else before ``check_server``."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    _context.set_forkserver_preload(["bench.meter.preload"])
+    forkserver.ensure_running()
+
+
+def check_server(on_phase: OnPhase) -> str | None:
+    """Wait for the fork server; returns a sentence for the user when it cannot be used and every process starts anew.
+
+    Raises:
+        BenchError: when its imports failed.
+    """
+    global _context
+    preloaded, cuda_initialized = run_isolated(_server_state, (), {}, on_phase, Path(os.devnull))
+    if not preloaded:  # multiprocessing swallows an import error of the server
+        raise BenchError("bench.meter.preload could not be imported; `python -c 'import bench.meter.preload'` says why")
+    if not cuda_initialized:
+        return None
+    _context = multiprocessing.get_context("spawn")
+    return "a library initialized CUDA at import: each cell starts from nothing, some 10 s more a cell"
+
+
+def _server_state(announce: Announce) -> tuple[bool, bool]:
+    module = sys.modules.get("bench.meter.preload")
+    return module is not None, bool(getattr(module, "CUDA_INITIALIZED", False))
+
+
+def run_isolated(
+    task: Callable[..., Any], arguments: tuple[Any, ...], limits_s: Mapping[str, float], on_phase: OnPhase, log: Path
+) -> Any:
+    """What ``task(announce, *arguments)`` returns when run in a fresh process.
+
+    Args:
+        limits_s: longest time for each phase that the task announces.
+        on_phase: called with phase and detail at each announcement, and once a second in phases that are not timed.
+        log: gets the child's output.
+    Raises:
+        CellFailure: the task's own; ``timeout``; ``oom``; ``failed`` with the signal or the traceback.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    lifeline, held_open = multiprocessing.Pipe(duplex=False)
+    process = _context.Process(target=_child, args=(theirs, lifeline, str(log), task, arguments))
+    kills_before = _oom_kills()
+    process.start()
+    theirs.close()
+    lifeline.close()
+    try:
+        return _follow(process, ours, limits_s, on_phase, kills_before)
+    finally:
+        _end(process)
+        ours.close()
+        held_open.close()
+
+
+def _follow(process: Any, ours: Connection, limits_s: Mapping[str, float], on_phase: OnPhase, kills_before: int) -> Any:
+    phase, detail, limit_s = "start", "", _START_LIMIT_S
+    deadline = time.monotonic() + limit_s
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise CellFailure("timeout", f"phase {phase} took longer than its {limit_s:g} s (measure.limits_s.{phase})")
+        wait([ours, process.sentinel], left if phase in TIMED_PHASES else min(left, 1.0))
+        if ours.poll():
+            try:
+                kind, *message = ours.recv()
+            except EOFError:
+                raise _death(process, phase, kills_before) from None
+            if kind != "phase":
+                process.join(_EXIT_LIMIT_S)  # it ends by itself, and cleans up what it registered
+            if kind == "value":
+                return message[0]
+            if kind == "failure":
+                status, reason, trace = message
+                failure = CellFailure(status, reason)
+                failure.add_note(trace)
+                raise failure
+            if message[0] != phase:
+                phase, limit_s = message[0], limits_s.get(message[0], _START_LIMIT_S)
+                deadline = time.monotonic() + limit_s
+            detail = message[1]
+            on_phase(phase, detail)
+            ours.send("go on")
+        elif not process.is_alive():
+            raise _death(process, phase, kills_before)
+        elif phase not in TIMED_PHASES:
+            on_phase(phase, detail)
+
+
+def _death(process: Any, phase: str, kills_before: int) -> CellFailure:
+    process.join()
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        if -code == signal.SIGKILL and _oom_kills() > kills_before:
+            return CellFailure("oom", f"the kernel's out-of-memory killer ended the process in phase {phase}")
+        return CellFailure("failed", f"the process was ended by {name} in phase {phase}")
+    return CellFailure("failed", f"the process ended with exit code {code} in phase {phase}")
+
+
+def _end(process: Any) -> None:
+    """The process and all that it started, gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may not have become the leader of its group yet
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def _oom_kills() -> int:
+    """How many processes of this cgroup the out-of-memory killer has ended."""
+    if not _MEMORY_EVENTS.is_file():
+        return 0
+    events = dict(line.split() for line in _MEMORY_EVENTS.read_text().splitlines())
+    return int(events.get("oom_kill", 0))
+
+
+def _child(theirs: Connection, lifeline: Connection, log: str, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    with contextlib.suppress(OSError):  # forbidden in some sandboxes; then the kernel chooses its victim itself
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+
+    def announce(phase: str, detail: str = "") -> None:
+        theirs.send(("phase", phase, detail))
+        theirs.recv()
+
+    try:
+        message: tuple[Any, ...] = ("value", task(announce, *arguments))
+    except CellFailure as failure:
+        message = ("failure", failure.status, failure.reason, traceback.format_exc())
+    except Exception as error:  # the one place where a crash becomes an outcome
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        message = ("failure", "oom" if _is_out_of_memory(error) else "failed", reason, traceback.format_exc())
+    theirs.send(message)
+
+
+def _die_with_parent(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()  # nothing is ever sent: this returns when the parent is gone
+    os.killpg(0, signal.SIGKILL)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    phrases = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)

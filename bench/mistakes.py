@@ -1,0 +1,83 @@
+"""What is wrong with a command line that Hydra could not compose, in one line for each mistake.
+
+Hydra stops at the first mistake and explains it in its own terms. So each override is composed by itself here, and for
+each that fails the sentence says which value or key it is and what would be right.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.errors import ConfigError
+from bench.parse import unknown_key
+from bench.paths import CONF
+from bench.spec import parse_config
+
+
+def explain(arguments: Sequence[str], error: Exception) -> list[str]:
+    """One sentence for each wrong override in ``arguments``, or the error's own text when none is wrong by itself."""
+    several = any(argument in ("-m", "--multirun") or argument.startswith("sweeps=") for argument in arguments)
+    problems: dict[str, None] = {}  # ordered, each once
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for argument in arguments:
+            if "=" in argument and not argument.startswith("-"):
+                problems |= dict.fromkeys(_problems(argument, several))
+    return list(problems) or [_own_words(error)]
+
+
+def _problems(argument: str, several: bool) -> Iterator[str]:
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        yield f"{argument}: not an override that Hydra understands ({_own_words(error)})"
+        return
+    if override.is_sweep_override():
+        if not several:
+            yield f"{argument}: several values; add -m to measure each of them"
+            return
+        values = list(override.sweep_string_iterator())
+    else:
+        values = [argument.partition("=")[2]]  # as typed: 12e45678 is infinity to the parser
+    for value in values:
+        try:
+            config = compose("config", [f"{argument.partition('=')[0]}={value}"])
+            parse_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        except ConfigError as error:
+            yield from error.problems
+        except (HydraException, OmegaConfBaseException) as error:
+            yield _sentence(override, value, error)
+
+
+def _sentence(override: Override, value: str, error: Exception) -> str:
+    key = override.key_or_group
+    group = CONF / key if key != "sweeps" else CONF.parent / "sweeps"
+    if group.is_dir():
+        options = ", ".join(sorted(file.stem for file in group.glob("*.yaml")))
+        return f"{key}={value}: no such value; want one of {options}"
+    known, path = _known_keys(key)
+    name = key.removeprefix(f"{path}.") if path else key
+    if name not in known:
+        return unknown_key(name, value, known, path)
+    return f"{key}={value}: {_own_words(error)}"
+
+
+def _known_keys(key: str) -> tuple[list[str], str]:
+    """The keys beside the first unknown part of a dotted key, and the path to them."""
+    place: object = compose("config")
+    path = ""
+    for part in key.split(".")[:-1]:
+        below = OmegaConf.select(place, part) if isinstance(place, DictConfig) else None
+        if not isinstance(below, DictConfig):
+            break
+        place, path = below, f"{path}.{part}" if path else part
+    return ([str(name) for name in place] if isinstance(place, DictConfig) else []), path
+
+
+def _own_words(error: Exception) -> str:
+    """The library's message without its layout."""
+    return " ".join(str(error).split())

@@ -1,0 +1,91 @@
+"""The token loops that are timed. This is the code between the two clock readings; nothing else runs there.
+
+``loop``: one prefill forward over the prompt, then one forward per new token, argmax on the device. After the first
+token has reached the host nothing synchronises until the last. Exactly ``new_tokens`` tokens come out of it: the end of
+sequence is ignored. No attention mask is passed: rows are never padded, a mask would cost a synchronisation, and a real
+one rules out the flash kernels. ``logits_to_keep=1``: the head runs on the last position only.
+
+``generate``: the same through Hugging Face's ``generate()``, timed from its streamer, which receives each token on the
+host; that synchronises at each step, as its own check for the end does.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+
+class Clock(Protocol):
+    """What a loop tells the meter."""
+
+    def start(self) -> None:
+        """The device is idle; the request begins."""
+
+    def first_token(self) -> None:
+        """The ids of the first token are on the host."""
+
+    def token(self) -> None:
+        """One more token has been enqueued (or, on a CPU, computed)."""
+
+
+def loop(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock) -> torch.Tensor:
+    """The greedy continuation of each row.
+
+    Shapes: prompt_ids (batch, prompt_tokens) int64 on the CPU; returns (batch, new_tokens) on the device.
+    """
+    clock.start()
+    ids = prompt_ids.to(model.device)
+    cache = DynamicCache(config=model.config)
+    logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (batch, 1, vocabulary)
+    token = logits[:, -1].argmax(-1, keepdim=True)  # (batch, 1)
+    token.tolist()  # the only synchronisation before the last token
+    clock.first_token()
+    tokens = [token]
+    for _ in range(new_tokens - 1):
+        logits = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        token = logits[:, -1].argmax(-1, keepdim=True)
+        clock.token()
+        tokens.append(token)
+    return torch.cat(tokens, dim=1)
+
+
+def generate(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock) -> torch.Tensor:
+    """As ``loop``, through ``generate()``. Shapes: as ``loop``."""
+    # Each is set because the model's own generation_config fills in what is left None (Qwen2.5 brings a penalty of 1.1).
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+    clock.start()
+    ids = prompt_ids.to(model.device)
+    out = model.generate(ids, generation_config=config, streamer=_Stamps(clock))
+    return out[:, prompt_ids.shape[1] :]
+
+
+class _Stamps:
+    """A streamer for ``generate()``: it is given the prompt, then each token, already on the host."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.received = 0
+
+    def put(self, value: Any) -> None:
+        if self.received == 1:
+            self.clock.first_token()
+        elif self.received > 1:
+            self.clock.token()
+        self.received += 1
+
+    def end(self) -> None:
+        pass
+
+
+LOOPS: dict[str, Callable[[PreTrainedModel, torch.Tensor, int, Clock], torch.Tensor]] = {
+    "loop": loop,
+    "generate": generate,
+}

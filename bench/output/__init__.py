@@ -1,0 +1,1 @@
+"""Where results go: the disk first, then MLflow, then a person's eyes."""

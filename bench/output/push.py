@@ -1,0 +1,29 @@
+"""``python -m bench push FOLDER``: send the results of a sweep to MLflow, after the fact. What is there already stays."""
+
+import os
+from pathlib import Path
+
+from bench.output import table
+from bench.output.store import read_results, read_sweep
+from bench.output.tracking import Tracker, tracking_uri
+
+
+def push(folder: Path) -> int:
+    """Log a sweep's folder to where it was meant to go, or to MLFLOW_TRACKING_URI; returns the exit code.
+
+    Raises:
+        StoreError: when the folder is not a sweep's, or a result in it cannot be read.
+        TrackingError: when MLflow does not take it.
+    """
+    sweep = read_sweep(folder)
+    results = list(read_results(folder))
+    outputs = folder.resolve().parent.parent  # outputs/sweeps/ID
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(sweep.tracking, outputs)
+    tracker = Tracker(uri, outputs, folder, sweep)
+    for result in results:
+        tracker.log_cell(result)
+    ended_at = max((result.started_at + result.wall_s for result in results), default=sweep.started_at)
+    complete = len(results) == len(sweep.cells) and all(result.outcome.status != "killed" for result in results)
+    tracker.close("FINISHED" if complete else "KILLED", table.as_text(results, sweep.baseline), ended_at)
+    print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {uri}")
+    return 0

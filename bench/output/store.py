@@ -1,0 +1,90 @@
+"""Results on disk: the truth that MLflow mirrors.
+
+A sweep is a folder with ``sweep.json`` and, for each cell, a folder with ``result.json`` and the process's ``log.txt``.
+Files are written aside, flushed to the disk and renamed, so that a killed process or a full disk never leaves half of one.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import ConfigError, StoreError
+from bench.parse import parse
+from bench.result import Result, from_json
+from bench.spec import Baseline, Tracking
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep is, besides its cells."""
+
+    sweep_id: str
+    started_at: float  # seconds since 1970
+    overrides: tuple[str, ...]  # as typed
+    tracking: Tracking
+    baseline: Baseline
+    cells: tuple[str, ...]  # cell_ids, in the order of the grid
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+def new_folder(outputs: Path) -> Path:
+    """A fresh folder for a sweep, named by the time; its name is the sweep's id."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = outputs / "sweeps" / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise StoreError(f"{outputs}: 100 sweeps in one second")
+
+
+def cell_folder(folder: Path, cell_id: str) -> Path:
+    """Where one cell's files lie, made if need be."""
+    place = folder / cell_id
+    place.mkdir(exist_ok=True)
+    return place
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    _write(folder / "sweep.json", json.dumps(dataclasses.asdict(sweep), indent=1))
+
+
+def write_result(folder: Path, result: Result) -> None:
+    _write(cell_folder(folder, result.cell_id) / "result.json", result.to_json())
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Raises: StoreError when the folder is not a sweep's."""
+    file = folder / "sweep.json"
+    if not file.is_file():
+        raise StoreError(f"{folder}: no sweep.json in it; want a folder like outputs/sweeps/2026-01-31_12-00-00")
+    try:
+        mapping: Any = json.loads(file.read_text(encoding="utf-8"))
+        return parse(Sweep, mapping)
+    except (ValueError, ConfigError) as error:
+        raise StoreError(f"{file}: {error}") from error
+
+
+def read_results(folder: Path) -> Iterator[Result]:
+    """The results in a sweep's folder, in the order of its grid."""
+    for cell_id in read_sweep(folder).cells:
+        file = folder / cell_id / "result.json"
+        if file.is_file():
+            yield from_json(file.read_text(encoding="utf-8"), str(file))
+
+
+def _write(file: Path, text: str) -> None:
+    aside = file.with_suffix(".partial")
+    with open(aside, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(aside, file)

@@ -1,0 +1,90 @@
+"""The table that a sweep ends with: only columns that vary, then the numbers, then why a cell has none."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.analysis.compare import coordinate, reference, speedups, varying_columns
+from bench.analysis.metrics import derive
+from bench.result import Result
+from bench.spec import Baseline
+
+MIB = 2**20
+_WIDTH = 160  # where there is no terminal
+
+# heading, metric, factor from SI, digits
+_NUMBERS = (
+    ("TTFT ms", "ttft_s", 1e3, 1),
+    ("TPOT ms", "tpot_s", 1e3, 2),
+    ("decode tok/s", "decode_tok_s", 1, 1),
+    ("weights MiB", "weight_bytes", 1 / MIB, 1),
+    ("VRAM peak MiB", "vram_peak_bytes", 1 / MIB, 0),
+    ("RSS peak MiB", "rss_peak_bytes", 1 / MIB, 0),
+    ("load s", "load_s", 1, 1),
+)
+
+
+def summary(results: Sequence[Result], baseline: Baseline) -> RenderableType:
+    """The grid with its numbers; below it the reason of each cell without one."""
+    if not results:
+        return Text("no cell has ended")
+    cells = [result.cell for result in results]
+    columns = varying_columns(cells) or ["model", "quant", "batch"]
+    metrics = {result.cell_id: derive(result) for result in results}
+    shown = [row for row in _NUMBERS if any(row[1] in values for values in metrics.values())]
+    against = reference(cells, baseline)
+    ratios = speedups(results, against)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for heading, *_ in shown:
+        table.add_column(heading, justify="right")
+    if ratios:
+        table.add_column("speedup", justify="right")
+    if any(result.outcome.status != "ok" for result in results):
+        table.add_column("outcome", no_wrap=True)
+    for result in results:
+        values = metrics[result.cell_id]
+        row = [coordinate(result.cell, column) for column in columns]
+        row += [f"{values[key] * factor:,.{digits}f}" if key in values else "-" for _, key, factor, digits in shown]
+        if ratios:
+            row.append(f"{ratios[result.cell_id]:.2f}x" if result.cell_id in ratios else "-")
+        table.add_row(*row, result.outcome.status if result.outcome.status != "ok" else "")
+    notes = [Text(note) for note in _notes(results, columns, str(against) if ratios else None)]
+    return Group(_conditions(results[0]), table, *notes)
+
+
+def _conditions(result: Result) -> Text:
+    cell, host = result.cell, result.host
+    versions = ", ".join(f"{name} {host.versions[name]}" for name in ("torch", "transformers", "bitsandbytes") if name in host.versions)
+    device = host.device_name if cell.device == "cuda" else f"{host.cpu_name}, {cell.threads} threads"
+    return Text(f"{cell.model.name}, {cell.workload.name}: {cell.workload.new_tokens} new tokens; {device}; {versions}", "dim")
+
+
+def _notes(results: Sequence[Result], columns: Sequence[str], against: str | None) -> list[str]:
+    notes = []
+    if against is not None:
+        notes.append(f"speedup: decode tok/s relative to {against}, one process each, so without an interval")
+    reasons: dict[str, list[str]] = {}  # one sentence often holds for many cells
+    for result in results:
+        if result.outcome.status != "ok":
+            place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
+            reasons.setdefault(f"{result.outcome.status}: {result.outcome.reason}", []).append(place)
+    return notes + [f"{'; '.join(places)}: {reason}" for reason, places in reasons.items()]
+
+
+def as_text(results: Sequence[Result], baseline: Baseline) -> str:
+    """The same without colours, for files."""
+    plain = Console(width=_WIDTH, no_color=True, highlight=False)
+    with plain.capture() as capture:
+        plain.print(summary(results, baseline))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def console() -> Console:
+    """For results: as wide as the terminal, and wide enough for the table where there is none."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=_WIDTH)

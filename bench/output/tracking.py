@@ -1,0 +1,192 @@
+"""The mirror of the results in MLflow: one parent run a sweep, one nested run a cell.
+
+``MlflowClient`` with explicit run ids, because the fluent functions keep state that ``mlflow run`` has already used up.
+A run is created when its cell is over, with one ``log_batch``: nothing is left RUNNING by a killed sweep, and nothing
+is logged while anything is timed. Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is
+on disk, and ``push`` can send it again.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of every table it creates
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7 with back-off, is minutes of silence
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric as LoggedMetric  # noqa: E402
+from mlflow.entities import Param  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from bench.analysis.metrics import derive, median_step_s  # noqa: E402
+from bench.errors import TrackingError  # noqa: E402
+from bench.output.store import Sweep, cell_folder  # noqa: E402
+from bench.result import Result  # noqa: E402
+from bench.spec import Tracking, identity  # noqa: E402
+
+_RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
+_LONGEST_VALUE = 500
+_MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
+
+
+def tracking_uri(tracking: Tracking, outputs: Path) -> str:
+    """Where runs go: the configuration's word, the environment's, or SQLite in the outputs folder."""
+    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrackingError(f"MLflow at {uri}: {reason[:200]}") from error
+
+
+class Tracker:
+    """Logs one sweep. Any method may raise TrackingError."""
+
+    def __init__(self, uri: str, outputs: Path, folder: Path, sweep: Sweep) -> None:
+        self._uri, self._folder, self._sweep = uri, folder, sweep
+        with _translated(uri):
+            self._client = MlflowClient(tracking_uri=uri)
+            found = self._client.get_experiment_by_name(sweep.tracking.experiment)
+            # Beside a database of ours the default would be ./mlruns, wherever the command was run from.
+            place = (outputs.resolve() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            self.experiment_id = found.experiment_id if found else self._client.create_experiment(sweep.tracking.experiment, place)
+            self.parent_id = self._adopted() or self._found(f"tags.`bench.kind` = 'sweep' and {self._mine}") or self._new_parent()
+
+    @property
+    def _mine(self) -> str:
+        return f"tags.`bench.sweep_id` = '{self._sweep.sweep_id}'"
+
+    def _found(self, filter_string: str) -> str | None:
+        runs = self._client.search_runs([self.experiment_id], filter_string, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def _adopted(self) -> str | None:
+        """The run that ``mlflow run`` has opened for us, made the sweep's parent."""
+        run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+        if run_id is not None:
+            self.experiment_id = self._client.get_run(run_id).info.experiment_id
+            for key, value in self._parent_tags().items():
+                self._client.set_tag(run_id, key, value)
+        return run_id
+
+    def _new_parent(self) -> str:
+        return self._client.create_run(
+            self.experiment_id,
+            start_time=_ms(self._sweep.started_at),
+            run_name=f"sweep {self._sweep.sweep_id}",
+            tags=self._parent_tags(),
+        ).info.run_id
+
+    def _parent_tags(self) -> dict[str, str]:
+        return {
+            "bench.kind": "sweep",
+            "bench.sweep_id": self._sweep.sweep_id,
+            "bench.overrides": " ".join(self._sweep.overrides),
+            **_git_tags(self._sweep),
+        }
+
+    def log_cell(self, result: Result) -> None:
+        """One nested run with everything; a run of the same cell that is there already is left as it is."""
+        with _translated(self._uri):
+            if self._found(f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"):
+                return
+            run = self._client.create_run(
+                self.experiment_id,
+                start_time=_ms(result.started_at),
+                run_name=result.cell.label,
+                tags={"mlflow.parentRunId": self.parent_id, **self._cell_tags(result)},
+            )
+            try:
+                self._fill(run.info.run_id, result)
+            except BaseException:  # Ctrl-C too: a half-logged run would be taken for a logged one by the next push
+                with contextlib.suppress(MlflowException, OSError):
+                    self._client.delete_run(run.info.run_id)
+                raise
+
+    def _fill(self, run_id: str, result: Result) -> None:
+        self._client.log_batch(run_id, _metrics(result), _params(result), [])
+        self._log_artifacts(run_id, result)
+        ended = _ms(result.started_at + result.wall_s)
+        self._client.set_terminated(run_id, _RUN_STATUS.get(result.outcome.status, "FAILED"), ended)
+
+    def _log_artifacts(self, run_id: str, result: Result) -> None:
+        folder = cell_folder(self._folder, result.cell_id)
+        self._client.log_artifact(run_id, str(folder / "result.json"))
+        if result.samples:
+            # The prompt first: MLflow's comparison of artifacts makes one row for each value of the first column.
+            columns: dict[str, Any] = {
+                "prompt": [sample.prompt for sample in result.samples],
+                "answer": [sample.answer for sample in result.samples],
+                "new_tokens": [sample.new_tokens for sample in result.samples],
+                "ended": [sample.ended for sample in result.samples],
+            }
+            self._client.log_table(run_id, columns, "samples.json")
+        if result.outcome.status != "ok" and (folder / "log.txt").is_file():
+            self._client.log_artifact(run_id, str(folder / "log.txt"))
+
+    def _cell_tags(self, result: Result) -> dict[str, str]:
+        tags = {
+            "bench.kind": "cell",
+            "bench.sweep_id": self._sweep.sweep_id,
+            "bench.cell_id": result.cell_id,
+            "bench.resume_key": result.resume_key,
+            "bench.status": result.outcome.status,
+            "bench.host": result.host.device_name,
+            **_git_tags(self._sweep),
+        }
+        if result.outcome.reason is not None:
+            tags["bench.reason"] = result.outcome.reason[:_LONGEST_VALUE]
+            tags["mlflow.note.content"] = f"**{result.outcome.status}**: {result.outcome.reason}"
+        return tags
+
+    def close(self, status: str, summary: str, ended_at: float) -> None:
+        """End the parent run with its description and table. ``status`` is MLflow's: FINISHED, FAILED or KILLED."""
+        with _translated(self._uri):
+            self._client.log_metric(self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3))
+            self._client.set_tag(self.parent_id, "mlflow.note.content", f"```\n{summary}\n```")
+            self._client.log_text(self.parent_id, summary, "summary.txt")
+            self._client.log_artifact(self.parent_id, str(self._folder / "sweep.json"))
+            self._client.set_terminated(self.parent_id, status, _ms(ended_at))
+
+
+def _metrics(result: Result) -> list[LoggedMetric]:
+    at = _ms(result.started_at + result.wall_s)
+    logged = [LoggedMetric(key, float(f"{value:.6g}"), at, 0) for key, value in derive(result).items()]
+    if result.measurement is not None:
+        curve = median_step_s(result.measurement)[:_MOST_STEPS]
+        logged += [LoggedMetric("decode_step_s", float(f"{step:.6g}"), at, i) for i, step in enumerate(curve)]
+    return logged
+
+
+def _params(result: Result) -> list[Param]:
+    """Every field of the cell under its path; bare names like ``batch`` would collide with those of ``mlflow run``."""
+    flat = dict(_flatten(identity(result.cell), ""))
+    params = {(path if "." in path else f"cell.{path}"): str(value)[:_LONGEST_VALUE] for path, value in flat.items()}
+    return [Param(key, value) for key, value in params.items()]
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _flatten(each, f"{path}.{key}" if path else key)
+    elif value is not None:
+        yield path, json.dumps(value) if isinstance(value, list) else value
+
+
+def _git_tags(sweep: Sweep) -> dict[str, str]:
+    if sweep.git_commit is None:
+        return {}
+    return {"mlflow.source.git.commit": sweep.git_commit, "bench.git_dirty": str(sweep.git_dirty).lower()}
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

