@@ -37,7 +37,7 @@ def parse(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
     value = _dataclass(cls, mapping, path, problems)
     if problems:
         raise ConfigError(problems)
-    return typing.cast(T, value)
+    return typing.cast("T", value)
 
 
 def _dataclass(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
@@ -74,8 +74,9 @@ def _checked(hint: Any, value: Any, where: str, metadata: Mapping[str, Any], pro
         if "above" in metadata and isinstance(result, int | float) and result <= metadata["above"]:
             raise _Mismatch
     except _Mismatch:
-        hint_for_text = " (YAML read it as a number: quote it)" if hint is str and not isinstance(value, str) else ""
-        problems.append(f"{where}={_shown(value)}: want {_wanted(hint, metadata)}{hint_for_text}")
+        wants_text = str in (hint, *typing.get_args(hint)) and not isinstance(value, str)
+        advice = "; YAML did not read it as one: quote it" if wants_text else ""
+        problems.append(f"{where}={_shown(value)}: want {_wanted(hint, metadata)}{advice}")
         return None
     return result
 
@@ -92,7 +93,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _union(hint, value, where, problems)
     if dataclasses.is_dataclass(hint):
-        return _dataclass(typing.cast(type, hint), value, where, problems)
+        return _dataclass(typing.cast("type", hint), value, where, problems)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _Mismatch
@@ -101,7 +102,11 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _Mismatch
-        item = typing.get_args(hint)[1]
+        key_hint, item = typing.get_args(hint)
+        names = typing.get_args(key_hint)  # of a Literal; any text otherwise
+        problems += [
+            unknown_key(str(key), each, list(names), where) for key, each in value.items() if names and key not in names
+        ]
         return {str(key): _checked(item, each, f"{where}.{key}", {}, problems) for key, each in value.items()}
     return _scalar(hint, value)
 
@@ -119,7 +124,7 @@ def _scalar(hint: Any, value: Any) -> Any:
 def _union(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     for option in typing.get_args(hint):
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return _dataclass(typing.cast(type, option), value, where, problems)
+            return _dataclass(typing.cast("type", option), value, where, problems)
         try:
             return _value(option, value, where, problems)
         except _Mismatch:

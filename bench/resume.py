@@ -15,7 +15,15 @@ from bench.spec import Cell, digest
 
 def resume_key(cell: Cell, host: Host) -> str:
     """The key of a resolved cell on a host."""
-    machine = [host.device_name, host.device_uuid, host.driver, host.cpu_name, host.cpus, host.memory_bytes, host.python]
+    machine = [
+        host.device_name,
+        host.device_uuid,
+        host.driver,
+        host.cpu_name,
+        host.cpus,
+        host.memory_bytes,
+        host.python,
+    ]
     return digest([cell, machine, host.versions, measuring_digest()])
 
 

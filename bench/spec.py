@@ -26,8 +26,6 @@ SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
 DecodeLoop = Literal["loop", "generate"]
 Phase = Literal["prepare", "load", "warm-up", "measure", "samples"]
 
-AXES = ("model", "quant", "attn", "decode", "workload")  # the groups a sweep compares along; measure and quality are how
-
 _NOT_IDENTITY = {"identity": False}
 
 

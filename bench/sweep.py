@@ -94,9 +94,7 @@ def _look_around(progress: ProgressLine, settings: Settings) -> Host:
     return host
 
 
-def _open(
-    cells: Sequence[Cell], settings: Settings, overrides: Sequence[str], outputs: Path
-) -> tuple["Recorder", Path]:
+def _open(cells: Sequence[Cell], settings: Settings, overrides: Sequence[str], outputs: Path) -> tuple["Recorder", Path]:
     from bench.output.record import Recorder
 
     folder = store.new_folder(outputs)

@@ -58,7 +58,7 @@ def coordinate(cell: Cell, column: str) -> str:
     value: Any = cell
     for name in column.split("."):
         value = getattr(value, name)
-    return str(value.name if dataclasses.is_dataclass(value) else value)
+    return str(getattr(value, "name", value))  # a group is called by its name
 
 
 def reference(cells: Sequence[Cell], baseline: Baseline) -> Reference | None:

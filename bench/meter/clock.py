@@ -6,6 +6,7 @@ waits in between. The first token is the exception: its ids are on the host, whi
 clock is read there. Events of a repeat are allocated before it starts and never used again.
 """
 
+import itertools
 import time
 
 import torch
@@ -32,7 +33,7 @@ class CpuClock:
     def read(self, new_tokens: int) -> tuple[Repeat, float | None]:
         """The request's times; the second value is None, there being one clock only."""
         start, first, *_ = self.stamps
-        steps = tuple(after - before for before, after in zip(self.stamps[1:], self.stamps[2:], strict=False))
+        steps = tuple(after - before for before, after in itertools.pairwise(self.stamps[1:]))
         return _checked(Repeat(first - start, steps, self.stamps[-1] - start), new_tokens), None
 
 
@@ -61,7 +62,7 @@ class CudaClock:
         torch.cuda.synchronize()
         ended = time.perf_counter()
         used = self.events[: self.recorded]
-        steps = tuple(a.elapsed_time(b) / 1e3 for a, b in zip(used, used[1:], strict=False))  # elapsed_time is in ms
+        steps = tuple(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(used))  # elapsed_time is in ms
         host_total, device_total = ended - self.first, sum(steps)
         repeat = Repeat(self.first - self.started, steps, self.first - self.started + device_total)
         return _checked(repeat, new_tokens), abs(host_total - device_total) / host_total

@@ -19,7 +19,17 @@ from bench.result import Host
 from bench.spec import Cell
 
 # Whatever decides a number; a change in any of them means measuring again.
-PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "flash-attn", "numpy", "safetensors", "tokenizers", "triton")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "accelerate",
+    "flash-attn",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "triton",
+)
 OPTIONAL_IMPORTS = ("bitsandbytes", "flash_attn", "flash_attn_interface")
 
 _CGROUP = Path("/sys/fs/cgroup")

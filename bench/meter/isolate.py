@@ -64,7 +64,7 @@ def _server_state(announce: Announce) -> tuple[bool, bool]:
 
 
 def run_isolated(
-    task: Callable[..., Any], arguments: tuple[Any, ...], limits_s: Mapping[str, float], on_phase: OnPhase, log: Path
+    task: Callable[..., Any], arguments: tuple[Any, ...], limits_s: Mapping[Any, float], on_phase: OnPhase, log: Path
 ) -> Any:
     """What ``task(announce, *arguments)`` returns when run in a fresh process.
 
@@ -90,7 +90,7 @@ def run_isolated(
         held_open.close()
 
 
-def _follow(process: Any, ours: Connection, limits_s: Mapping[str, float], on_phase: OnPhase, kills_before: int) -> Any:
+def _follow(process: Any, ours: Connection, limits_s: Mapping[Any, float], on_phase: OnPhase, kills_before: int) -> Any:
     phase, detail, limit_s = "start", "", _START_LIMIT_S
     deadline = time.monotonic() + limit_s
     while True:

@@ -38,7 +38,13 @@ def has_nvidia_driver() -> bool:
 
 def modules(nvidia: bool) -> list[str]:
     """What may be imported before the fork."""
-    always = ["torch", "transformers", "transformers.models.llama.modeling_llama", "transformers.generation", "bench.run"]
+    always = [
+        "torch",
+        "transformers",
+        "transformers.models.llama.modeling_llama",
+        "transformers.generation",
+        "bench.run",
+    ]
     return always if nvidia else [*always, "bitsandbytes"]
 
 

@@ -63,7 +63,7 @@ def generate(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, 
     )
     clock.start()
     ids = prompt_ids.to(model.device)
-    out = model.generate(ids, generation_config=config, streamer=_Stamps(clock))
+    out: torch.Tensor = model.generate(ids, generation_config=config, streamer=_Stamps(clock))
     return out[:, prompt_ids.shape[1] :]
 
 

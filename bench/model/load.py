@@ -20,6 +20,7 @@ from bench.errors import CellFailure
 from bench.model.quant import DTYPES, SCHEMES
 from bench.spec import Cell, Model
 
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A loaded model with its tokenizer (None where prompts are synthetic ids)."""
@@ -31,12 +32,15 @@ class Subject:
 def load(cell: Cell, folder: Path | None) -> Subject:
     """The cell's model in evaluation mode on the cell's device; ``folder`` None for random weights.
 
+    ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch 2.13 does not fold
+    the batch into one product on a CPU, and prefill of 32 x 32 tokens in fp16 takes 3.8 s instead of 0.9 s (measured
+    2026-11-23, 2 threads of a Xeon with AVX512-FP16, smollm2-135m).
+
     Raises:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
     """
     model = _random(cell) if folder is None else _pretrained(cell, folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
-    model.requires_grad_(False)
     return Subject(model, load_tokenizer(cell.model, folder))
 
 
@@ -105,7 +109,7 @@ def _materialize(
             model._init_weights(module)
     for name, meta in fresh.items():
         moved = made[id(meta)].to(device)  # bitsandbytes' parameters quantize themselves here
-        made[id(meta)] = moved if isinstance(moved, nn.Parameter) else nn.Parameter(moved, requires_grad=False)
+        made[id(meta)] = moved if isinstance(moved, nn.Parameter) else nn.Parameter(moved)
         setattr(module, name, made[id(meta)])
     for name in buffers:
         setattr(module, name, getattr(module, name).to(device))
@@ -114,7 +118,7 @@ def _materialize(
 def _same_kind(meta: nn.Parameter, storage: torch.Tensor) -> nn.Parameter:
     """A parameter of the class of ``meta`` (bitsandbytes has its own) with the same settings over ``storage``."""
     if type(meta) is nn.Parameter:
-        return nn.Parameter(storage, requires_grad=False)
+        return nn.Parameter(storage)
     return type(meta)(storage, requires_grad=False, **meta.__dict__)
 
 

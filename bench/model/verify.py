@@ -117,13 +117,14 @@ def _shape(model: PreTrainedModel) -> ModelShape:
 def _observe(cell: Cell, model: PreTrainedModel, ids: torch.Tensor) -> tuple[tuple[str, ...], int, float | None]:
     """Attention operators, KV bytes a token, and the share of outlier columns, of one prefill and one decode step."""
     columns = [0, 0]  # above the threshold, all
+    threshold = cell.quant.threshold or 0.0
 
     def count_outliers(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         activations = arguments[0].flatten(0, -2)  # (tokens, features)
-        columns[0] += int((activations.abs().amax(0) > cell.quant.threshold).sum())
+        columns[0] += int((activations.abs().amax(0) > threshold).sum())
         columns[1] += activations.shape[-1]
 
-    watched = _quantized(model) if cell.quant.threshold else []
+    watched = _quantized(model) if threshold else []
     hooks = [module.register_forward_pre_hook(count_outliers) for module in watched]
     cache = DynamicCache(config=model.config)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, pinned(cell.attn):
@@ -136,7 +137,9 @@ def _observe(cell: Cell, model: PreTrainedModel, ids: torch.Tensor) -> tuple[tup
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
     names = {event.key for event in profile.key_averages()}
-    attention = tuple(sorted(n for n in names if any(part in n for part in ("scaled_dot_product", "flash_attn", "flex_attention"))))
+    attention = tuple(
+        sorted(n for n in names if any(part in n for part in ("scaled_dot_product", "flash_attn", "flex_attention")))
+    )
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     kept = sum(layer.keys.shape[-2] for layer in cache.layers) / len(cache.layers)
     return attention, round(stored / kept), columns[0] / columns[1] if watched else None

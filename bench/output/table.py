@@ -59,9 +59,13 @@ def summary(results: Sequence[Result], baseline: Baseline) -> RenderableType:
 
 def _conditions(result: Result) -> Text:
     cell, host = result.cell, result.host
-    versions = ", ".join(f"{name} {host.versions[name]}" for name in ("torch", "transformers", "bitsandbytes") if name in host.versions)
+    versions = ", ".join(
+        f"{name} {host.versions[name]}" for name in ("torch", "transformers", "bitsandbytes") if name in host.versions
+    )
     device = host.device_name if cell.device == "cuda" else f"{host.cpu_name}, {cell.threads} threads"
-    return Text(f"{cell.model.name}, {cell.workload.name}: {cell.workload.new_tokens} new tokens; {device}; {versions}", "dim")
+    return Text(
+        f"{cell.model.name}, {cell.workload.name}: {cell.workload.new_tokens} new tokens; {device}; {versions}", "dim"
+    )
 
 
 def _notes(results: Sequence[Result], columns: Sequence[str], against: str | None) -> list[str]:

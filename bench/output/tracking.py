@@ -18,16 +18,16 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of eve
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7 with back-off, is minutes of silence
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric as LoggedMetric  # noqa: E402
-from mlflow.entities import Param  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow import MlflowClient
+from mlflow.entities import Metric as LoggedMetric
+from mlflow.entities import Param
+from mlflow.exceptions import MlflowException
 
-from bench.analysis.metrics import derive, median_step_s  # noqa: E402
-from bench.errors import TrackingError  # noqa: E402
-from bench.output.store import Sweep, cell_folder  # noqa: E402
-from bench.result import Result  # noqa: E402
-from bench.spec import Tracking, identity  # noqa: E402
+from bench.analysis.metrics import derive, median_step_s
+from bench.errors import TrackingError
+from bench.output.store import Sweep, cell_folder
+from bench.result import Result
+from bench.spec import Tracking, identity
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 _LONGEST_VALUE = 500
@@ -58,8 +58,12 @@ class Tracker:
             found = self._client.get_experiment_by_name(sweep.tracking.experiment)
             # Beside a database of ours the default would be ./mlruns, wherever the command was run from.
             place = (outputs.resolve() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-            self.experiment_id = found.experiment_id if found else self._client.create_experiment(sweep.tracking.experiment, place)
-            self.parent_id = self._adopted() or self._found(f"tags.`bench.kind` = 'sweep' and {self._mine}") or self._new_parent()
+            self.experiment_id = (
+                found.experiment_id if found else self._client.create_experiment(sweep.tracking.experiment, place)
+            )
+            self.parent_id = (
+                self._adopted() or self._found(f"tags.`bench.kind` = 'sweep' and {self._mine}") or self._new_parent()
+            )
 
     @property
     def _mine(self) -> str:
@@ -79,12 +83,9 @@ class Tracker:
         return run_id
 
     def _new_parent(self) -> str:
-        return self._client.create_run(
-            self.experiment_id,
-            start_time=_ms(self._sweep.started_at),
-            run_name=f"sweep {self._sweep.sweep_id}",
-            tags=self._parent_tags(),
-        ).info.run_id
+        started_at, name = _ms(self._sweep.started_at), f"sweep {self._sweep.sweep_id}"
+        run = self._client.create_run(self.experiment_id, started_at, self._parent_tags(), run_name=name)
+        return str(run.info.run_id)
 
     def _parent_tags(self) -> dict[str, str]:
         return {
