@@ -10,10 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import paths
 from bench.errors import BenchError, ConfigError
+
+if TYPE_CHECKING:
+    from bench.spec import Cell
 
 
 def main() -> int:
@@ -43,6 +46,7 @@ def _sweep(arguments: list[str]) -> int:
     for mapping in collected:
         try:
             configs.append(parse_config(mapping))
+            problems |= dict.fromkeys(_missing_files(configs[-1].cell))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -50,6 +54,19 @@ def _sweep(arguments: list[str]) -> int:
     from bench.sweep import run_sweep
 
     return run_sweep(configs, arguments)
+
+
+def _missing_files(cell: "Cell") -> list[str]:
+    """Texts and prompt sets that the cell names and the package does not ship."""
+    named = (
+        ("workload.text", cell.workload.text, paths.TEXTS),
+        ("quality.prompts", cell.quality.prompts, paths.PROMPT_SETS),
+    )
+    return [
+        f"{key}={name}: no such file; want one of {', '.join(known)}"
+        for key, name, known in named
+        if name is not None and name not in known
+    ]
 
 
 def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
@@ -78,6 +95,8 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
         from bench.mistakes import explain
 
         raise ConfigError(explain(arguments, error)) from error
+    except OSError as error:  # Hydra makes a folder for its own record of a sweep
+        raise ConfigError([f"output_dir: cannot write {error.filename} ({error.strerror})"]) from error
     return jobs
 
 

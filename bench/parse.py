@@ -5,7 +5,7 @@ dataclass cannot be its schema. So the border is here: ``parse(Cell, mapping)`` 
 together and collects *all* mistakes, each as ``path=value: what was wanted``, before it raises. The same function reads
 result files back.
 
-A field may state limits in its metadata: ``minimum`` (inclusive) and ``above`` (exclusive) for numbers.
+A number's field may state its ``minimum`` in its metadata.
 """
 
 import dataclasses
@@ -42,7 +42,8 @@ def parse(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
 
 def _dataclass(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(mapping, Mapping):
-        problems.append(f"{path}={mapping!r}: want a group with the keys {_keys(cls)}")
+        where = f"{path}={_shown(mapping)}: " if path else ""
+        problems.append(f"{where}want a group with the keys {_keys(cls)}")
         return None
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -71,10 +72,9 @@ def _checked(hint: Any, value: Any, where: str, metadata: Mapping[str, Any], pro
         result = _value(hint, value, where, problems)
         if "minimum" in metadata and isinstance(result, int | float) and result < metadata["minimum"]:
             raise _Mismatch
-        if "above" in metadata and isinstance(result, int | float) and result <= metadata["above"]:
-            raise _Mismatch
     except _Mismatch:
-        wants_text = str in (hint, *typing.get_args(hint)) and not isinstance(value, str)
+        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        wants_text = str in options and not isinstance(value, str)
         advice = "; YAML did not read it as one: quote it" if wants_text else ""
         problems.append(f"{where}={_shown(value)}: want {_wanted(hint, metadata)}{advice}")
         return None
@@ -123,8 +123,10 @@ def _scalar(hint: Any, value: Any) -> Any:
 
 def _union(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     for option in typing.get_args(hint):
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return _dataclass(typing.cast("type", option), value, where, problems)
+        if dataclasses.is_dataclass(option):
+            if isinstance(value, Mapping):
+                return _dataclass(typing.cast("type", option), value, where, problems)
+            continue
         try:
             return _value(option, value, where, problems)
         except _Mismatch:
@@ -149,8 +151,6 @@ def _wanted(hint: Any, metadata: Mapping[str, Any]) -> str:
         text = _NAMES.get(hint, str(hint))
     if "minimum" in metadata:
         text += f", at least {metadata['minimum']}"
-    if "above" in metadata:
-        text += f", above {metadata['above']}"
     return text
 
 

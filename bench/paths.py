@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = ROOT / "conf"
 DATA = PACKAGE / "data"
+TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workload.text
+PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
 
 
 def cache_folder() -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from bench.result import Host, Outcome, Status
-from bench.spec import Cell, DtypeName, Requires
+from bench.spec import Cell, DtypeName, Requires, estimated_tokens
 
 
 def resolve(cell: Cell, host: Host) -> Cell:
@@ -18,7 +18,7 @@ def resolve(cell: Cell, host: Host) -> Cell:
     default: DtypeName = "fp16" if device == "cuda" else "bf16"
     dtype = default if cell.quant.dtype == "auto" else cell.quant.dtype
     compute_dtype = default if cell.quant.compute_dtype == "auto" else cell.quant.compute_dtype
-    allowed = host.cpus if cell.cpus == "all" else len(cell.cpus)
+    allowed = host.cpus if cell.cpus == "all" else min(host.cpus, len(cell.cpus))
     return replace(
         cell,
         device=device,
@@ -62,6 +62,14 @@ def _lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
         yield "a C++ compiler (g++ or clang++), none was found"
 
 
+def _sdpa_flash(cell: Cell, host: Host) -> str | None:
+    """torch's flash backend takes fp32 and any processor on a CPU, which ``requires`` in its YAML cannot say."""
+    if cell.device != "cuda" or cell.attn.backend != "flash":
+        return None
+    on_cuda = Requires(capability=8.0, dtypes=("fp16", "bf16"))
+    return next((f"attn={cell.attn.name} needs {lacking}" for lacking in _lacking(on_cuda, cell, host)), None)
+
+
 def _library(cell: Cell, host: Host) -> str | None:
     if cell.quant.scheme != "none" and "bitsandbytes" in host.missing:
         return f"quant={cell.quant.name} needs the package bitsandbytes ({host.missing['bitsandbytes']})"
@@ -70,15 +78,20 @@ def _library(cell: Cell, host: Host) -> str | None:
 
 def _context(cell: Cell, host: Host) -> str | None:
     positions = cell.model.architecture.get("max_position_embeddings") or cell.model.architecture.get("n_positions")
-    tokens = (cell.workload.prompt_tokens or 0) + cell.workload.new_tokens
+    prompt_tokens = cell.workload.prompt_tokens or estimated_tokens(cell.workload.prompt or "")
+    tokens = prompt_tokens + cell.workload.new_tokens
     if positions is not None and tokens > positions:
         return f"workload={cell.workload.name} takes {tokens} positions, model={cell.model.name} has {positions}"
     return None
 
 
 def _cpus(cell: Cell, host: Host) -> str | None:
-    if cell.device == "cpu" and int(cell.threads) > host.cpus:
-        return f"threads={cell.threads}: this machine lets us use {host.cpus} CPUs"
+    absent = [] if cell.cpus == "all" else sorted(set(cell.cpus) - set(host.cpu_ids))
+    if absent:
+        return f"cpus={list(cell.cpus)}: this machine lets us use {list(host.cpu_ids)}"
+    available = host.cpus if cell.cpus == "all" else min(host.cpus, len(cell.cpus))
+    if cell.device == "cpu" and int(cell.threads) > available:
+        return f"threads={cell.threads}: only {available} CPUs can be used"
     return None
 
 
@@ -94,6 +107,7 @@ def _outliers(cell: Cell, host: Host) -> str | None:
 RULES: tuple[tuple[Status, Callable[[Cell, Host], str | None]], ...] = (
     ("skipped", _device),
     ("skipped", _requirements),
+    ("skipped", _sdpa_flash),
     ("skipped", _library),
     ("skipped", _context),
     ("skipped", _cpus),

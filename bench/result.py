@@ -26,7 +26,8 @@ class Host:
     device: Literal["cpu", "cuda"]  # what device=auto means here
     device_name: str
     cpu_name: str
-    cpus: int  # that this process may use: affinity and the cgroup's quota
+    cpus: int  # how many this process may use at once: affinity and the cgroup's quota
+    cpu_ids: tuple[int, ...]  # which ones, by its affinity
     memory_bytes: int  # that it may use: the cgroup's limit, or the machine's
     device_memory_bytes: int | None
     device_uuid: str | None
@@ -106,6 +107,7 @@ class Measurement:
     threads: int
     precision: Mapping[str, str]  # flags that were set in the measured process
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
+    decode_syncs: int | None  # CUDA: operations of one request that wait for the device after the first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class Result:
         return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
 
 
-def from_json(text: str, where: str) -> Result:
+def from_json(text: str | bytes, where: str) -> Result:
     """The record in ``text``; ``where`` names it in messages.
 
     Raises:

@@ -8,7 +8,7 @@ not cause a measurement. Precision flags are set in those files, so they are cov
 import functools
 import hashlib
 
-from bench.paths import DATA, PACKAGE
+from bench.paths import PACKAGE, PROMPT_SETS, TEXTS
 from bench.result import Host
 from bench.spec import Cell, digest
 
@@ -30,7 +30,13 @@ def resume_key(cell: Cell, host: Host) -> str:
 @functools.cache
 def measuring_digest() -> str:
     """A hash of the files whose text can change a reading."""
-    files = [*PACKAGE.glob("model/*.py"), *PACKAGE.glob("meter/*.py"), PACKAGE / "run.py", *DATA.rglob("*.*")]
+    files = [
+        *PACKAGE.glob("model/*.py"),
+        *PACKAGE.glob("meter/*.py"),
+        PACKAGE / "run.py",
+        *TEXTS.values(),
+        *PROMPT_SETS.values(),
+    ]
     sha = hashlib.sha256()
     for file in sorted(files):
         sha.update(file.relative_to(PACKAGE).as_posix().encode())

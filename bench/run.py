@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import CellFailure
-from bench.meter.host import prepare_process
+from bench.meter.clock import decode_syncs
+from bench.meter.device import nvml_used_bytes
+from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
-from bench.meter.memory import cuda_uuid, nvml_used_bytes, read_peaks, reset_peaks, status_bytes
+from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
 from bench.meter.samples import answer_samples
 from bench.meter.speed import time_requests
 from bench.model import sources
+from bench.model.attn import pinned
+from bench.model.decode import LOOPS
 from bench.model.load import load
 from bench.model.prompts import prompt_ids
 from bench.model.verify import attest
@@ -42,6 +46,7 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
     announce("prepare", "")
     folder = sources.fetch(cell.model)
     precision = prepare_process(cell)
+    import_libraries(cell)
     rss_before = status_bytes("VmRSS")
     used_before = nvml_used_bytes(cuda_uuid()) if cell.device == "cuda" else None
 
@@ -60,6 +65,10 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         attestation = attest(cell, subject.model, ids)
         warmups = cell.measure.warmups - 1
         more, _ = time_requests(cell, subject, ids, warmups, lambda i: announce("warm-up", f"{i + 2}/{warmups + 1}"))
+        syncs = None
+        if cell.device == "cuda":
+            with pinned(cell.attn):
+                syncs = decode_syncs(LOOPS[cell.decode.loop], subject.model, ids, cell.workload.new_tokens)
         reset_peaks(cell.device)
         count = cell.measure.repeats
         repeats, mismatch = time_requests(cell, subject, ids, count, lambda i: announce("measure", f"{i + 1}/{count}"))
@@ -80,6 +89,7 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         threads=torch.get_num_threads(),
         precision=precision,
         clock_mismatch=mismatch,
+        decode_syncs=syncs,
     )
     if torch.get_num_threads() != cell.threads:
         raise CellFailure("not_engaged", f"torch runs {torch.get_num_threads()} threads, want {cell.threads}")

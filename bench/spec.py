@@ -142,6 +142,11 @@ class Measure:
     repeats: int = field(metadata=_at_least(1))
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
 
+    def __post_init__(self) -> None:
+        for phase, limit_s in self.limits_s.items():
+            if limit_s <= 0:
+                raise ValueError(f"limits_s.{phase}={limit_s:g}: want seconds, above 0")
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
@@ -168,6 +173,10 @@ class Cell:
     seed: int = field(metadata=_at_least(0))
     threads: int | Auto = field(metadata=_at_least(1))
     cpus: tuple[int, ...] | Literal["all"]
+
+    def __post_init__(self) -> None:
+        if self.cpus != "all" and (not self.cpus or len(set(self.cpus)) < len(self.cpus) or min(self.cpus) < 0):
+            raise ValueError(f"cpus={list(self.cpus)}: want all, or different CPU numbers like [0,1]")
 
     @property
     def label(self) -> str:
@@ -202,7 +211,7 @@ class Settings:
 
     tracking: Tracking
     baseline: Baseline
-    outputs: str  # folder for everything that a run writes
+    output_dir: str  # folder for everything that a run writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +240,11 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(problems)
     return Config(*parsed)
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, where nothing can tokenize it: English takes about 5 bytes a token."""
+    return max(1, len(text.encode()) // 5)
 
 
 def identity(value: Any) -> Any:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import paths, plan
+from bench.analysis.compare import unknown_baseline
 from bench.errors import CellFailure, ConfigError
 from bench.meter import isolate
+from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
 from bench.output import store, table
 from bench.output.progress import ProgressLine
@@ -42,12 +44,15 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
     """
     settings = configs[0].settings
     if any(config.settings != settings for config in configs):
-        raise ConfigError(["tracking, baseline and outputs are no axes: want one value for the whole sweep"])
-    outputs = Path(settings.outputs).absolute()
+        raise ConfigError(["tracking, baseline and output_dir are no axes: want one value for the whole sweep"])
+    problems = unknown_baseline([config.cell for config in configs], settings.baseline)
+    if problems:
+        raise ConfigError(problems)
+    outputs = Path(settings.output_dir).absolute()
     try:
         (outputs / "sweeps").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError([f"outputs={settings.outputs}: cannot write there ({error.strerror})"]) from error
+        raise ConfigError([f"output_dir={settings.output_dir}: cannot write there ({error.strerror})"]) from error
     with _signals_as_interrupts():
         try:
             with machine_lock(_say), ProgressLine() as progress:
@@ -119,6 +124,7 @@ def _open(cells: Sequence[Cell], settings: Settings, overrides: Sequence[str], o
 def _run_all(cells: Sequence[Cell], host: Host, folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
     """Every cell in turn; returns whether the user ended it."""
     answers: Answers = {}
+    baseline_bytes = nvml_used_bytes(host.device_uuid)
     obstacles = {cell_id(cell): plan.why_not(cell, host) for cell in cells}
     progress.plan(sum(obstacle is None for obstacle in obstacles.values()))
     status = "KILLED"
@@ -132,6 +138,9 @@ def _run_all(cells: Sequence[Cell], host: Host, folder: Path, recorder: "Recorde
             result = _run_one(cell, host, folder, answers, progress)
             recorder.record(result)
             progress.finished()
+            held = wait_until_free(host.device_uuid, baseline_bytes)
+            if held:
+                _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")
             if result.outcome.status == "killed":
                 return True
         status = "FINISHED"

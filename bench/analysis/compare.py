@@ -73,16 +73,28 @@ def reference(cells: Sequence[Cell], baseline: Baseline) -> Reference | None:
     return None
 
 
+def unknown_baseline(cells: Sequence[Cell], baseline: Baseline) -> list[str]:
+    """A sentence for each value of the baseline that no cell has."""
+    problems = []
+    for axis in _ORDER:
+        names = list(dict.fromkeys(getattr(cell, axis).name for cell in cells))
+        value = getattr(baseline, axis)
+        if value is not None and value not in names:
+            problems.append(f"baseline.{axis}={value}: no cell of this sweep has it; there are {', '.join(names)}")
+    return problems
+
+
 def speedups(results: Sequence[Result], against: Reference | None) -> dict[str, float]:
     """Decode throughput relative to the baseline's, by cell_id; cells without such a pair are left out."""
     if against is None:
         return {}
     rates = {result.cell_id: derive(result).get("decode_tok_s") for result in results}
-    baselines = {
-        _elsewhere(result.cell, against): rates[result.cell_id]
-        for result in results
-        if all(getattr(result.cell, axis).name == value for axis, value in against.values.items())
-    }
+    baselines: dict[str, float | None] = {}
+    for result in results:
+        if all(getattr(result.cell, axis).name == value for axis, value in against.values.items()):
+            place = _elsewhere(result.cell, against)
+            # Two baselines for one cell differ in something that their names hide: neither is the one.
+            baselines[place] = None if place in baselines else rates[result.cell_id]
     found = {}
     for result in results:
         rate, base = rates[result.cell_id], baselines.get(_elsewhere(result.cell, against))

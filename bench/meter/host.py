@@ -25,10 +25,23 @@ PACKAGES = (
     "bitsandbytes",
     "accelerate",
     "flash-attn",
+    "flash-attn-3",
+    "kernels",  # if installed, bitsandbytes and transformers take kernels from a hub
     "numpy",
     "safetensors",
     "tokenizers",
     "triton",
+)
+ENVIRONMENT = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+    "DNNL_MAX_CPU_ISA",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_MAX_CPU_ISA",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED",
+    "TRANSFORMERS_SDPA_FORCE_GQA",
 )
 OPTIONAL_IMPORTS = ("bitsandbytes", "flash_attn", "flash_attn_interface")
 
@@ -45,6 +58,7 @@ def probe_host() -> Host:
         device_name=properties.name if properties else cpu_name,
         cpu_name=cpu_name,
         cpus=usable_cpus(),
+        cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
         memory_bytes=memory_limit_bytes(),
         device_memory_bytes=properties.total_memory if properties else None,
         device_uuid=cuda_uuid() if cuda else None,
@@ -52,7 +66,7 @@ def probe_host() -> Host:
         driver=_driver() if cuda else None,
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        versions={**_versions(), **({"cuda": str(torch.version.cuda)} if cuda else {})},
+        versions=_versions(cuda),
         missing=_missing(),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
     )
@@ -90,6 +104,14 @@ def prepare_process(cell: Cell) -> dict[str, str]:
     return precision_flags()
 
 
+def import_libraries(cell: Cell) -> None:
+    """What the cell needs beyond torch and transformers, imported before its load is timed."""
+    if cell.quant.scheme != "none":
+        importlib.import_module("bitsandbytes")
+    if cell.attn.requires.package is not None:
+        importlib.import_module(cell.attn.requires.package)
+
+
 def precision_flags() -> dict[str, str]:
     """The flags as torch has them now."""
     matmul = torch.backends.cuda.matmul
@@ -118,8 +140,10 @@ def _driver() -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _versions(cuda: bool) -> dict[str, str]:
+    found = {f"env.{name}": os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    if cuda:
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -8,6 +8,7 @@ parent dies, however suddenly, a pipe that only it held open ends, and the child
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError, CellFailure
+from bench.errors import BenchError, CellFailure, FailureStatus
 
 Announce = Callable[[str, str], None]
 OnPhase = Callable[[str, str], None]
@@ -29,6 +30,9 @@ OnPhase = Callable[[str, str], None]
 _START_LIMIT_S = 300.0  # until the first phase is announced: on a cold disk the imports alone take a while
 _EXIT_LIMIT_S = 10.0
 TIMED_PHASES = frozenset({"load", "warm-up", "measure"})  # in these the parent does not even wake up to tick
+
+_OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "not enough memory")
+_NO_KERNEL = ("no available kernel", "no viable backend")  # of sdpa, when it is pinned to a backend that cannot
 
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
@@ -49,10 +53,10 @@ def check_server(on_phase: OnPhase) -> str | None:
         BenchError: when its imports failed.
     """
     global _context
-    preloaded, cuda_initialized = run_isolated(_server_state, (), {}, on_phase, Path(os.devnull))
+    preloaded, unusable = run_isolated(_server_state, (), {}, on_phase, Path(os.devnull))
     if not preloaded:  # multiprocessing swallows an import error of the server
         raise BenchError("bench.meter.preload could not be imported; `python -c 'import bench.meter.preload'` says why")
-    if not cuda_initialized:
+    if not unusable:
         return None
     _context = multiprocessing.get_context("spawn")
     return "a library initialized CUDA at import: each cell starts from nothing, some 10 s more a cell"
@@ -60,7 +64,10 @@ def check_server(on_phase: OnPhase) -> str | None:
 
 def _server_state(announce: Announce) -> tuple[bool, bool]:
     module = sys.modules.get("bench.meter.preload")
-    return module is not None, bool(getattr(module, "CUDA_INITIALIZED", False))
+    if module is None:
+        return False, False
+    # torch's flag is not enough: counting devices without NVML already makes a fork unusable, and only a fork can tell.
+    return True, module.CUDA_INITIALIZED or sys.modules["torch"].cuda._is_in_bad_fork()
 
 
 def run_isolated(
@@ -167,12 +174,14 @@ def _child(theirs: Connection, lifeline: Connection, log: str, task: Callable[..
         theirs.recv()
 
     try:
+        if task is not _server_state:  # that one asks whether it is there; a spawned process starts without it
+            importlib.import_module("bench.meter.preload")
         message: tuple[Any, ...] = ("value", task(announce, *arguments))
     except CellFailure as failure:
         message = ("failure", failure.status, failure.reason, traceback.format_exc())
     except Exception as error:  # the one place where a crash becomes an outcome
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-        message = ("failure", "oom" if _is_out_of_memory(error) else "failed", reason, traceback.format_exc())
+        message = ("failure", _status(error), reason, traceback.format_exc())
     theirs.send(message)
 
 
@@ -182,7 +191,8 @@ def _die_with_parent(lifeline: Connection) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _status(error: Exception) -> FailureStatus:
     text = str(error).lower()
-    phrases = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
+    if isinstance(error, MemoryError) or any(phrase in text for phrase in _OUT_OF_MEMORY):
+        return "oom"
+    return "not_engaged" if any(phrase in text for phrase in _NO_KERNEL) else "failed"

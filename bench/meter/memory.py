@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench.meter.device import nvml_used_bytes
 from bench.result import Memory
 
 _STATUS = Path("/proc/self/status")
@@ -52,23 +53,7 @@ def read_peaks(device: str, device_used_before: int | None) -> Memory:
 
 
 def cuda_uuid() -> str:
-    """NVML's name of the current torch device."""
-    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-
-
-def nvml_used_bytes(uuid: str | None) -> int | None:
-    """Memory in use on the whole device; None where NVML is absent, refuses, or does not know the device."""
-    import pynvml
-
-    if uuid is None:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).used)
-    except pynvml.NVMLError:  # NOT_SUPPORTED is no reading, not 0
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    """NVML's name of the current torch device, found without making a CUDA context."""
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    instance = f"MIG-{uuid}"  # CUDA gives a MIG instance's UUID without saying that it is one
+    return instance if nvml_used_bytes(instance) is not None else f"GPU-{uuid}"

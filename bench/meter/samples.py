@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from bench.model.attn import pinned
 from bench.model.load import Subject
-from bench.paths import DATA
+from bench.paths import PROMPT_SETS
 from bench.result import Sample
 from bench.spec import Cell
 
@@ -19,7 +19,7 @@ def answer_samples(cell: Cell, subject: Subject) -> tuple[Sample, ...]:
     """One answer a prompt. The subject must have a tokenizer."""
     tokenizer = subject.tokenizer
     assert tokenizer is not None, "samples need a tokenizer"
-    prompts: list[str] = yaml.safe_load((DATA / "prompts" / f"{cell.quality.prompts}.yaml").read_text(encoding="utf-8"))
+    prompts: list[str] = yaml.safe_load(PROMPT_SETS[str(cell.quality.prompts)].read_text(encoding="utf-8"))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -63,7 +63,12 @@ def generate(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, 
     )
     clock.start()
     ids = prompt_ids.to(model.device)
-    out: torch.Tensor = model.generate(ids, generation_config=config, streamer=_Stamps(clock))
+    out: torch.Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),  # without one generate takes each id that equals the pad token for padding
+        generation_config=config,
+        streamer=_Stamps(clock),
+    )
     return out[:, prompt_ids.shape[1] :]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,9 +63,12 @@ def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except RuntimeError as error:
+        # transformers wraps what quantization raises and hides its text: the allocator knows whether it was memory.
+        if cell.device == "cuda" and torch.cuda.memory_stats().get("num_ooms"):
+            raise CellFailure("oom", "the device's memory was full while the weights were loaded") from error
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CellFailure("failed", f"{cell.model.name}: cannot load {folder}: {first}") from error
 

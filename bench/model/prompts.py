@@ -8,20 +8,18 @@ steps along it: cut where the text is longer than the prompt, extended by going 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bench.paths import DATA
-from bench.spec import Cell
-
-_BYTES_PER_TOKEN = 5  # of English in a BPE vocabulary: stands in for the length of a prompt that nothing can tokenize
+from bench.paths import TEXTS
+from bench.spec import Cell, estimated_tokens
 
 
 def prompt_ids(cell: Cell, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> torch.Tensor:
     """The batch of prompts. Shapes: (batch, prompt_tokens) int64 on the CPU."""
     workload = cell.workload
     if tokenizer is None:
-        length = workload.prompt_tokens or max(1, len((workload.prompt or "").encode()) // _BYTES_PER_TOKEN)
+        length = workload.prompt_tokens or estimated_tokens(workload.prompt or "")
         generator = torch.Generator().manual_seed(cell.seed)
         return torch.randint(0, vocabulary, (cell.batch, length), generator=generator)
-    text = workload.prompt or (DATA / "text" / f"{workload.text}.txt").read_text(encoding="utf-8")
+    text = workload.prompt or TEXTS[str(workload.text)].read_text(encoding="utf-8")
     ring = torch.tensor(tokenizer(text, verbose=False).input_ids)
     length = workload.prompt_tokens or len(ring)
     step = max(1, len(ring) // cell.batch)

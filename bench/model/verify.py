@@ -30,15 +30,14 @@ def attest(cell: Cell, model: PreTrainedModel, prompt_ids: torch.Tensor) -> Atte
     Raises:
         CellFailure: ``not_engaged`` when they contradict the cell, ``failed`` for logits that are not finite.
     """
-    tensors = list(_stored_tensors(model))
+    operators, kv_bytes, outlier_share = _observe(cell, model, prompt_ids[:1])
     by_dtype: Counter[str] = Counter()
-    for tensor in tensors:
+    for tensor in _stored_tensors(model):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     head = model.get_output_embeddings()
     gathered = {m.weight.data_ptr(): m.weight.nbytes for m in model.modules() if isinstance(m, nn.Embedding)}
     gathered.pop(head.weight.data_ptr(), None)  # tied: the head reads all of it
     matmul = sum(_logical_count(m.weight) for m in _matrices(model) if m is not head)
-    operators, kv_bytes, outlier_share = _observe(cell, model, prompt_ids[:1])
     attestation = Attestation(
         shape=_shape(model),
         layers=dict(Counter(type(module).__name__ for module in _matrices(model))),
@@ -163,7 +162,7 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
         if found != wanted:
             yield f"a {type(module).__name__} layer has {found}, want {wanted}"
             break
-    places = {t.device.type for t in (*model.parameters(), *model.buffers())}
+    places = {tensor.device.type for tensor in _stored_tensors(model)}
     if places != {cell.device}:
         yield f"weights are on {', '.join(sorted(places))}, want {cell.device}"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):

@@ -78,7 +78,7 @@ def read_results(folder: Path) -> Iterator[Result]:
     for cell_id in read_sweep(folder).cells:
         file = folder / cell_id / "result.json"
         if file.is_file():
-            yield from_json(file.read_text(encoding="utf-8"), str(file))
+            yield from_json(file.read_bytes(), str(file))
 
 
 def _write(file: Path, text: str) -> None:

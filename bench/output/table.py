@@ -9,10 +9,11 @@ from rich.text import Text
 
 from bench.analysis.compare import coordinate, reference, speedups, varying_columns
 from bench.analysis.metrics import derive
-from bench.result import Result
-from bench.spec import Baseline
+from bench.result import Measurement, Result
+from bench.spec import Baseline, Cell
 
 MIB = 2**20
+_CLOCKS_AGREE = 0.01
 _WIDTH = 160  # where there is no terminal
 
 # heading, metric, factor from SI, digits
@@ -52,7 +53,8 @@ def summary(results: Sequence[Result], baseline: Baseline) -> RenderableType:
         row += [f"{values[key] * factor:,.{digits}f}" if key in values else "-" for _, key, factor, digits in shown]
         if ratios:
             row.append(f"{ratios[result.cell_id]:.2f}x" if result.cell_id in ratios else "-")
-        table.add_row(*row, result.outcome.status if result.outcome.status != "ok" else "")
+        row.append(result.outcome.status if result.outcome.status != "ok" else "")
+        table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
     notes = [Text(note) for note in _notes(results, columns, str(against) if ratios else None)]
     return Group(_conditions(results[0]), table, *notes)
 
@@ -72,6 +74,10 @@ def _notes(results: Sequence[Result], columns: Sequence[str], against: str | Non
     notes = []
     if against is not None:
         notes.append(f"speedup: decode tok/s relative to {against}, one process each, so without an interval")
+    for result in results:
+        if result.measurement is not None:
+            place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
+            notes += [f"{place}: {doubt}" for doubt in _doubts(result.cell, result.measurement)]
     reasons: dict[str, list[str]] = {}  # one sentence often holds for many cells
     for result in results:
         if result.outcome.status != "ok":
@@ -80,9 +86,19 @@ def _notes(results: Sequence[Result], columns: Sequence[str], against: str | Non
     return notes + [f"{'; '.join(places)}: {reason}" for reason, places in reasons.items()]
 
 
+def _doubts(cell: Cell, measurement: Measurement) -> list[str]:
+    """What a reader should know before trusting a number."""
+    doubts = []
+    if measurement.clock_mismatch is not None and measurement.clock_mismatch > _CLOCKS_AGREE:
+        doubts.append(f"host and device clocks differ by {measurement.clock_mismatch:.1%}")
+    if measurement.decode_syncs and cell.decode.loop == "loop":
+        doubts.append(f"{measurement.decode_syncs} operations waited for the device while decoding")
+    return doubts
+
+
 def as_text(results: Sequence[Result], baseline: Baseline) -> str:
     """The same without colours, for files."""
-    plain = Console(width=_WIDTH, no_color=True, highlight=False)
+    plain = Console(width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
     with plain.capture() as capture:
         plain.print(summary(results, baseline))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -1,0 +1,94 @@
+"""Running the real command in a folder of its own, and looking at what it leaves behind."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from bench.output.store import read_results
+from bench.paths import ROOT
+from bench.result import Result
+
+
+def environment(folder: Path, **extra: str) -> dict[str, str]:
+    """Ours, without what a surrounding CI, server or sweep would change."""
+    dropped = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return {**kept, "PYTHONPATH": str(ROOT), "BENCH_LOCK": str(folder / "lock"), **extra}
+
+
+def start(folder: Path, arguments: Sequence[str], **extra: str) -> "subprocess.Popen[str]":
+    """``python -m bench`` with ``arguments``, running in ``folder``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=folder,
+        env=environment(folder, **extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def bench(folder: Path, *arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+    """The same, to its end."""
+    process = start(folder, arguments, **extra)
+    out, err = process.communicate(timeout=500)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def sweep_folder(folder: Path) -> Path:
+    """The only sweep that was run in ``folder``."""
+    (only,) = (folder / "outputs" / "sweeps").iterdir()
+    return only
+
+
+def results(folder: Path) -> list[Result]:
+    """Of the only sweep that was run in ``folder``."""
+    return list(read_results(sweep_folder(folder)))
+
+
+def runs(folder: Path) -> tuple[list[Run], list[Run]]:
+    """Parents and cells in the SQLite store that a sweep in ``folder`` made, in the order of their start."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
+    found = list(client.search_runs(experiments, order_by=["attributes.start_time ASC"], max_results=1000))
+    return [r for r in found if r.data.tags["bench.kind"] == "sweep"], [
+        r for r in found if r.data.tags["bench.kind"] == "cell"
+    ]
+
+
+def nth_measured_process(driver: "subprocess.Popen[str]", nth: int, lived_s: float) -> psutil.Process:
+    """The ``nth`` process (from 1) that measures a cell, once it has lived for ``lived_s``.
+
+    The two that look around before the first cell do not count: they live for less than that.
+    """
+    seen: dict[int, float] = {}
+    old: list[int] = []
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, driver.communicate()
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            try:
+                if os.getsid(process.pid) != process.pid:
+                    continue
+            except ProcessLookupError:
+                continue
+            since = seen.setdefault(process.pid, time.monotonic())
+            if time.monotonic() - since > lived_s and process.pid not in old:
+                old.append(process.pid)
+                if len(old) == nth:
+                    return process
+        time.sleep(0.02)
+    raise AssertionError(f"no {nth}th measured process; saw {seen}")
+
+
+def wait_until_gone(processes: Sequence[psutil.Process]) -> None:
+    """Fails when one of them is still there after some seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert alive == []

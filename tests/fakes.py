@@ -1,0 +1,185 @@
+"""Small whole values for tests: each builder gives something valid and takes what the test wants to be different.
+
+The numbers are chosen so that what is derived from them can be computed in the head.
+"""
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from bench.parse import parse
+from bench.paths import CONF
+from bench.result import (
+    SCHEMA,
+    Attestation,
+    Host,
+    Measurement,
+    Memory,
+    ModelShape,
+    Outcome,
+    Repeat,
+    Result,
+)
+from bench.spec import Cell, cell_id
+
+_NAMES = {
+    "model": "smollm2-135m",
+    "quant": "bf16",
+    "attn": "sdpa",
+    "decode": "loop",
+    "measure": "quick",
+    "quality": "none",
+}
+_FEW_TOKENS = {"name": "few", "text": "prose", "prompt_tokens": 8, "new_tokens": 4}
+
+
+def group(axis: str, name: str, **changes: Any) -> dict[str, Any]:
+    """The YAML of one value in conf/, with some of its keys changed."""
+    mapping: dict[str, Any] = yaml.safe_load((CONF / axis / f"{name}.yaml").read_text(encoding="utf-8"))
+    return mapping | changes
+
+
+def cell_mapping(**changes: Any) -> dict[str, Any]:
+    """A cell as the composed configuration has it; a group is given by its name or as a mapping."""
+    mapping: dict[str, Any] = {
+        **_NAMES,
+        "workload": _FEW_TOKENS,
+        "batch": 1,
+        "device": "cpu",
+        "seed": 0,
+        "threads": 2,
+        "cpus": "all",
+    } | changes
+    return {
+        key: group(key, value) if isinstance(value, str) and (CONF / key).is_dir() else value
+        for key, value in mapping.items()
+    }
+
+
+def cell(**changes: Any) -> Cell:
+    """A cell like ``cell(quant="nf4", batch=8)``."""
+    return parse(Cell, cell_mapping(**changes))
+
+
+def config_mapping(**changes: Any) -> dict[str, Any]:
+    """A whole composed configuration: a cell and its settings."""
+    return {
+        **cell_mapping(),
+        "tracking": {"name": "none", "enabled": False, "experiment": "tests"},
+        "baseline": {},
+        "output_dir": "outputs",
+    } | changes
+
+
+def host(**changes: Any) -> Host:
+    """A CPU machine on which everything but flash attention can be used."""
+    values: dict[str, Any] = {
+        "device": "cpu",
+        "device_name": "Some CPU",
+        "cpu_name": "Some CPU",
+        "cpus": 2,
+        "cpu_ids": (0, 1),
+        "memory_bytes": 8_000_000_000,
+        "device_memory_bytes": None,
+        "device_uuid": None,
+        "capability": None,
+        "driver": None,
+        "os": "Linux 6.1",
+        "python": "3.11.7",
+        "versions": {"torch": "2.9.0", "transformers": "5.0.0"},
+        "missing": {"flash_attn": "not installed", "flash_attn_interface": "not installed"},
+        "compiler": True,
+    }
+    return Host(**values | changes)
+
+
+def gpu_host(**changes: Any) -> Host:
+    """A machine with one GPU and every optional package."""
+    values: dict[str, Any] = {
+        "device": "cuda",
+        "device_name": "Some GPU",
+        "device_memory_bytes": 80_000_000_000,
+        "device_uuid": "GPU-1",
+        "capability": 9.0,
+        "driver": "580.1",
+        "missing": {},
+    }
+    return host(**values | changes)
+
+
+def memory(**changes: int) -> Memory:
+    """No readings but those given."""
+    values: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Memory))
+    return Memory(**values | changes)
+
+
+def measurement(**changes: Any) -> Measurement:
+    """Three requests of 8 + 4 tokens. Medians: TTFT 1 s, TPOT 0.5 s, end to end 4 s, none of them of one request."""
+    values: dict[str, Any] = {
+        "prompt_tokens": 8,
+        "load_s": 3.0,
+        "warmups": (Repeat(6.0, (1.0, 1.0, 1.0), 9.0), Repeat(2.0, (1.0, 1.0, 1.0), 5.0)),
+        "repeats": (
+            Repeat(0.5, (1.0, 1.5, 2.0), 5.0),
+            Repeat(1.0, (0.25, 0.25, 0.25), 1.75),
+            Repeat(2.5, (0.5, 0.5, 0.5), 4.0),
+        ),
+        "load_memory": memory(rss_peak_bytes=7000),
+        "run_memory": memory(rss_peak_bytes=5000),
+        "rss_before_load_bytes": 1000,
+        "threads": 2,
+        "precision": {"float32_matmul_precision": "highest"},
+        "clock_mismatch": None,
+        "decode_syncs": None,
+    }
+    return Measurement(**values | changes)
+
+
+def attestation(**changes: Any) -> Attestation:
+    """Two layers; a step reads 1000 - 200 bytes of weights, half of them the head's, and 8 bytes a token of context."""
+    values: dict[str, Any] = {
+        "shape": ModelShape(
+            layers=2, heads=4, kv_heads=2, head_dim=1, hidden=4, vocabulary=100, sliding_windows=(None, None)
+        ),
+        "layers": {"Linear": 14},
+        "bytes_by_dtype": {"bfloat16": 1000},
+        "weight_bytes": 1000,
+        "gathered_bytes": 200,
+        "head_bytes": 400,
+        "logical_weights": 500,
+        "matmul_weights": 300,
+        "kv_bytes_per_token": 8,
+        "attention": "sdpa",
+        "attention_operators": ("aten::scaled_dot_product_attention",),
+        "compute_dtypes": (),
+        "outlier_share": None,
+    }
+    return Attestation(**values | changes)
+
+
+def result(**changes: Any) -> Result:
+    """What was measured of a cell; nothing was when the outcome is not ok."""
+    of: Cell = changes.get("cell") or cell()
+    ok = changes.get("outcome", Outcome("ok")).status == "ok"
+    values: dict[str, Any] = {
+        "schema": SCHEMA,
+        "cell_id": cell_id(of),
+        "resume_key": "0123456789ab",
+        "sweep_id": "2026-01-31_12-00-00",
+        "cell": of,
+        "host": host(),
+        "outcome": Outcome("ok"),
+        "started_at": 1_750_000_000.25,
+        "wall_s": 12.5,
+        "phases_s": {"load": 3.0, "measure": 9.5},
+        "attestation": attestation() if ok else None,
+        "measurement": measurement() if ok else None,
+    }
+    return Result(**values | changes)
+
+
+def paced(of: Cell, step_s: float) -> Result:
+    """A result of a cell whose every decode step takes ``step_s``."""
+    steady = Repeat(1.0, (step_s, step_s, step_s), 1.0 + 3 * step_s)
+    return result(cell=of, measurement=measurement(repeats=(steady,)))

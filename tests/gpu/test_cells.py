@@ -1,0 +1,191 @@
+"""Whole cells on the GPU: every quantization and every attention, running out of memory, and a sweep from outside."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import plan
+from bench.errors import CellFailure
+from bench.meter.isolate import Announce
+from bench.output.store import read_results
+from bench.paths import CONF, ROOT
+from bench.result import Host
+from bench.spec import Cell
+from tests.gpu.running import QUICK, RANDOM_GPT2, few_repeats, gpu_cell, measured, run
+
+if TYPE_CHECKING:
+    from bench.run import Findings
+
+pytestmark = pytest.mark.gpu
+
+QUANTS = sorted(file.stem for file in (CONF / "quant").glob("*.yaml"))
+ATTNS = sorted(file.stem for file in (CONF / "attn").glob("*.yaml"))
+_LINEAR = 7 * 30  # projections of smollm2-135m's layers
+_CLASSES = {"none": "Linear", "bnb_int8": "Linear8bitLt", "bnb_4bit": "Linear4bit"}
+# A part of the operator's name that must have run; None where transformers' own operations do it, or compiled code.
+_OPERATORS = {
+    "eager": None,
+    "flex": None,
+    "sdpa": "_scaled_dot_product",
+    "sdpa_math": "_scaled_dot_product_attention_math",
+    "sdpa_flash": "_scaled_dot_product_flash_attention",
+    "sdpa_efficient": "_scaled_dot_product_efficient_attention",
+    "sdpa_cudnn": "_scaled_dot_product_cudnn_attention",
+    "flash2": "flash_attn::",
+    "flash3": "flash_attn_3::",
+}
+
+
+def places(announce: Announce, cell: Cell) -> set[str]:
+    """Devices of everything that the loaded model stores, quantization state included, after a forward."""
+    import torch
+
+    from bench.model import sources
+    from bench.model.load import load
+    from bench.model.verify import _stored_tensors
+
+    model = load(cell, sources.fetch(cell.model)).model
+    with torch.inference_mode():
+        model(torch.zeros(1, 4, dtype=torch.int64, device="cuda"))
+    return {str(tensor.device) for tensor in _stored_tensors(model)}
+
+
+def sane(findings: "Findings", cell: Cell) -> None:
+    """What holds for every cell that was measured on a GPU."""
+    found, measurement = findings.attestation, findings.measurement
+    memory = measurement.run_memory
+    assert memory.allocated_peak_bytes is not None
+    assert memory.reserved_peak_bytes is not None
+    assert memory.device_used_bytes is not None
+    assert found.weight_bytes <= memory.allocated_peak_bytes <= memory.reserved_peak_bytes
+    assert memory.reserved_peak_bytes <= memory.device_used_bytes
+    assert len(measurement.repeats) == cell.measure.repeats
+    assert all(len(repeat.decode_step_s) == cell.workload.new_tokens - 1 for repeat in measurement.repeats)
+    assert measurement.clock_mismatch is not None
+
+
+def test_there_are_values_to_be_tried() -> None:
+    assert len(QUANTS) >= 8
+    assert set(ATTNS) == set(_OPERATORS)
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_every_quantization_is_what_it_says_and_lies_on_the_device(host: Host, smollm2: str, quant: str, log: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant))
+    assert plan.why_not(cell, host) is None
+    findings = measured(cell, log)
+    sane(findings, cell)
+    found = findings.attestation
+    assert found.layers[_CLASSES[cell.quant.scheme]] >= _LINEAR
+    assert found.logical_weights == 134_515_008
+    if cell.quant.scheme == "bnb_4bit":
+        assert found.compute_dtypes == ("torch.float16",)
+    if quant == "int8":
+        assert found.outlier_share is not None
+        assert 0 < found.outlier_share < 0.5
+    assert run(places, cell, log=log) == {"cuda:0"}
+
+
+def test_fewer_bits_are_fewer_bytes(host: Host, smollm2: str, log: Path) -> None:
+    sizes = [
+        measured(few_repeats(gpu_cell(host, model=smollm2, quant=quant)), log).attestation.weight_bytes
+        for quant in ("fp32", "fp16", "int8", "nf4", "nf4_double")
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 5
+
+
+@pytest.mark.parametrize("attn", ATTNS)
+def test_every_attention_runs_with_its_operator_or_is_skipped_with_the_reason(
+    host: Host, smollm2: str, attn: str, log: Path
+) -> None:
+    cell = few_repeats(gpu_cell(host, model=smollm2, quant="fp16", attn=attn))
+    obstacle = plan.why_not(cell, host)
+    if obstacle is not None:
+        assert obstacle.status == "skipped"
+        package, capability = cell.attn.requires.package, cell.attn.requires.capability
+        lacks_package = package is not None and package in host.missing and package in str(obstacle.reason)
+        lacks_capability = capability is not None and (host.capability or 0) < capability
+        assert lacks_package or lacks_capability, obstacle.reason
+        pytest.skip(str(obstacle.reason))
+    findings = measured(cell, log)
+    sane(findings, cell)
+    found, operator = findings.attestation, _OPERATORS[attn]
+    assert found.attention == cell.attn.implementation
+    if operator is None:
+        assert not [name for name in found.attention_operators if "scaled_dot_product" in name]
+    else:
+        assert any(operator in name for name in found.attention_operators), found.attention_operators
+
+
+@pytest.mark.parametrize("attn", ["sdpa_flash", "sdpa_cudnn", "flash2", "flash3"])
+def test_attention_that_takes_16_bits_only_is_skipped_in_fp32(host: Host, attn: str) -> None:
+    obstacle = plan.why_not(gpu_cell(host, model=RANDOM_GPT2, quant="fp32", attn=attn), host)
+    assert obstacle is not None
+    assert obstacle.status == "skipped"
+
+
+@pytest.mark.parametrize("quant", ["fp16", "nf4", "nf4_double", "int8_nodecomp"])
+def test_random_weights_are_quantized_on_the_device(host: Host, quant: str, log: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant=quant, batch=2))
+    findings = measured(cell, log)
+    sane(findings, cell)
+    assert run(places, cell, log=log) == {"cuda:0"}
+    if cell.quant.scheme != "none":
+        assert findings.attestation.layers[_CLASSES[cell.quant.scheme]] == 4 * 12  # Conv1D layers, all replaced
+
+
+@pytest.mark.parametrize("loop", ["loop", "generate"])
+def test_both_loops_give_the_same_tokens_times(host: Host, smollm2: str, loop: str, log: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=smollm2, quant="fp16", decode=loop, batch=4))
+    sane(measured(cell, log), cell)
+
+
+def test_clocks_agree_within_one_percent_in_a_measured_cell(host: Host, smollm2: str, log: Path) -> None:
+    findings = measured(few_repeats(gpu_cell(host, model=smollm2, quant="fp16"), repeats=5), log)
+    assert findings.measurement.clock_mismatch is not None
+    assert findings.measurement.clock_mismatch < 0.01
+
+
+def test_a_batch_whose_cache_cannot_fit_is_oom(host: Host, log: Path) -> None:
+    assert host.device_memory_bytes is not None
+    cache_bytes = 12 * 2 * 768 * 2 * 960  # of one sequence of gpt2: layers, keys and values, width, fp16, tokens
+    workload: dict[str, Any] = QUICK | {"prompt_tokens": 960, "new_tokens": 4}
+    cell = gpu_cell(host, model=RANDOM_GPT2, quant="fp16", workload=workload)
+    with pytest.raises(CellFailure) as caught:
+        measured(replace(cell, batch=2 * host.device_memory_bytes // cache_bytes), log)
+    assert caught.value.status == "oom"
+    assert "out of memory" in caught.value.reason.lower()
+
+
+def test_the_headline_command_measures_on_the_gpu(host: Host, tmp_path: Path) -> None:
+    overrides = ["model=tiny", "quant=fp16,nf4", "batch=1,2", f"outputs={tmp_path}"]
+    environment = os.environ | {"BENCH_LOCK": str(tmp_path / "lock")}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "-m", *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "initialized CUDA" not in done.stderr  # the notice of falling back to spawn
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    results = list(read_results(folder))
+    assert [(result.cell.quant.name, result.cell.batch) for result in results] == [
+        ("fp16", 1),
+        ("fp16", 2),
+        ("nf4", 1),
+        ("nf4", 2),
+    ]
+    for result in results:
+        assert result.outcome.status == "ok", result.outcome
+        assert (result.cell.device, result.host.device_uuid) == ("cuda", host.device_uuid)
+        assert result.measurement is not None
+        assert result.measurement.run_memory.allocated_peak_bytes

@@ -1,0 +1,163 @@
+"""The times that are read: against a second clock, against a loop that waits at each token, and with nothing hidden."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.meter.isolate import Announce
+from bench.result import Host, Repeat
+from bench.spec import Cell
+from tests.gpu.running import QUICK, RANDOM_GPT2, gpu_cell, run
+
+pytestmark = pytest.mark.gpu
+
+LONG = QUICK | {"new_tokens": 64}
+
+
+def ready(cell: Cell) -> tuple[Any, Any]:
+    """The loaded model and its prompts."""
+    from bench.meter.host import prepare_process
+    from bench.model import sources
+    from bench.model.load import load
+    from bench.model.prompts import prompt_ids
+
+    folder = sources.fetch(cell.model)
+    prepare_process(cell)
+    subject = load(cell, folder)
+    return subject, prompt_ids(cell, subject.tokenizer, subject.model.config.vocab_size)
+
+
+def time_both_ways(announce: Announce, cell: Cell) -> tuple[tuple[Repeat, ...], float, list[float], list[float]]:
+    """What the meter reads, the disagreement of its clocks, and by hand: steps that each wait, and whole requests."""
+    import torch
+
+    from bench.meter.speed import time_requests
+    from bench.model.decode import loop
+
+    class Waiting:
+        """Synchronizes at each token: simple, and slower."""
+
+        def __init__(self) -> None:
+            self.stamps: list[float] = []
+
+        def start(self) -> None:
+            torch.cuda.synchronize()
+
+        def first_token(self) -> None:
+            self.token()
+
+        def token(self) -> None:
+            torch.cuda.synchronize()
+            self.stamps.append(time.perf_counter())
+
+    class Blind:
+        def start(self) -> None: ...
+        def first_token(self) -> None: ...
+        def token(self) -> None: ...
+
+    subject, ids = ready(cell)
+    new_tokens = cell.workload.new_tokens
+    waiting_steps, whole = [], []
+    with torch.inference_mode():
+        time_requests(cell, subject, ids, 3, lambda index: None)
+        repeats, mismatch = time_requests(cell, subject, ids, 10, lambda index: None)
+        for _ in range(10):
+            clock = Waiting()
+            loop(subject.model, ids, new_tokens, clock)
+            waiting_steps.append((clock.stamps[-1] - clock.stamps[0]) / (new_tokens - 1))
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            loop(subject.model, ids, new_tokens, Blind())
+            torch.cuda.synchronize()
+            whole.append(time.perf_counter() - started)
+    assert mismatch is not None
+    return repeats, mismatch, waiting_steps, whole
+
+
+def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
+    import torch
+
+    from bench.meter.clock import decode_syncs
+    from bench.model.attn import pinned
+    from bench.model.decode import LOOPS
+
+    def loop_with_item(model: Any, ids: Any, new_tokens: int, clock: Any) -> Any:
+        clock.start()
+        token = torch.zeros(1, device="cuda")
+        clock.first_token()
+        for _ in range(new_tokens - 1):
+            token.item()
+        return token
+
+    subject, ids = ready(cell)
+    decode = loop_with_item if with_item else LOOPS[cell.decode.loop]
+    with torch.inference_mode(), pinned(cell.attn):
+        for _ in range(2):  # what happens once only is not counted
+            LOOPS[cell.decode.loop](subject.model, ids, cell.workload.new_tokens, _Silent())
+        return decode_syncs(decode, subject.model, ids, cell.workload.new_tokens)
+
+
+class _Silent:
+    def start(self) -> None: ...
+    def first_token(self) -> None: ...
+    def token(self) -> None: ...
+
+
+@pytest.fixture(scope="module", params=[1, 8])
+def timed(request: pytest.FixtureRequest, host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cell = gpu_cell(host, model=RANDOM_GPT2, quant="fp16", workload=LONG, batch=request.param)
+    return run(time_both_ways, cell, log=tmp_path_factory.mktemp("clock") / "log.txt")
+
+
+def test_each_token_but_the_first_has_a_step(timed: Any) -> None:
+    repeats, *_ = timed
+    assert [len(repeat.decode_step_s) for repeat in repeats] == [63] * 10
+
+
+def test_host_and_device_totals_agree_within_one_percent(timed: Any) -> None:
+    _, mismatch, *_ = timed
+    assert mismatch < 0.01
+
+
+def test_steps_are_no_slower_than_in_a_loop_that_waits_and_not_impossibly_faster(timed: Any) -> None:
+    repeats, _, waiting, _ = timed
+    step = statistics.median(statistics.fmean(repeat.decode_step_s) for repeat in repeats)
+    assert 0.5 * statistics.median(waiting) < step < 1.1 * statistics.median(waiting)
+
+
+def test_a_whole_request_takes_as_long_by_the_hosts_clock_alone(timed: Any) -> None:
+    repeats, _, _, whole = timed
+    assert statistics.median(repeat.e2e_s for repeat in repeats) == pytest.approx(statistics.median(whole), rel=0.05)
+
+
+def test_the_counter_of_synchronizations_sees_each(host: Host, log: Path) -> None:
+    cell = gpu_cell(host, model="tiny", quant="fp16")
+    assert run(count_syncs, cell, True, log=log) == cell.workload.new_tokens - 1
+
+
+@pytest.mark.parametrize("quant", ["fp32", "fp16", "bf16", "int8_nodecomp", "nf4", "nf4_double", "fp4"])
+def test_nothing_waits_for_the_device_between_the_first_token_and_the_last(host: Host, quant: str, log: Path) -> None:
+    assert run(count_syncs, gpu_cell(host, model=RANDOM_GPT2, quant=quant), log=log) == 0
+
+
+@pytest.mark.parametrize("model", ["tiny", "smollm2-135m"])
+def test_nothing_waits_in_a_llama_either(host: Host, smollm2: str, model: str, log: Path) -> None:
+    assert run(count_syncs, gpu_cell(host, model=model, quant="fp16"), log=log) == 0
+
+
+def test_int8_with_a_threshold_waits_in_every_layer_as_documented(host: Host, smollm2: str, log: Path) -> None:
+    cell = gpu_cell(host, model=smollm2, quant="int8")
+    assert run(count_syncs, cell, log=log) >= 210 * (cell.workload.new_tokens - 1)
+
+
+def test_eager_attention_waits_at_most_once_a_step_for_its_mask(host: Host, log: Path) -> None:
+    cell = gpu_cell(host, model="tiny", quant="fp16", attn="eager")
+    assert run(count_syncs, cell, log=log) <= cell.workload.new_tokens - 1
+
+
+def test_generate_waits_at_every_step(host: Host, log: Path) -> None:
+    cell = gpu_cell(host, model="tiny", quant="fp16", decode="generate")
+    assert run(count_syncs, cell, log=log) >= cell.workload.new_tokens - 2

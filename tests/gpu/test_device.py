@@ -1,0 +1,200 @@
+"""Which device it is, that forked processes can use it, and what is read about its memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from bench.errors import CellFailure
+from bench.meter.isolate import Announce
+from bench.paths import ROOT
+from bench.result import Host, Memory
+from tests.gpu.running import run
+
+pytestmark = pytest.mark.gpu
+
+GIB = 2**30
+_SLACK = 128 * 2**20  # what a desktop or a monitor may allocate meanwhile
+
+
+@pytest.fixture(autouse=True)
+def nvml() -> object:
+    pynvml.nvmlInit()
+    yield
+    pynvml.nvmlShutdown()
+
+
+def used_bytes(host: Host) -> int:
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(host.device_uuid)).used)
+
+
+def wait_until_free(host: Host, baseline: int) -> None:
+    deadline = time.monotonic() + 20
+    while used_bytes(host) > baseline + _SLACK:
+        assert time.monotonic() < deadline, f"{used_bytes(host):,} bytes are in use, {baseline:,} were before"
+        time.sleep(0.2)
+
+
+def product(announce: Announce) -> tuple[int, float]:
+    import torch
+
+    return os.getpid(), float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum())
+
+
+def bad_fork(announce: Announce) -> bool:
+    import torch
+
+    return bool(torch.cuda._is_in_bad_fork())
+
+
+def context_after_reading(announce: Announce) -> tuple[str, int | None, bool]:
+    import torch
+
+    from bench.meter.device import nvml_used_bytes
+    from bench.meter.memory import cuda_uuid
+
+    uuid = cuda_uuid()
+    used = nvml_used_bytes(uuid)
+    has_context = torch._C._cuda_hasPrimaryContext  # type: ignore[attr-defined]  # only in CUDA builds
+    return uuid, used, bool(has_context(torch.cuda.current_device()))
+
+
+def allocate(announce: Announce) -> tuple[Memory, Memory]:
+    import torch
+
+    from bench.meter.device import nvml_used_bytes
+    from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks
+
+    before = nvml_used_bytes(cuda_uuid())
+    reset_peaks("cuda")
+    block = torch.ones(GIB, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    with_block = read_peaks("cuda", before)
+    del block
+    torch.cuda.empty_cache()
+    reset_peaks("cuda")
+    torch.ones(1024, device="cuda")
+    return with_block, read_peaks("cuda", before)
+
+
+def multiply_until_killed(announce: Announce, number: int) -> None:
+    import torch
+
+    matrix = torch.ones(8192, 8192, dtype=torch.float16, device="cuda")
+    block = torch.empty(GIB, dtype=torch.uint8, device="cuda")
+    announce("measure", "")
+    for step in range(10**9):
+        matrix @ matrix
+        if number and step == 200:  # many are still queued
+            os.kill(os.getpid(), number)
+    del block
+
+
+def index_out_of_range(announce: Announce) -> None:
+    import torch
+
+    torch.arange(8, device="cuda")[torch.tensor([10**6], device="cuda")]
+    torch.cuda.synchronize()
+
+
+def precision(announce: Announce, matrix_of: float) -> tuple[float, dict[str, str]]:
+    import torch
+
+    from bench.meter.host import precision_flags, prepare_process
+    from tests import fakes
+
+    prepare_process(fakes.cell(device="cuda", threads=1))
+    found = torch.full((256, 256), matrix_of, device="cuda") @ torch.eye(256, device="cuda")
+    return float(found.max()), precision_flags()
+
+
+def test_the_fork_server_is_used_and_its_children_can_use_cuda(server_notice: str | None, log: Path) -> None:
+    assert server_notice is None
+    assert run(bad_fork, log=log) is False
+    (first, total), (second, _) = run(product, log=log), run(product, log=log)
+    assert total == 64**3
+    assert first != second
+
+
+def test_nvml_and_torch_speak_of_the_same_device(host: Host) -> None:
+    handle = pynvml.nvmlDeviceGetHandleByUUID(host.device_uuid)
+    assert pynvml.nvmlDeviceGetUUID(handle) == host.device_uuid
+    assert host.device_memory_bytes is not None
+    total = pynvml.nvmlDeviceGetMemoryInfo(handle).total
+    assert 0.9 * total < host.device_memory_bytes <= 1.01 * total
+    assert host.driver == pynvml.nvmlSystemGetDriverVersion()
+    if not str(host.device_uuid).startswith("MIG-"):
+        assert pynvml.nvmlDeviceGetName(handle) == host.device_name
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        assert host.capability == float(f"{major}.{minor}")
+
+
+@pytest.mark.parametrize("by", ["index", "uuid"])
+def test_the_device_that_is_made_visible_is_the_one_that_is_named(host: Host, by: str) -> None:
+    count = pynvml.nvmlDeviceGetCount()
+    last = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(count - 1))
+    if count < 2 or os.environ.get("CUDA_VISIBLE_DEVICES") or str(host.device_uuid).startswith("MIG-"):
+        pytest.skip("needs two whole GPUs and CUDA_VISIBLE_DEVICES unset")
+    chosen = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(count - 1) if by == "index" else last}
+    code = "from bench.meter.memory import cuda_uuid; print(cuda_uuid())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | chosen, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == last
+
+
+def test_finding_the_device_makes_no_context_so_the_memory_baseline_is_honest(host: Host, log: Path) -> None:
+    uuid, used, has_context = run(context_after_reading, log=log)
+    assert uuid == host.device_uuid
+    assert used is not None
+    assert not has_context
+
+
+def test_peaks_count_what_is_allocated_and_are_reset(log: Path) -> None:
+    with_block, after = run(allocate, log=log)
+    assert GIB <= with_block.allocated_peak_bytes < GIB + 2**20
+    assert with_block.reserved_peak_bytes >= with_block.allocated_peak_bytes
+    assert GIB <= with_block.device_used_bytes < 3 * GIB  # the context comes on top
+    assert after.allocated_peak_bytes < 2**20
+    assert after.device_used_bytes < with_block.device_used_bytes - GIB // 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_process_killed_in_cuda_code_is_failed_and_gives_its_memory_back(
+    host: Host, number: signal.Signals, log: Path
+) -> None:
+    baseline = used_bytes(host)
+    with pytest.raises(CellFailure) as caught:
+        run(multiply_until_killed, int(number), log=log)
+    assert caught.value.status == "failed"
+    assert number.name in caught.value.reason
+    wait_until_free(host, baseline)
+    assert run(product, log=log)[1] == 64**3
+
+
+def test_a_process_that_hangs_in_cuda_code_is_timeout_and_gives_its_memory_back(host: Host, log: Path) -> None:
+    baseline = used_bytes(host)
+    with pytest.raises(CellFailure) as caught:
+        run(multiply_until_killed, 0, log=log, limits_s={"measure": 3.0})
+    assert caught.value.status == "timeout"
+    wait_until_free(host, baseline)
+    assert run(product, log=log)[1] == 64**3
+
+
+def test_a_device_side_assertion_is_failed_and_the_next_process_is_unharmed(log: Path) -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(index_out_of_range, log=log)
+    assert caught.value.status == "failed"
+    assert run(product, log=log)[1] == 64**3
+
+
+def test_fp32_products_are_not_tf32(log: Path) -> None:
+    value = 1 + 2**-12  # tf32 keeps 10 bits of it
+    found, flags = run(precision, value, log=log)
+    assert found == value
+    assert flags["float32_matmul_precision"] == "highest"

