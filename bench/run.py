@@ -1,30 +1,32 @@
 """One cell, from nothing to a result: the straight line that runs in the measured process.
 
-prepare -> load -> first request -> attest -> warm up -> measure -> samples. ``announce`` tells the parent where we are
-and returns when it has gone back to sleep; it is never called between two clock readings.
+prepare -> load -> warm up -> measure -> attest -> samples. ``announce`` tells the parent where we are and returns when it
+has gone back to sleep; it is never called between two clock readings, and between requests only every few seconds,
+because the request after a pause finds cold caches and sleeping threads.
 """
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from bench.errors import CellFailure
-from bench.meter.clock import decode_syncs
 from bench.meter.device import nvml_used_bytes
 from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
 from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
 from bench.meter.samples import answer_samples
-from bench.meter.speed import time_requests
+from bench.meter.speed import decode_syncs, time_requests
 from bench.model import sources
-from bench.model.attn import pinned
-from bench.model.decode import LOOPS
 from bench.model.load import load
 from bench.model.prompts import prompt_ids
 from bench.model.verify import attest
 from bench.result import Attestation, Measurement, Sample
 from bench.spec import Cell
+
+_BETWEEN_ANNOUNCEMENTS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,17 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
 
     ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)
     with torch.inference_mode():
-        first, _ = time_requests(cell, subject, ids, 1, lambda i: announce("warm-up", "first request"))
-        attestation = attest(cell, subject.model, ids)
-        warmups = cell.measure.warmups - 1
-        more, _ = time_requests(cell, subject, ids, warmups, lambda i: announce("warm-up", f"{i + 2}/{warmups + 1}"))
-        syncs = None
-        if cell.device == "cuda":
-            with pinned(cell.attn):
-                syncs = decode_syncs(LOOPS[cell.decode.loop], subject.model, ids, cell.workload.new_tokens)
+        before = _now_and_then(announce, "warm-up", cell.measure.warmups)
+        warmups, _ = time_requests(cell, subject, ids, cell.measure.warmups, before)
         reset_peaks(cell.device)
-        count = cell.measure.repeats
-        repeats, mismatch = time_requests(cell, subject, ids, count, lambda i: announce("measure", f"{i + 1}/{count}"))
-    run_memory = read_peaks(cell.device, used_before)
+        before = _now_and_then(announce, "measure", cell.measure.repeats)
+        repeats, mismatch = time_requests(cell, subject, ids, cell.measure.repeats, before)
+        run_memory = read_peaks(cell.device, used_before)
+        # Not earlier: a profiler and other shapes just before make the next requests up to 20 % slower.
+        syncs = decode_syncs(cell, subject.model, ids) if cell.device == "cuda" else None
+        attestation = attest(cell, subject.model, ids)
+    if torch.get_num_threads() != cell.threads:
+        raise CellFailure("not_engaged", f"torch runs {torch.get_num_threads()} threads, want {cell.threads}")
 
     samples: tuple[Sample, ...] = ()
     if wants_samples and subject.tokenizer is not None:
@@ -81,7 +82,7 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
     measurement = Measurement(
         prompt_tokens=ids.shape[1],
         load_s=load_s,
-        warmups=(*first, *more),
+        warmups=warmups,
         repeats=repeats,
         load_memory=load_memory,
         run_memory=run_memory,
@@ -91,6 +92,17 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         clock_mismatch=mismatch,
         decode_syncs=syncs,
     )
-    if torch.get_num_threads() != cell.threads:
-        raise CellFailure("not_engaged", f"torch runs {torch.get_num_threads()} threads, want {cell.threads}")
     return Findings(sources.revision(cell.model, folder), attestation, measurement, samples)
+
+
+def _now_and_then(announce: Announce, phase: str, count: int) -> Callable[[int], None]:
+    """Announces the first request of a phase, and of the others those that begin long enough after the last one."""
+    last_s = -math.inf
+
+    def before(index: int) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s > _BETWEEN_ANNOUNCEMENTS_S:
+            announce(phase, f"{index + 1}/{count}")
+            last_s = time.monotonic()
+
+    return before

@@ -87,7 +87,6 @@ def test_the_tool_reads_what_a_bare_loop_reads(tmp_path: Path, quant: str, batch
         tool = statistics.median(pair[0][index] for pair in pairs)
         loop = statistics.median(pair[1][index] for pair in pairs)
         each = ", ".join(f"{pair[0][index] / pair[1][index]:.3f}" for pair in pairs)
-        print(
-            f"\n{quant} batch {batch} {name}: tool {tool * 1e3:.2f} ms, bare {loop * 1e3:.2f} ms, ratio {tool / loop:.3f}; {each}"
-        )
+        print(f"\n{quant} batch {batch} {name}: tool {tool * 1e3:.2f} ms, bare {loop * 1e3:.2f} ms")
+        print(f"ratio of medians {tool / loop:.3f}; of each pair {each}")
         assert 0.97 <= tool / loop <= 1.03

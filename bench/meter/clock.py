@@ -4,15 +4,10 @@ On a CPU every operation has finished when Python goes on, so a monotonic clock 
 the host runs ahead of the device: an event is recorded after each token and read only after the last, so that nothing
 waits in between. The first token is the exception: its ids are on the host, which is a synchronisation, and the host's
 clock is read there. Events of a repeat are made before it starts and never used again.
-
-That nothing waits is checked, not believed: ``decode_syncs`` counts, in a request that is not timed, what does.
 """
 
 import itertools
 import time
-import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -92,29 +87,3 @@ def _checked(repeat: Repeat, new_tokens: int) -> Repeat:
 def clock(device: str, new_tokens: int) -> CpuClock | CudaClock:
     """A fresh clock for one request."""
     return CudaClock(new_tokens) if device == "cuda" else CpuClock(new_tokens)
-
-
-class _SyncWatch:
-    """Reads no time: has torch warn of whatever waits for the device between the first token and the last."""
-
-    def start(self) -> None:
-        torch.cuda.synchronize()
-
-    def first_token(self) -> None:
-        torch.cuda.set_sync_debug_mode("warn")
-
-    def token(self) -> None:
-        pass
-
-
-def decode_syncs(decode: Callable[..., torch.Tensor], model: Any, prompt_ids: torch.Tensor, new_tokens: int) -> int:
-    """How many operations of one request on CUDA wait for the device after its first token.
-
-    int8 with a threshold (is any activation above it?) and transformers' eager attention (its mask takes a scalar from
-    the host) do so by design; torch sees its own operations only, not those of other libraries' kernels.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        decode(model, prompt_ids, new_tokens, _SyncWatch())
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)

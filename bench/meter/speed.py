@@ -3,12 +3,15 @@
 Warm-ups run the measured shapes in full: compilation, lazy loading, allocator growth and CPU frequency settle there.
 The very first of them is the first request of the process and is kept as such. Every request gets a new KV cache;
 between requests nothing is collected or emptied. Before each request the caller may pause (``before``): that is where
-progress is shown, so that nobody prints while a token is being timed.
+progress is shown, so that nobody prints while a token is being timed. That nothing waits for the device while decoding
+is checked, not believed: ``decode_syncs`` counts, in a request that is not timed, what does.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedModel
 
 from bench.errors import CellFailure
 from bench.meter.clock import clock
@@ -43,3 +46,29 @@ def time_requests(
             if mismatch is not None:
                 mismatches.append(mismatch)
     return tuple(repeats), max(mismatches, default=None)
+
+
+class _SyncWatch:
+    """Reads no time: has torch warn of whatever waits for the device between the first token and the last."""
+
+    def start(self) -> None:
+        torch.cuda.synchronize()
+
+    def first_token(self) -> None:
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def token(self) -> None:
+        pass
+
+
+def decode_syncs(cell: Cell, model: PreTrainedModel, prompt_ids: torch.Tensor) -> int:
+    """How many operations of one request on CUDA wait for the device after its first token.
+
+    int8 with a threshold (is any activation above it?) and transformers' eager attention (its mask takes a scalar from
+    the host) do so by design; torch sees its own operations only, not those of other libraries' kernels.
+    """
+    with warnings.catch_warnings(record=True) as caught, pinned(cell.attn):
+        warnings.simplefilter("always")
+        LOOPS[cell.decode.loop](model, prompt_ids, cell.workload.new_tokens, _SyncWatch())
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)

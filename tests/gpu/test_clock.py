@@ -80,7 +80,7 @@ def time_both_ways(announce: Announce, cell: Cell) -> tuple[tuple[Repeat, ...], 
 def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
     import torch
 
-    from bench.meter.clock import decode_syncs
+    from bench.meter.speed import decode_syncs
     from bench.model.attn import pinned
     from bench.model.decode import LOOPS
 
@@ -93,11 +93,12 @@ def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
         return token
 
     subject, ids = ready(cell)
-    decode = loop_with_item if with_item else LOOPS[cell.decode.loop]
     with torch.inference_mode(), pinned(cell.attn):
         for _ in range(2):  # what happens once only is not counted
             LOOPS[cell.decode.loop](subject.model, ids, cell.workload.new_tokens, _Silent())
-        return decode_syncs(decode, subject.model, ids, cell.workload.new_tokens)
+        if with_item:
+            LOOPS[cell.decode.loop] = loop_with_item  # in this process only, which ends with this function
+        return decode_syncs(cell, subject.model, ids)
 
 
 class _Silent:
