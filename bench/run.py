@@ -69,6 +69,7 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         before = _now_and_then(announce, "measure", cell.measure.repeats)
         repeats, mismatch = time_requests(cell, subject, ids, cell.measure.repeats, before)
         run_memory = read_peaks(cell.device, used_before)
+        announce("attest", "")
         # Not earlier: a profiler and other shapes just before make the next requests up to 20 % slower.
         syncs = decode_syncs(cell, subject.model, ids) if cell.device == "cuda" else None
         attestation = attest(cell, subject.model, ids)

@@ -24,7 +24,7 @@ Scheme = Literal["none", "bnb_int8", "bnb_4bit"]
 Implementation = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
 DecodeLoop = Literal["loop", "generate"]
-Phase = Literal["prepare", "load", "warm-up", "measure", "samples"]
+Phase = Literal["prepare", "load", "warm-up", "measure", "attest", "samples"]
 
 _NOT_IDENTITY = {"identity": False}
 
