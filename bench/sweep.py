@@ -65,7 +65,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
             _say("interrupted before the first cell")
             return 130
     table.console().print(table.summary(recorder.results, settings.baseline))
-    _say_what_next(recorder, folder, settings)
+    _say_what_next(recorder, folder)
     if interrupted:
         return 130
     if any(result.outcome.status not in _OF_NO_CONCERN for result in recorder.results):
@@ -203,14 +203,14 @@ def _durations(marks: Sequence[tuple[str, float]], end: float) -> dict[str, floa
     return {phase: after - at for (phase, at), (_, after) in itertools.pairwise([*marks, ("", end)])}
 
 
-def _say_what_next(recorder: "Recorder", folder: Path, settings: Settings) -> None:
+def _say_what_next(recorder: "Recorder", folder: Path) -> None:
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     _say(f"results: {shown}")
     if recorder.untracked:
         _say(f"not all of it is tracked: {recorder.untracked}")
         _say(f"send it later: python -m bench push {shown}")
-    elif settings.tracking.enabled:
-        _say("look further: make ui")
+    elif recorder.tracker is not None:
+        _say(f"look further: make ui, then {recorder.tracker.page}")
 
 
 def _git_state() -> tuple[str | None, bool | None]:

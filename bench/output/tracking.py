@@ -31,6 +31,7 @@ from bench.spec import Tracking, identity
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 _LONGEST_VALUE = 500
+_LONGEST_NAME = 100
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
 
@@ -66,6 +67,13 @@ class Tracker:
             )
 
     @property
+    def page(self) -> str:
+        """Where a browser shows the runs: on the tracking server, or on the one that ``make ui`` starts."""
+        server = self._uri.rstrip("/") if self._uri.startswith("http") else "http://127.0.0.1:5000"
+        # A first visit without the workflow type opens on a page about something else.
+        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+
+    @property
     def _mine(self) -> str:
         return f"tags.`bench.sweep_id` = '{self._sweep.sweep_id}'"
 
@@ -83,8 +91,9 @@ class Tracker:
         return run_id
 
     def _new_parent(self) -> str:
-        started_at, name = _ms(self._sweep.started_at), f"sweep {self._sweep.sweep_id}"
-        run = self._client.create_run(self.experiment_id, started_at, self._parent_tags(), run_name=name)
+        asked = " ".join(word for word in self._sweep.overrides if "=" in word)
+        name = asked[:_LONGEST_NAME] or f"sweep {self._sweep.sweep_id}"
+        run = self._client.create_run(self.experiment_id, _ms(self._sweep.started_at), self._parent_tags(), run_name=name)
         return str(run.info.run_id)
 
     def _parent_tags(self) -> dict[str, str]:
