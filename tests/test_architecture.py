@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "yaml",
     },
     "bench.run": {*TYPES, "bench.analysis", "bench.meter", "bench.model", "torch"},
-    "bench.output": {*TYPES, "bench.analysis", "bench.output", "bench.parse", "bench.paths", "mlflow", "rich"},
+    "bench.output": {*TYPES, "bench.analysis", "bench.output", "bench.parse", "bench.paths", "mlflow", "rich", "sqlalchemy"},
     "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
     "bench.sweep": {

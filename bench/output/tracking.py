@@ -30,6 +30,7 @@ from bench.result import Result
 from bench.spec import Tracking, identity
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
+_REFUSALS = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions are OSErrors
 _LONGEST_VALUE = 500
 _LONGEST_NAME = 100
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
@@ -44,7 +45,7 @@ def tracking_uri(tracking: Tracking, outputs: Path) -> str:
 def _translated(uri: str) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
+    except _REFUSALS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrackingError(f"MLflow at {uri}: {reason[:200]}") from error
 
@@ -118,7 +119,7 @@ class Tracker:
             try:
                 self._fill(run.info.run_id, result)
             except BaseException:  # Ctrl-C too: a half-logged run would be taken for a logged one by the next push
-                with contextlib.suppress(MlflowException, OSError):
+                with contextlib.suppress(*_REFUSALS):
                     self._client.delete_run(run.info.run_id)
                 raise
 

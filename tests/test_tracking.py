@@ -1,0 +1,149 @@
+"""What MLflow holds after results were logged, on a real SQLite store."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from bench.analysis.metrics import derive
+from bench.errors import TrackingError
+from bench.output import store
+from bench.output.push import push
+from bench.output.tracking import Tracker, tracking_uri
+from bench.result import Outcome, Result, Sample
+from bench.spec import Baseline, Tracking
+from tests import fakes
+
+SAMPLES = (Sample("Why?", "Because.", 2, True), Sample("How?", "Slowly", 1, False))
+OK = replace(fakes.result(), samples=SAMPLES)
+FAILED = replace(
+    fakes.result(cell=fakes.cell(batch=2)), outcome=Outcome("oom", "no memory left"), measurement=None, attestation=None
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sweep on disk: one cell with a number, one without."""
+    place = store.new_folder(tmp_path / "outputs")
+    sweep = store.Sweep(
+        sweep_id=place.name,
+        started_at=1000.0,
+        overrides=("-m", "batch=1,2"),
+        tracking=Tracking("local", True, "an experiment"),
+        baseline=Baseline(),
+        cells=(OK.cell_id, FAILED.cell_id),
+        git_commit="0123abc",
+        git_dirty=True,
+    )
+    store.write_sweep(place, sweep)
+    for result in (OK, FAILED):
+        store.write_result(place, result)
+    return place
+
+
+@pytest.fixture
+def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return MlflowClient(tracking_uri=f"sqlite:///{folder.parent.parent / 'mlflow.db'}")
+
+
+def tracker(folder: Path) -> Tracker:
+    sweep = store.read_sweep(folder)
+    outputs = folder.parent.parent
+    return Tracker(tracking_uri(sweep.tracking, outputs), outputs, folder, sweep)
+
+
+def cells(client: MlflowClient, tracked: Tracker) -> list[Run]:
+    kind = "tags.`bench.kind` = 'cell'"
+    return list(client.search_runs([tracked.experiment_id], kind, order_by=["attributes.run_name ASC"]))
+
+
+def test_a_cell_is_a_nested_run_with_all_that_is_known(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(OK)
+    (run,) = cells(client, tracked)
+    assert run.data.tags["mlflow.parentRunId"] == tracked.parent_id
+    assert run.data.tags["mlflow.source.git.commit"] == "0123abc"
+    assert run.data.tags["bench.git_dirty"] == "true"
+    assert run.data.tags["bench.resume_key"] == OK.resume_key
+    assert run.data.params["quant.dtype"] == "bf16"
+    assert run.data.params["model.architecture.num_hidden_layers"] == "30"
+    assert not {"quant", "batch", "model"} & run.data.params.keys()  # names that `mlflow run` may have taken
+    derived = derive(OK)
+    assert {key: run.data.metrics[key] for key in derived} == pytest.approx(derived, rel=1e-5)
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {"result.json", "samples.json"}
+
+
+def test_a_cell_without_a_number_says_why_and_has_none(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(FAILED)
+    (run,) = cells(client, tracked)
+    assert run.info.status == "FAILED"
+    assert run.data.metrics == {}
+    assert run.data.tags["bench.status"] == "oom"
+    assert run.data.tags["mlflow.note.content"] == "**oom**: no memory left"
+
+
+def test_a_cell_is_logged_once(folder: Path, client: MlflowClient) -> None:
+    for _ in range(2):
+        tracked = tracker(folder)
+        tracked.log_cell(OK)
+    assert len(cells(client, tracked)) == 1
+
+
+def test_a_cell_that_was_logged_by_half_is_taken_back(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = tracker(folder)
+
+    def interrupt(run_id: str, result: Result) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracked, "_log_artifacts", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tracked.log_cell(OK)
+    assert cells(client, tracked) == []
+
+
+def test_the_run_that_mlflow_run_has_opened_becomes_the_parent(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = client.create_run(client.create_experiment("of the project")).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.run_id)
+    tracked = tracker(folder)
+    tracked.log_cell(OK)
+    assert (tracked.parent_id, tracked.experiment_id) == (opened.run_id, opened.experiment_id)
+    assert [run.data.tags["mlflow.parentRunId"] for run in cells(client, tracked)] == [opened.run_id]
+    assert client.get_run(opened.run_id).data.tags["bench.kind"] == "sweep"
+
+
+def test_push_sends_a_folder_and_ends_its_parent(folder: Path, client: MlflowClient) -> None:
+    assert push(folder) == 0
+    tracked = tracker(folder)  # finds the parent that is there
+    parent = client.get_run(tracked.parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "batch=1,2"
+    assert "oom: no memory left" in parent.data.tags["mlflow.note.content"]
+    assert len(cells(client, tracked)) == 2
+
+
+def test_a_refusal_of_mlflow_is_one_sentence(folder: Path) -> None:
+    database = folder.parent.parent / "mlflow.db"
+    database.write_text("no database")
+    with pytest.raises(TrackingError) as caught:
+        tracker(folder)
+    assert str(caught.value).startswith(f"MLflow at sqlite:///{database}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_names_the_store_unless_the_configuration_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
+    assert tracking_uri(Tracking("local", True, "e"), tmp_path) == "http://there:1"
+    assert tracking_uri(Tracking("server", True, "e", "http://here:2"), tmp_path) == "http://here:2"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(Tracking("local", True, "e"), tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
