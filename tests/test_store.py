@@ -108,14 +108,14 @@ def full_disk(room_bytes: int) -> Iterator[None]:
 def test_a_disk_that_fills_up_leaves_the_old_result_whole(tmp_path: Path) -> None:
     write_sweep(tmp_path, sweep(ONE.cell_id))
     write_result(tmp_path, ONE)
-    with full_disk(100), pytest.raises(OSError, match="File too large"):
+    with full_disk(100), pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"):
         write_result(tmp_path, replace(ONE, wall_s=99.0))
     assert list(read_results(tmp_path)) == [ONE]
 
 
 def test_a_disk_that_fills_up_leaves_no_half_of_a_first_result(tmp_path: Path) -> None:
     write_sweep(tmp_path, sweep(ONE.cell_id))
-    with full_disk(100), pytest.raises(OSError, match="File too large"):
+    with full_disk(100), pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"):
         write_result(tmp_path, ONE)
     assert list(read_results(tmp_path)) == []
     write_result(tmp_path, ONE)

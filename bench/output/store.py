@@ -54,10 +54,12 @@ def cell_folder(folder: Path, cell_id: str) -> Path:
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """Raises: StoreError when the disk is full or forbids it."""
     _write(folder / "sweep.json", json.dumps(dataclasses.asdict(sweep), indent=1))
 
 
 def write_result(folder: Path, result: Result) -> None:
+    """Raises: StoreError when the disk is full or forbids it."""
     _write(cell_folder(folder, result.cell_id) / "result.json", result.to_json())
 
 
@@ -83,8 +85,11 @@ def read_results(folder: Path) -> Iterator[Result]:
 
 def _write(file: Path, text: str) -> None:
     aside = file.with_suffix(".partial")
-    with open(aside, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(aside, file)
+    try:
+        with open(aside, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be written ({error.strerror})") from error

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric as LoggedMetric
 from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from bench.analysis.metrics import derive, median_step_s
 from bench.errors import TrackingError
