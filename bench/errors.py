@@ -9,7 +9,7 @@ BenchError
 A message reads *where = value: what was expected; what to do*.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 FailureStatus = Literal["oom", "not_engaged", "timeout", "failed"]
 
@@ -27,12 +27,17 @@ class ConfigError(BenchError):
 
 
 class CellFailure(BenchError):
-    """A cell that gives no number, with the status under which it is recorded."""
+    """A cell that gives no number, with the status under which it is recorded.
 
-    def __init__(self, status: FailureStatus, reason: str) -> None:
+    ``kept`` is what was found out before: the attestation of a cell that is not what its name says, or everything but
+    the samples of one that failed while it was answering.
+    """
+
+    def __init__(self, status: FailureStatus, reason: str, kept: Any = None) -> None:
         super().__init__(reason)
         self.status: FailureStatus = status
         self.reason = reason
+        self.kept = kept
 
 
 class StoreError(BenchError):

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.errors import ConfigError
 from bench.parse import unknown_key
-from bench.paths import CONF
+from bench.paths import CONF, ROOT
 from bench.spec import parse_config
 
 
@@ -24,13 +24,21 @@ def explain(arguments: Sequence[str], error: Exception) -> list[str]:
     several = any(argument in ("-m", "--multirun") or argument.startswith("sweeps=") for argument in arguments)
     problems: dict[str, None] = {}  # ordered, each once
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for argument in arguments:
-            if "=" in argument and not argument.startswith("-"):
-                problems |= dict.fromkeys(_problems(argument, several))
+        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        # A key may exist in one value of a group only: the group's choices go along with each of the others.
+        choices = [override for override in overrides if _is_choice(override)]
+        for argument in overrides:
+            problems |= dict.fromkeys(_problems(argument, [] if argument in choices else choices, several))
     return list(problems) or [_own_words(error)]
 
 
-def _problems(argument: str, several: bool) -> Iterator[str]:
+def _is_choice(argument: str) -> bool:
+    """Whether it names one value of a group, and one that exists."""
+    key, _, value = argument.partition("=")
+    return (CONF / key / f"{value}.yaml").is_file()
+
+
+def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]:
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
@@ -45,30 +53,30 @@ def _problems(argument: str, several: bool) -> Iterator[str]:
         values = [argument.partition("=")[2]]  # as typed: 12e45678 is infinity to the parser
     for value in values:
         try:
-            config = compose("config", [f"{argument.partition('=')[0]}={value}"])
+            config = compose("config", [*choices, f"{argument.partition('=')[0]}={value}"])
             parse_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         except ConfigError as error:
             yield from error.problems
         except (HydraException, OmegaConfBaseException) as error:
-            yield _sentence(override, value, error)
+            yield _sentence(override, value, choices, error)
 
 
-def _sentence(override: Override, value: str, error: Exception) -> str:
+def _sentence(override: Override, value: str, choices: list[str], error: Exception) -> str:
     key = override.key_or_group
-    group = CONF / key if key != "sweeps" else CONF.parent / "sweeps"
+    group = CONF / key if key != "sweeps" else ROOT / "sweeps"
     if group.is_dir():
         options = ", ".join(sorted(file.stem for file in group.glob("*.yaml")))
         return f"{key}={value}: no such value; want one of {options}"
-    known, path = _known_keys(key)
+    known, path = _known_keys(key, choices)
     name = key.removeprefix(f"{path}.") if path else key
     if name not in known:
         return unknown_key(name, value, known, path)
     return f"{key}={value}: {_own_words(error)}"
 
 
-def _known_keys(key: str) -> tuple[list[str], str]:
+def _known_keys(key: str, choices: list[str]) -> tuple[list[str], str]:
     """The keys beside the first unknown part of a dotted key, and the path to them."""
-    place: object = compose("config")
+    place: object = compose("config", choices)
     path = ""
     for part in key.split(".")[:-1]:
         below = OmegaConf.select(place, part) if isinstance(place, DictConfig) else None

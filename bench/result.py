@@ -121,8 +121,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Findings:
+    """What the measured process hands back."""
+
+    revision: str | None  # of the model: hub commit or package version
+    attestation: Attestation
+    measurement: Measurement
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a cell ended; anything but ok has a reason, and no number."""
+    """How a cell ended; anything but ok has a reason and no number. An ok with a reason lacks its samples."""
 
     status: Status
     reason: str | None = None
@@ -143,7 +153,7 @@ class Result:
     started_at: float  # seconds since 1970
     wall_s: float
     phases_s: Mapping[str, float]
-    revision: str | None = None  # of the model: hub commit or package version
+    revision: str | None = None
     attestation: Attestation | None = None
     measurement: Measurement | None = None
     samples: tuple[Sample, ...] = ()

@@ -8,7 +8,7 @@ because the request after a pause finds cold caches and sleeping threads.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
@@ -23,20 +23,10 @@ from bench.model import sources
 from bench.model.load import load
 from bench.model.prompts import prompt_ids
 from bench.model.verify import attest
-from bench.result import Attestation, Measurement, Sample
+from bench.result import Findings, Measurement
 from bench.spec import Cell
 
 _BETWEEN_ANNOUNCEMENTS_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What the measured process hands back."""
-
-    revision: str | None
-    attestation: Attestation
-    measurement: Measurement
-    samples: tuple[Sample, ...]
 
 
 def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
@@ -53,33 +43,28 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
     used_before = nvml_used_bytes(cuda_uuid()) if cell.device == "cuda" else None
 
     announce("load", "")
-    reset_peaks(cell.device)
+    has_reset = reset_peaks(cell.device)
     started = time.perf_counter()
     subject = load(cell, folder)
     if cell.device == "cuda":
         torch.cuda.synchronize()
     load_s = time.perf_counter() - started
-    load_memory = read_peaks(cell.device, used_before)
+    load_memory = read_peaks(cell.device, used_before, has_reset)
 
     ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)
     with torch.inference_mode():
         before = _now_and_then(announce, "warm-up", cell.measure.warmups)
         warmups, _ = time_requests(cell, subject, ids, cell.measure.warmups, before)
-        reset_peaks(cell.device)
+        has_reset = reset_peaks(cell.device)
         before = _now_and_then(announce, "measure", cell.measure.repeats)
         repeats, mismatch = time_requests(cell, subject, ids, cell.measure.repeats, before)
-        run_memory = read_peaks(cell.device, used_before)
+        run_memory = read_peaks(cell.device, used_before, has_reset)
         announce("attest", "")
         # Not earlier: a profiler and other shapes just before make the next requests up to 20 % slower.
         syncs = decode_syncs(cell, subject.model, ids) if cell.device == "cuda" else None
         attestation = attest(cell, subject.model, ids)
     if torch.get_num_threads() != cell.threads:
         raise CellFailure("not_engaged", f"torch runs {torch.get_num_threads()} threads, want {cell.threads}")
-
-    samples: tuple[Sample, ...] = ()
-    if wants_samples and subject.tokenizer is not None:
-        announce("samples", "")
-        samples = answer_samples(cell, subject)
     measurement = Measurement(
         prompt_tokens=ids.shape[1],
         load_s=load_s,
@@ -93,7 +78,11 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         clock_mismatch=mismatch,
         decode_syncs=syncs,
     )
-    return Findings(sources.revision(cell.model, folder), attestation, measurement, samples)
+    findings = Findings(sources.revision(cell.model, folder), attestation, measurement, ())
+    if not wants_samples or subject.tokenizer is None:
+        return findings
+    announce("samples", "", findings)  # whatever happens from here on, the numbers are there
+    return replace(findings, samples=answer_samples(cell, subject))
 
 
 def _now_and_then(announce: Announce, phase: str, count: int) -> Callable[[int], None]:

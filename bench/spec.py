@@ -180,8 +180,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For people: what a sweep usually varies."""
-        return f"{self.model.name}/{self.quant.name}/{self.attn.name}/b{self.batch}"
+        """For people: what sweeps usually vary, and what few of them do where it is not as usual."""
+        unusual = [self.decode.name] * (self.decode.name != "loop") + [self.workload.name] * (self.workload.name != "quick")
+        return "/".join([self.model.name, self.quant.name, self.attn.name, *unusual, f"b{self.batch}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
 from bench.output import store, table
 from bench.output.progress import ProgressLine
-from bench.result import SCHEMA, Host, Outcome, Result, Sample
+from bench.result import SCHEMA, Attestation, Findings, Host, Outcome, Result, Sample
 from bench.resume import resume_key
 from bench.spec import Cell, Config, Settings, cell_id, sample_key
 
@@ -138,16 +138,17 @@ def _run_all(cells: Sequence[Cell], host: Host, folder: Path, recorder: "Recorde
             result = _run_one(cell, host, folder, answers, progress)
             recorder.record(result)
             progress.finished()
+            if result.outcome.status == "killed":
+                return True
             held = wait_until_free(host.device_uuid, baseline_bytes)
             if held:
                 _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")
-            if result.outcome.status == "killed":
-                return True
         status = "FINISHED"
     except KeyboardInterrupt:
         return True
     finally:
-        recorder.close(status, time.time())
+        with _uninterrupted():
+            recorder.close(status, time.time())
     return False
 
 
@@ -166,22 +167,34 @@ def _run_one(cell: Cell, host: Host, folder: Path, answers: Answers, progress: P
     outcome, found = Outcome("ok"), {}
     try:
         findings = isolate.run_isolated(measure, (cell, wants_samples), cell.measure.limits_s, on_phase, log)
-        if findings.samples:
-            answers[key] = cell_id(cell), findings.samples
-        samples_from, samples = answers.get(key, (None, ()))
-        found = {
-            "revision": findings.revision,
-            "attestation": findings.attestation,
-            "measurement": findings.measurement,
-            "samples": samples,
-            "samples_from": None if samples_from == cell_id(cell) else samples_from,
-        }
+        found = _found(cell, findings, answers)
     except CellFailure as failure:
-        outcome = Outcome(failure.status, failure.reason, "\n".join(getattr(failure, "__notes__", [])) or None)
+        trace = "\n".join(getattr(failure, "__notes__", [])) or None
+        outcome = Outcome(failure.status, failure.reason, trace)
+        if isinstance(failure.kept, Attestation):
+            found = {"attestation": failure.kept}
+        elif failure.kept is not None:  # all but the samples
+            outcome = Outcome("ok", f"no samples: {failure.status}: {failure.reason}", trace)
+            found = _found(cell, failure.kept, answers)
     except KeyboardInterrupt:
         outcome = Outcome("killed", "ended by the user")
     phases_s = _durations(marks, time.monotonic())
     return _result(cell, host, folder, started_at, outcome=outcome, phases_s=phases_s, **found)
+
+
+def _found(cell: Cell, findings: Findings, answers: Answers) -> dict[str, Any]:
+    """The fields of a result that a measured process fills, with the answers of an earlier cell where they are shared."""
+    key = sample_key(cell)
+    if findings.samples:
+        answers[key] = cell_id(cell), findings.samples
+    samples_from, samples = answers.get(key, (None, ()))
+    return {
+        "revision": findings.revision,
+        "attestation": findings.attestation,
+        "measurement": findings.measurement,
+        "samples": samples,
+        "samples_from": None if samples_from == cell_id(cell) else samples_from,
+    }
 
 
 def _result(cell: Cell, host: Host, folder: Path, started_at: float, **found: Any) -> Result:
@@ -210,7 +223,7 @@ def _say_what_next(recorder: "Recorder", folder: Path) -> None:
         _say(f"not all of it is tracked: {recorder.untracked}")
         _say(f"send it later: python -m bench push {shown}")
     elif recorder.tracker is not None:
-        _say(f"look further: make ui, then {recorder.tracker.page}")
+        _say(f"look further: {recorder.tracker.how_to_look}")
 
 
 def _git_state() -> tuple[str | None, bool | None]:
@@ -237,12 +250,27 @@ def _signals_as_interrupts() -> Iterator[None]:
     def interrupt(signal_number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    with _handled(heard, interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C waits until what the first one asked for is recorded."""
+    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(numbers: Sequence[signal.Signals], handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.analysis.metrics import derive
+from bench.meter.host import usable_cpus
 from bench.model import sources
 from tests import fakes
 from tests.command_line import bench, environment, results
@@ -27,9 +28,10 @@ import json, statistics, sys, time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-folder, text, quant, batch, prompt_tokens, new_tokens, warmups, repeats = sys.argv[1:5] + [int(a) for a in sys.argv[5:]]
+folder, text, quant, batch, threads, *counts = sys.argv[1:]
+prompt_tokens, new_tokens, warmups, repeats = map(int, counts)
 batch = int(batch)
-torch.set_num_threads(len(__import__("os").sched_getaffinity(0)))
+torch.set_num_threads(int(threads))
 options = {"dtype": torch.float32}
 if quant == "nf4":
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -57,7 +59,7 @@ print(json.dumps([statistics.median(ttft[warmups:]), statistics.median(tpot[warm
 
 def bare(folder: Path, quant: str, batch: int, tmp_path: Path) -> tuple[float, float]:
     text = Path(__file__).parent.parent / "bench" / "data" / "text" / "prose.txt"
-    shapes = [batch, PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS]
+    shapes = [batch, usable_cpus(), PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS]
     command = [sys.executable, "-c", BARE_LOOP, str(folder), str(text), quant, *map(str, shapes)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(tmp_path))
     ttft_s, tpot_s = json.loads(done.stdout.splitlines()[-1])

@@ -45,6 +45,7 @@ HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
             ["-m", "tracking=local,none"],
             ["tracking, baseline and output_dir are no axes: want one value for the whole sweep"],
         ),
+        (["model=gpt2", "model.revision=abc", "quant=nf5"], [NO_NF5]),
         (["baseline.quant=fp61"], ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),
         (["workload.text=nope"], ["workload.text=nope: no such file; want one of prose"]),
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),

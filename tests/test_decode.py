@@ -27,7 +27,7 @@ def greedy_without_cache(model: PreTrainedModel, ids: torch.Tensor, new_tokens: 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_loop_is_greedy_and_counts_every_step(model: PreTrainedModel, name: str, batch: int) -> None:
     ids = torch.randint(0, 320, (batch, 9), generator=torch.Generator().manual_seed(1))
-    clock = CpuClock(6)
+    clock = CpuClock()
     with torch.inference_mode():
         tokens = LOOPS[name](model, ids, 6, clock)
         assert tokens.tolist() == greedy_without_cache(model, ids, 6).tolist()
@@ -45,10 +45,10 @@ def test_every_loop_of_the_configuration_exists() -> None:
 def test_an_end_of_sequence_does_not_end_the_loop(model: PreTrainedModel) -> None:
     ids = torch.zeros((1, 4), dtype=torch.int64)
     with torch.inference_mode():
-        first = int(LOOPS["loop"](model, ids, 2, CpuClock(2))[0, 0])
+        first = int(LOOPS["loop"](model, ids, 2, CpuClock())[0, 0])
         model.generation_config.eos_token_id = first
         try:
-            lengths = {name: LOOPS[name](model, ids, 5, CpuClock(5)).shape[1] for name in LOOPS}
+            lengths = {name: LOOPS[name](model, ids, 5, CpuClock()).shape[1] for name in LOOPS}
         finally:
             model.generation_config.eos_token_id = None
     assert lengths == {"loop": 5, "generate": 5}
@@ -57,7 +57,7 @@ def test_an_end_of_sequence_does_not_end_the_loop(model: PreTrainedModel) -> Non
 def test_a_missing_step_is_refused() -> None:
     from bench.errors import CellFailure
 
-    clock = CpuClock(4)
+    clock = CpuClock()
     for _ in range(4):
         clock.token()
     with pytest.raises(CellFailure, match="2 decode steps were timed, want 3"):

@@ -63,7 +63,12 @@ def write(announce: Announce) -> None:
     os.write(2, b"from native code\n")
 
 
-def threads_and_score(announce: Announce) -> str:
+def die_after_handing_over(announce: Announce) -> None:
+    announce("measure", "", "what was found")
+    os._exit(3)
+
+
+def oom_score(announce: Announce) -> str:
     return Path("/proc/self/oom_score_adj").read_text().strip()
 
 
@@ -138,6 +143,12 @@ def test_a_phase_that_takes_too_long_is_timeout_and_its_process_group_is_gone(tm
     wait_until_gone(*map(int, (tmp_path / "pids").read_text().split()))
 
 
+def test_what_was_handed_over_survives_the_process() -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(die_after_handing_over)
+    assert caught.value.kept == "what was found"
+
+
 def test_output_goes_to_the_log_from_python_and_from_native_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(write, log=str(tmp_path / "log.txt"))
     assert (tmp_path / "log.txt").read_text().splitlines() == ["from python", "from native code"]
@@ -145,7 +156,7 @@ def test_output_goes_to_the_log_from_python_and_from_native_code(tmp_path: Path,
 
 
 def test_the_out_of_memory_killer_is_told_to_prefer_the_child() -> None:
-    assert run(threads_and_score) == "1000"
+    assert run(oom_score) == "1000"
 
 
 def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bench.errors import CellFailure
 from bench.model import sources
 from bench.model.load import load
+from bench.model.verify import attest
+from bench.result import Attestation
+from bench.spec import Cell
 from tests import fakes
 
 MIB = 2**20
@@ -87,3 +91,55 @@ def test_a_broken_folder_is_failed_with_a_sentence(tmp_path: Path, files: dict[s
     assert caught.value.status == "failed"
     assert reason in caught.value.reason
     assert "\n" not in caught.value.reason
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The tiny model as a folder, with its tokenizer."""
+    subject = load(fakes.cell(model="tiny", quant="fp32"), None)
+    assert subject.tokenizer is not None
+    subject.model.save_pretrained(tmp_path / "saved")
+    subject.tokenizer.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def in_folder(folder: Path, **architecture: int) -> Cell:
+    values = fakes.group("model", "tiny", weights="pretrained", tokenizer="pretrained", path=str(folder))
+    values["architecture"] |= architecture
+    return fakes.cell(model=values, quant="fp32")
+
+
+def test_a_local_folder_is_loaded(saved: Path) -> None:
+    cell = in_folder(saved)
+    subject = load(cell, sources.fetch(cell.model))
+    with torch.inference_mode():
+        found = attest(cell, subject.model, torch.tensor([[1, 2, 3]]))
+    assert found.shape.layers == 2
+    assert subject.tokenizer is not None
+
+
+def test_a_folder_of_another_model_is_not_engaged(saved: Path) -> None:
+    cell = in_folder(saved, num_hidden_layers=3)
+    subject = load(cell, sources.fetch(cell.model))
+    with torch.inference_mode(), pytest.raises(CellFailure) as caught:
+        attest(cell, subject.model, torch.tensor([[1, 2, 3]]))
+    assert caught.value.status == "not_engaged"
+    assert caught.value.reason == "num_hidden_layers is 2, model=tiny has 3"
+    assert isinstance(caught.value.kept, Attestation)
+
+
+def test_missing_tensors_are_not_replaced_by_random_ones(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
+    save_file(kept, saved / "model.safetensors", metadata={"format": "pt"})
+    cell = in_folder(saved)
+    with pytest.raises(CellFailure, match=r"9 tensors are missing .* download it again"):
+        load(cell, sources.fetch(cell.model))
+
+
+def test_a_missing_tokenizer_is_failed_with_a_sentence(saved: Path) -> None:
+    (saved / "tokenizer.json").unlink()
+    (saved / "tokenizer_config.json").unlink()
+    cell = in_folder(saved)
+    with pytest.raises(CellFailure, match=r"cannot load .*; download the folder again"):
+        load(cell, sources.fetch(cell.model))

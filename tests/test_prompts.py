@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from bench.errors import CellFailure
 from bench.model.load import load_tokenizer
 from bench.model.prompts import prompt_ids
 from bench.paths import DATA
@@ -55,3 +56,10 @@ def test_the_byte_tokenizer_gives_back_any_text() -> None:
     ids = tokenizer(text).input_ids
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
+
+
+def test_a_prompt_with_fewer_tokens_than_rows_is_refused() -> None:
+    workload = dataclasses.replace(TINY.workload, text=None, prompt="abc", prompt_tokens=None)
+    cell = dataclasses.replace(TINY, workload=workload)
+    with pytest.raises(CellFailure, match="the prompt has 3 tokens: 4 rows of it would not all differ"):
+        prompt_ids(cell, load_tokenizer(TINY.model, None), 320)

@@ -242,4 +242,7 @@ def test_a_part_that_contradicts_itself_is_refused(part: type, mapping: dict[str
 
 
 def test_a_cell_is_labelled_by_what_a_sweep_usually_varies() -> None:
-    assert fakes.cell(quant="nf4", attn="eager", batch=8).label == "smollm2-135m/nf4/eager/b8"
+    usual = {"quant": "nf4", "attn": "eager", "batch": 8, "workload": "quick"}
+    assert fakes.cell(**usual).label == "smollm2-135m/nf4/eager/b8"
+    unusual = usual | {"decode": "generate", "workload": "chat"}
+    assert fakes.cell(**unusual).label == "smollm2-135m/nf4/eager/generate/chat/b8"

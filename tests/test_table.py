@@ -34,7 +34,7 @@ RESULTS = [
 ]
 
 TEXT = """\
-smollm2-135m, few: 4 new tokens; Some CPU, 2 threads; torch 2.9.0, transformers 5.0.0
+smollm2-135m, workload few: 8 prompt + 4 new tokens, Some CPU, 2 threads, torch 2.9.0, transformers 5.0.0
 
  quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   RSS peak MiB   load s   speedup   outcome
  ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +123,20 @@ def test_a_reading_that_no_cell_has_is_no_column() -> None:
 
 def test_the_first_line_says_where_it_was_measured() -> None:
     on_gpu = fakes.result(cell=fakes.cell(device="cuda"), host=fakes.gpu_host(versions={"torch": "2.9.0"}))
-    assert as_text([on_gpu], NO_BASELINE).splitlines()[0] == "smollm2-135m, few: 4 new tokens; Some GPU; torch 2.9.0"
+    assert as_text([on_gpu], NO_BASELINE).splitlines()[0] == (
+        "smollm2-135m, workload few: 8 prompt + 4 new tokens, Some GPU, torch 2.9.0"
+    )
+
+
+def test_the_first_line_says_only_what_holds_for_every_cell() -> None:
+    cells = [fakes.cell(), fakes.cell(model="tiny", quant="fp32", threads=1)]
+    first = as_text([fakes.result(cell=cell) for cell in cells], NO_BASELINE).splitlines()[0]
+    assert first == "workload few: 8 prompt + 4 new tokens, Some CPU, torch 2.9.0, transformers 5.0.0"
+
+
+def test_a_number_without_its_samples_says_so() -> None:
+    lacking = fakes.result(outcome=Outcome("ok", "no samples: failed: no memory"))
+    assert "no samples: failed: no memory" in as_text([lacking], NO_BASELINE)
 
 
 def test_equal_names_that_hide_a_difference_get_the_differing_field() -> None:

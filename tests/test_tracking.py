@@ -94,24 +94,32 @@ def test_a_cell_is_logged_once(folder: Path, client: MlflowClient) -> None:
     assert len(cells(client, tracked)) == 1
 
 
-def test_a_cell_that_was_logged_by_half_is_taken_back(
+def test_a_cell_that_was_logged_by_half_is_logged_again(
     folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked = tracker(folder)
 
-    def interrupt(run_id: str, result: Result) -> None:
-        raise KeyboardInterrupt
+    def fail(run_id: str, result: Result) -> None:
+        raise OSError("the server went away")
 
-    monkeypatch.setattr(tracked, "_log_artifacts", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        tracked.log_cell(OK)
-    assert cells(client, tracked) == []
+    with monkeypatch.context() as broken:
+        broken.setattr(tracked, "_log_artifacts", fail)
+        with pytest.raises(TrackingError, match="the server went away"):
+            tracked.log_cell(OK)
+    (half,) = cells(client, tracked)
+    assert half.info.status == "RUNNING"
+    assert push(folder) == 0
+    whole = cells(client, tracked)
+    assert [run.info.status for run in whole] == ["FINISHED", "FAILED"]
+    assert half.info.run_id not in [run.info.run_id for run in whole]
+    assert "decode_tok_s" in whole[0].data.metrics
 
 
 def test_the_run_that_mlflow_run_has_opened_becomes_the_parent(
     folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = client.create_run(client.create_experiment("of the project")).info
+    place = (folder / "artifacts").as_uri()
+    opened = client.create_run(client.create_experiment("of the project", place)).info
     monkeypatch.setenv("MLFLOW_RUN_ID", opened.run_id)
     tracked = tracker(folder)
     tracked.log_cell(OK)

@@ -18,7 +18,7 @@ from bench.result import Repeat
 class CpuClock:
     """A monotonic clock read after every token."""
 
-    def __init__(self, new_tokens: int) -> None:
+    def __init__(self) -> None:
         self.stamps: list[float] = []
 
     def start(self) -> None:
@@ -86,4 +86,4 @@ def _checked(repeat: Repeat, new_tokens: int) -> Repeat:
 
 def clock(device: str, new_tokens: int) -> CpuClock | CudaClock:
     """A fresh clock for one request."""
-    return CudaClock(new_tokens) if device == "cuda" else CpuClock(new_tokens)
+    return CudaClock(new_tokens) if device == "cuda" else CpuClock()

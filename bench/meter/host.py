@@ -46,6 +46,7 @@ ENVIRONMENT = (
 OPTIONAL_IMPORTS = ("bitsandbytes", "flash_attn", "flash_attn_interface")
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def probe_host() -> Host:
@@ -73,23 +74,31 @@ def probe_host() -> Host:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and the quota of its cgroup (cpu.max), rounded up."""
-    allowed = len(os.sched_getaffinity(0))
-    limit = _CGROUP / "cpu.max"
-    if limit.is_file():
-        quota, period = limit.read_text().split()
-        if quota != "max":
-            return max(1, min(allowed, -(-int(quota) // int(period))))
-    return allowed
+    """CPUs that this process may use at once: its affinity, and the quotas of its cgroups, rounded up."""
+    periods = _cgroup_limits("cpu.cfs_period_us")
+    quotas = [text.split() for text in _cgroup_limits("cpu.max")]
+    quotas += [[*pair] for pair in zip(_cgroup_limits("cpu.cfs_quota_us"), periods, strict=True)]
+    granted = [-(-int(quota) // int(period)) for quota, period in quotas if quota not in ("max", "-1")]
+    return max(1, min([len(os.sched_getaffinity(0)), *granted]))
 
 
 def memory_limit_bytes() -> int:
-    """Memory that this process may use: the machine's, or its cgroup's limit (memory.max) where that is lower."""
+    """Memory that this process may use: the machine's, or the limit of one of its cgroups where that is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        return min(machine, int(text))
-    return machine
+    limits = [*_cgroup_limits("memory.max"), *_cgroup_limits("memory.limit_in_bytes")]
+    return min([machine, *(int(limit) for limit in limits if limit != "max")])
+
+
+def _cgroup_limits(name: str) -> list[str]:
+    """What the files ``name`` say in this process's cgroups and all above them; versions 1 and 2 name them differently."""
+    found = []
+    for line in _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        root = _CGROUP / controllers
+        place = root / path.lstrip("/")
+        inside = [folder for folder in (place, *place.parents) if folder.is_relative_to(root)]
+        found += [(folder / name).read_text().strip() for folder in inside if (folder / name).is_file()]
+    return found
 
 
 def prepare_process(cell: Cell) -> dict[str, str]:

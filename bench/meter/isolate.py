@@ -20,11 +20,17 @@ from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench.errors import BenchError, CellFailure, FailureStatus
 
-Announce = Callable[[str, str], None]
+
+class Announce(Protocol):
+    """Tell the parent which phase begins, and hand over what must survive if the rest of the task does not."""
+
+    def __call__(self, phase: str, detail: str = "", kept: Any = None) -> None: ...
+
+
 OnPhase = Callable[[str, str], None]
 
 _START_LIMIT_S = 300.0  # until the first phase is announced: on a cold disk the imports alone take a while
@@ -34,7 +40,7 @@ TIMED_PHASES = frozenset({"load", "warm-up", "measure"})  # in these the parent 
 _OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "not enough memory")
 _NO_KERNEL = ("no available kernel", "no viable backend")  # of sdpa, when it is pinned to a backend that cannot
 
-_MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+_VMSTAT = Path("/proc/vmstat")
 
 _context: Any = multiprocessing.get_context("forkserver")
 
@@ -98,48 +104,49 @@ def run_isolated(
 
 
 def _follow(process: Any, ours: Connection, limits_s: Mapping[Any, float], on_phase: OnPhase, kills_before: int) -> Any:
-    phase, detail, limit_s = "start", "", _START_LIMIT_S
+    phase, detail, limit_s, kept = "start", "", _START_LIMIT_S, None
     deadline = time.monotonic() + limit_s
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise CellFailure("timeout", f"phase {phase} took longer than its {limit_s:g} s (measure.limits_s.{phase})")
+            setting = f" (measure.limits_s.{phase})" if phase in limits_s else ""
+            raise CellFailure("timeout", f"phase {phase} took longer than its {limit_s:g} s{setting}", kept)
         wait([ours, process.sentinel], left if phase in TIMED_PHASES else min(left, 1.0))
         if ours.poll():
             try:
                 kind, *message = ours.recv()
             except EOFError:
-                raise _death(process, phase, kills_before) from None
+                raise _death(process, phase, kills_before, kept) from None
             if kind != "phase":
                 process.join(_EXIT_LIMIT_S)  # it ends by itself, and cleans up what it registered
             if kind == "value":
                 return message[0]
             if kind == "failure":
-                status, reason, trace = message
-                failure = CellFailure(status, reason)
+                status, reason, trace, own = message
+                failure = CellFailure(status, reason, kept if own is None else own)
                 failure.add_note(trace)
                 raise failure
             if message[0] != phase:
                 phase, limit_s = message[0], limits_s.get(message[0], _START_LIMIT_S)
                 deadline = time.monotonic() + limit_s
-            detail = message[1]
+            detail, kept = message[1], kept if message[2] is None else message[2]
             on_phase(phase, detail)
             ours.send("go on")
         elif not process.is_alive():
-            raise _death(process, phase, kills_before)
+            raise _death(process, phase, kills_before, kept)
         elif phase not in TIMED_PHASES:
             on_phase(phase, detail)
 
 
-def _death(process: Any, phase: str, kills_before: int) -> CellFailure:
+def _death(process: Any, phase: str, kills_before: int, kept: Any) -> CellFailure:
     process.join()
     code = process.exitcode
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         if -code == signal.SIGKILL and _oom_kills() > kills_before:
-            return CellFailure("oom", f"the kernel's out-of-memory killer ended the process in phase {phase}")
-        return CellFailure("failed", f"the process was ended by {name} in phase {phase}")
-    return CellFailure("failed", f"the process ended with exit code {code} in phase {phase}")
+            return CellFailure("oom", f"the kernel's out-of-memory killer ended the process in phase {phase}", kept)
+        return CellFailure("failed", f"the process was ended by {name} in phase {phase}", kept)
+    return CellFailure("failed", f"the process ended with exit code {code} in phase {phase}", kept)
 
 
 def _end(process: Any) -> None:
@@ -153,11 +160,11 @@ def _end(process: Any) -> None:
 
 
 def _oom_kills() -> int:
-    """How many processes of this cgroup the out-of-memory killer has ended."""
-    if not _MEMORY_EVENTS.is_file():
-        return 0
-    events = dict(line.split() for line in _MEMORY_EVENTS.read_text().splitlines())
-    return int(events.get("oom_kill", 0))
+    """How many processes the out-of-memory killer has ended on this machine, in whichever cgroup."""
+    for line in _VMSTAT.read_text().splitlines() if _VMSTAT.is_file() else []:
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
 
 
 def _child(theirs: Connection, lifeline: Connection, log: str, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -169,8 +176,8 @@ def _child(theirs: Connection, lifeline: Connection, log: str, task: Callable[..
         Path("/proc/self/oom_score_adj").write_text("1000")
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
 
-    def announce(phase: str, detail: str = "") -> None:
-        theirs.send(("phase", phase, detail))
+    def announce(phase: str, detail: str = "", kept: Any = None) -> None:
+        theirs.send(("phase", phase, detail, kept))
         theirs.recv()
 
     try:
@@ -178,10 +185,10 @@ def _child(theirs: Connection, lifeline: Connection, log: str, task: Callable[..
             importlib.import_module("bench.meter.preload")
         message: tuple[Any, ...] = ("value", task(announce, *arguments))
     except CellFailure as failure:
-        message = ("failure", failure.status, failure.reason, traceback.format_exc())
+        message = ("failure", failure.status, failure.reason, traceback.format_exc(), failure.kept)
     except Exception as error:  # the one place where a crash becomes an outcome
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-        message = ("failure", _status(error), reason, traceback.format_exc())
+        message = ("failure", _status(error), reason, traceback.format_exc(), None)
     theirs.send(message)
 
 

@@ -21,7 +21,7 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"another sweep is running on this machine (lock file {file}); waiting for it to end, Ctrl-C to give up")
-        lock.acquire()
+        lock.acquire(poll_interval=5)  # the sweep that runs is being timed
     try:
         yield
     finally:

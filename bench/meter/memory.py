@@ -7,7 +7,6 @@ peaks, and NVML tells what the whole device holds: by the UUID of the device, be
 CUDA_VISIBLE_DEVICES.
 """
 
-import contextlib
 from pathlib import Path
 
 import torch
@@ -29,21 +28,29 @@ def status_bytes(field: str) -> int | None:
     return None
 
 
-def reset_peaks(device: str) -> None:
-    """Begin a phase."""
-    with contextlib.suppress(OSError):  # some sandboxes forbid it: the peak is then that of the process so far
-        _CLEAR_REFS.write_text("5")
+def reset_peaks(device: str) -> bool:
+    """Begin a phase; returns whether the peak of the resident set begins anew, which some sandboxes forbid."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def read_peaks(device: str, device_used_before: int | None) -> Memory:
-    """End a phase. ``device_used_before``: NVML's reading before this process had a CUDA context."""
+def read_peaks(device: str, device_used_before: int | None, has_reset: bool) -> Memory:
+    """End a phase.
+
+    Args:
+        device_used_before: NVML's reading before this process had a CUDA context.
+        has_reset: what ``reset_peaks`` said; without it the peak is that of an earlier phase, and no reading.
+    """
     cuda = device == "cuda"
     used = nvml_used_bytes(cuda_uuid()) if cuda else None
     return Memory(
-        rss_peak_bytes=status_bytes("VmHWM"),
+        rss_peak_bytes=status_bytes("VmHWM") if has_reset else None,
         rss_anon_bytes=status_bytes("RssAnon"),
         rss_file_bytes=status_bytes("RssFile"),
         allocated_peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,

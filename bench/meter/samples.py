@@ -1,6 +1,7 @@
 """What the model answers: greedy, to its own end of sequence, the same prompts for every cell.
 
-The prompts go through as one left-padded batch with its mask, since these passes are not timed. Everything that a
+The prompts go through as one left-padded batch with its mask, since these passes are not timed; for the same reason sdpa
+is not pinned to a backend here: some refuse any mask. Everything that a
 model's own generation_config could slip in (sampling, penalties) is set explicitly.
 """
 
@@ -8,7 +9,6 @@ import torch
 import yaml
 from transformers import GenerationConfig
 
-from bench.model.attn import pinned
 from bench.model.load import Subject
 from bench.paths import PROMPT_SETS
 from bench.result import Sample
@@ -40,7 +40,7 @@ def answer_samples(cell: Cell, subject: Subject) -> tuple[Sample, ...]:
         eos_token_id=eos,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.inference_mode(), pinned(cell.attn):
+    with torch.inference_mode():
         out = subject.model.generate(**batch, generation_config=config)
     answers = out[:, batch["input_ids"].shape[1] :].tolist()
     return tuple(_sample(prompt, ids, ends, subject) for prompt, ids in zip(prompts, answers, strict=True))

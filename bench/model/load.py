@@ -8,6 +8,8 @@ materialized, initialized by the model's own rule, quantized and moved before th
 final size plus one layer.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,13 @@ def load(cell: Cell, folder: Path | None) -> Subject:
     Raises:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
     """
-    model = _random(cell) if folder is None else _pretrained(cell, folder)
+    if folder is None:
+        model, tokenizer = _random(cell), load_tokenizer(cell.model, None)
+    else:
+        with _reading(cell, folder):
+            model, tokenizer = _pretrained(cell, folder), load_tokenizer(cell.model, folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
-    return Subject(model, load_tokenizer(cell.model, folder))
+    return Subject(model, tokenizer)
 
 
 def load_tokenizer(model: Model, folder: Path | None) -> PreTrainedTokenizerBase | None:
@@ -53,16 +59,31 @@ def load_tokenizer(model: Model, folder: Path | None) -> PreTrainedTokenizerBase
 
 
 def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[cell.quant.dtype],
-            attn_implementation=cell.attn.implementation,
-            quantization_config=SCHEMES[cell.quant.scheme].configuration(cell.quant),
-            device_map={"": cell.device},
-            trust_remote_code=False,
-            use_safetensors=True,
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[cell.quant.dtype],
+        attn_implementation=cell.attn.implementation,
+        quantization_config=SCHEMES[cell.quant.scheme].configuration(cell.quant),
+        device_map={"": cell.device},
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if absent:  # transformers fills them with random numbers and goes on
+        raise CellFailure(
+            "failed",
+            f"{cell.model.name}: {len(absent)} tensors are missing in {folder} (first {absent[0]}): the download is "
+            "incomplete or of another architecture; download it again",
         )
+    return model
+
+
+@contextlib.contextmanager
+def _reading(cell: Cell, folder: Path) -> Iterator[None]:
+    """What the libraries raise over files, as sentences."""
+    try:
+        yield
     except RuntimeError as error:
         # transformers wraps what quantization raises and hides its text: the allocator knows whether it was memory.
         if cell.device == "cuda" and torch.cuda.memory_stats().get("num_ooms"):
@@ -70,7 +91,8 @@ def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CellFailure("failed", f"{cell.model.name}: cannot load {folder}: {first}") from error
+        advice = "download the folder again, or measure speed alone with model.weights=random"
+        raise CellFailure("failed", f"{cell.model.name}: cannot load {folder}: {first}; {advice}") from error
 
 
 def _random(cell: Cell) -> PreTrainedModel:

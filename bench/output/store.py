@@ -49,7 +49,10 @@ def new_folder(outputs: Path) -> Path:
 def cell_folder(folder: Path, cell_id: str) -> Path:
     """Where one cell's files lie, made if need be."""
     place = folder / cell_id
-    place.mkdir(exist_ok=True)
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{place}: cannot be made ({error.strerror})") from error
     return place
 
 

@@ -13,6 +13,7 @@ from bench.result import Measurement, Result
 from bench.spec import Baseline, Cell
 
 MIB = 2**20
+_SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes")
 _CLOCKS_AGREE = 0.01
 _WIDTH = 160  # where there is no terminal
 
@@ -56,18 +57,29 @@ def summary(results: Sequence[Result], baseline: Baseline) -> RenderableType:
         row.append(result.outcome.status if result.outcome.status != "ok" else "")
         table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
     notes = [Text(note) for note in _notes(results, columns, str(against) if ratios else None)]
-    return Group(_conditions(results[0]), table, *notes)
+    return Group(_conditions(results), table, *notes)
 
 
-def _conditions(result: Result) -> Text:
-    cell, host = result.cell, result.host
-    versions = ", ".join(
-        f"{name} {host.versions[name]}" for name in ("torch", "transformers", "bitsandbytes") if name in host.versions
-    )
-    device = host.device_name if cell.device == "cuda" else f"{host.cpu_name}, {cell.threads} threads"
-    return Text(
-        f"{cell.model.name}, {cell.workload.name}: {cell.workload.new_tokens} new tokens; {device}; {versions}", "dim"
-    )
+def _conditions(results: Sequence[Result]) -> Text:
+    """What holds for every cell of the table."""
+    cells, host = [result.cell for result in results], results[0].host
+    said = [cells[0].model.name] if len({cell.model.name for cell in cells}) == 1 else []
+    if len({(workload := cell.workload).name for cell in cells}) == 1:
+        said.append(f"workload {workload.name}: {_tokens(results)}")
+    devices = {cell.device for cell in cells}
+    said.append(host.device_name if devices == {"cuda"} else host.cpu_name)
+    threads = {cell.threads for cell in cells}
+    if devices == {"cpu"} and len(threads) == 1:
+        said.append(f"{threads.pop()} threads")
+    said += [f"{name} {host.versions[name]}" for name in _SHOWN_VERSIONS if name in host.versions]
+    return Text(", ".join(said), "dim")
+
+
+def _tokens(results: Sequence[Result]) -> str:
+    prompts = {result.measurement.prompt_tokens for result in results if result.measurement is not None}
+    news = {result.cell.workload.new_tokens for result in results}
+    counts = [f"{min(counts)} {kind}" for counts, kind in ((prompts, "prompt"), (news, "new")) if len(counts) == 1]
+    return f"{' + '.join(counts)} tokens" if counts else "lengths as below"
 
 
 def _notes(results: Sequence[Result], columns: Sequence[str], against: str | None) -> list[str]:
@@ -77,7 +89,10 @@ def _notes(results: Sequence[Result], columns: Sequence[str], against: str | Non
     for result in results:
         if result.measurement is not None:
             place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
-            notes += [f"{place}: {doubt}" for doubt in _doubts(result.cell, result.measurement)]
+            doubts = _doubts(result.cell, result.measurement)
+            if result.outcome.reason is not None:  # ok, but
+                doubts.append(result.outcome.reason)
+            notes += [f"{place}: {doubt}" for doubt in doubts]
     reasons: dict[str, list[str]] = {}  # one sentence often holds for many cells
     for result in results:
         if result.outcome.status != "ok":

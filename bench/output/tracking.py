@@ -1,8 +1,9 @@
 """The mirror of the results in MLflow: one parent run a sweep, one nested run a cell.
 
 ``MlflowClient`` with explicit run ids, because the fluent functions keep state that ``mlflow run`` has already used up.
-A run is created when its cell is over, with one ``log_batch``: nothing is left RUNNING by a killed sweep, and nothing
-is logged while anything is timed. Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is
+A run is created when its cell is over, with one ``log_batch``, and nothing is logged while anything is timed. A run that
+is still RUNNING was logged by half, by a process that was killed or a server that went away: ``push`` replaces it, and
+ends the parent. Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is
 on disk, and ``push`` can send it again.
 """
 
@@ -24,6 +25,7 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from bench import paths
 from bench.analysis.metrics import derive, median_step_s
 from bench.errors import TrackingError
 from bench.output.store import Sweep, cell_folder
@@ -31,7 +33,8 @@ from bench.result import Result
 from bench.spec import Tracking, identity
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
-_REFUSALS = (MlflowException, SQLAlchemyError, OSError)  # requests' exceptions are OSErrors
+# requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
+_REFUSALS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 _LONGEST_VALUE = 500
 _LONGEST_NAME = 100
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
@@ -59,8 +62,8 @@ class Tracker:
         with _translated(uri):
             self._client = MlflowClient(tracking_uri=uri)
             found = self._client.get_experiment_by_name(sweep.tracking.experiment)
-            # Beside a database of ours the default would be ./mlruns, wherever the command was run from.
-            place = (outputs.resolve() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            # A server has a place for artifacts; beside a database the default would be ./mlruns, wherever we were started.
+            place = None if "http" in uri.partition(":")[0] else (outputs.resolve() / "artifacts").as_uri()
             self.experiment_id = (
                 found.experiment_id if found else self._client.create_experiment(sweep.tracking.experiment, place)
             )
@@ -69,11 +72,15 @@ class Tracker:
             )
 
     @property
-    def page(self) -> str:
-        """Where a browser shows the runs: on the tracking server, or on the one that ``make ui`` starts."""
-        server = self._uri.rstrip("/") if self._uri.startswith("http") else "http://127.0.0.1:5000"
+    def how_to_look(self) -> str:
+        """The page of the runs, and what serves it where no server runs yet."""
         # A first visit without the workflow type opens on a page about something else.
-        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        page = f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        if self._uri.startswith("http"):
+            return self._uri.rstrip("/") + page
+        usual = self._uri == f"sqlite:///{paths.ROOT / 'outputs' / 'mlflow.db'}"
+        command = "make ui" if usual else f"mlflow server --port 5000 --backend-store-uri {self._uri}"
+        return f"{command}, then http://127.0.0.1:5000{page}"
 
     @property
     def _mine(self) -> str:
@@ -107,28 +114,23 @@ class Tracker:
         }
 
     def log_cell(self, result: Result) -> None:
-        """One nested run with everything; a run of the same cell that is there already is left as it is."""
+        """One nested run with everything. One that is there stays as it is; one that was logged by half is replaced."""
+        same_cell = f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"
         with _translated(self._uri):
-            if self._found(f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"):
-                return
-            run = self._client.create_run(
+            for run in self._client.search_runs([self.experiment_id], same_cell):
+                if run.info.status != "RUNNING":
+                    return
+                self._client.delete_run(run.info.run_id)
+            run_id = self._client.create_run(
                 self.experiment_id,
                 start_time=_ms(result.started_at),
                 run_name=result.cell.label,
                 tags={"mlflow.parentRunId": self.parent_id, **self._cell_tags(result)},
-            )
-            try:
-                self._fill(run.info.run_id, result)
-            except BaseException:  # Ctrl-C too: a half-logged run would be taken for a logged one by the next push
-                with contextlib.suppress(*_REFUSALS):
-                    self._client.delete_run(run.info.run_id)
-                raise
-
-    def _fill(self, run_id: str, result: Result) -> None:
-        self._client.log_batch(run_id, _metrics(result), _params(result), [])
-        self._log_artifacts(run_id, result)
-        ended = _ms(result.started_at + result.wall_s)
-        self._client.set_terminated(run_id, _RUN_STATUS.get(result.outcome.status, "FAILED"), ended)
+            ).info.run_id
+            self._client.log_batch(run_id, _metrics(result), _params(result), [])
+            self._log_artifacts(run_id, result)
+            ended = _ms(result.started_at + result.wall_s)
+            self._client.set_terminated(run_id, _RUN_STATUS.get(result.outcome.status, "FAILED"), ended)
 
     def _log_artifacts(self, run_id: str, result: Result) -> None:
         folder = cell_folder(self._folder, result.cell_id)

@@ -141,7 +141,7 @@ def test_random_weights_are_quantized_on_the_device(host: Host, quant: str, log:
 
 
 @pytest.mark.parametrize("loop", ["loop", "generate"])
-def test_both_loops_give_the_same_tokens_times(host: Host, smollm2: str, loop: str, log: Path) -> None:
+def test_both_loops_are_timed(host: Host, smollm2: str, loop: str, log: Path) -> None:
     cell = few_repeats(gpu_cell(host, model=smollm2, quant="fp16", decode=loop, batch=4))
     sane(measured(cell, log), cell)
 
@@ -164,7 +164,7 @@ def test_a_batch_whose_cache_cannot_fit_is_oom(host: Host, log: Path) -> None:
 
 
 def test_the_headline_command_measures_on_the_gpu(host: Host, tmp_path: Path) -> None:
-    overrides = ["model=tiny", "quant=fp16,nf4", "batch=1,2", f"outputs={tmp_path}"]
+    overrides = ["model=tiny", "quant=fp16,nf4", "batch=1,2", f"output_dir={tmp_path}"]
     environment = os.environ | {"BENCH_LOCK": str(tmp_path / "lock")}
     done = subprocess.run(
         [sys.executable, "-m", "bench", "-m", *overrides],
