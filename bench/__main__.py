@@ -33,6 +33,8 @@ def main() -> int:
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while composing; a sweep that has begun handles its own
+        return 130
 
 
 def _sweep(arguments: list[str]) -> int:
@@ -96,6 +98,8 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
 
         raise ConfigError(explain(arguments, error)) from error
     except OSError as error:  # Hydra makes a folder for its own record of a sweep
+        if error.filename is None:  # `--help | head` closes the pipe
+            raise
         raise ConfigError([f"output_dir: cannot write {error.filename} ({error.strerror})"]) from error
     return jobs
 

@@ -214,6 +214,10 @@ class Settings:
     baseline: Baseline
     output_dir: str  # folder for everything that a run writes
 
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("output_dir=: want the name of a folder")
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

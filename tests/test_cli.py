@@ -47,6 +47,7 @@ HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
         ),
         (["model=gpt2", "model.revision=abc", "quant=nf5"], [NO_NF5]),
         (["baseline.quant=fp61"], ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),
+        (["output_dir="], ["output_dir=: want the name of a folder"]),
         (["workload.text=nope"], ["workload.text=nope: no such file; want one of prose"]),
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),
         (["frobnicate"], ["frobnicate: no such command; there are push, fetch, and key=value starts a sweep"]),

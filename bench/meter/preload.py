@@ -9,10 +9,14 @@ falls back to starting each process from nothing. The environment is that of the
 import importlib
 import logging
 import os
+import signal
 import threading
 import warnings
 
 import tqdm
+
+# Ctrl-C goes to every process of the terminal: this one would answer with a traceback out of its imports.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else torch.cuda.is_available() may initialize CUDA
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
