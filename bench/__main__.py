@@ -2,14 +2,13 @@
 
 Hydra composes every job, but its task function only collects the composed configuration; when it has returned, all of
 them are parsed and only then does anything run. So a mistake in the ninth cell stops the sweep before the first, and
-order, resume and dry runs need no launcher. A first argument that is a plain word is one of ``COMMANDS``; anything else
-is Hydra's.
+order, resume and dry runs need no launcher. A first argument that is a plain word is a command (``commands``); anything
+else is Hydra's.
 """
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench import paths
@@ -24,7 +23,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     try:
         if arguments and arguments[0].isidentifier():
-            return _command(arguments[0], arguments[1:])
+            from bench.commands import run_command
+
+            return run_command(arguments[0], arguments[1:], collect)
         return _sweep(arguments)
     except ConfigError as error:
         for problem in error.problems:
@@ -103,30 +104,6 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
         raise ConfigError([f"output_dir: cannot write {error.filename} ({error.strerror})"]) from error
     return jobs
 
-
-def _command(name: str, arguments: list[str]) -> int:
-    if name not in COMMANDS:
-        raise ConfigError([f"{name}: no such command; there are {', '.join(COMMANDS)}, and key=value starts a sweep"])
-    return COMMANDS[name](arguments)
-
-
-def _push(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        raise ConfigError(["push: want one folder, like outputs/sweeps/2026-01-31_12-00-00"])
-    from bench.output.push import push
-
-    return push(Path(arguments[0]))
-
-
-def _fetch(arguments: list[str]) -> int:
-    if not arguments:
-        raise ConfigError(["fetch: want one or more models; see conf/model/"])
-    from bench.fetch import fetch
-
-    return fetch(arguments)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"push": _push, "fetch": _fetch}
 
 if __name__ == "__main__":
     sys.exit(main())

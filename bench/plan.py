@@ -8,6 +8,7 @@ values are data in their YAML (``requires:``); the rules here are about combinat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from bench.analysis import footprint
 from bench.result import Host, Outcome, Status
 from bench.spec import Cell, DtypeName, Requires, estimated_tokens
 
@@ -95,6 +96,21 @@ def _cpus(cell: Cell, host: Host) -> str | None:
     return None
 
 
+def _memory(cell: Cell, host: Host) -> str | None:
+    """Only what is certain counts, weights and cache: a cell that may just fit is tried, and is ``oom`` if it does not."""
+    found = footprint.predict(cell)
+    on_gpu = cell.device == "cuda"
+    available = host.device_memory_bytes if on_gpu else host.memory_bytes
+    if found is None or available is None or found.least_bytes <= available:
+        return None
+    largest = footprint.max_batch(cell, available)
+    return (
+        f"weights ({found.weight_bytes / 2**30:.1f} GiB) and KV cache ({found.kv_bytes / 2**30:.1f} GiB) take "
+        f"{found.least_bytes / 2**30:.1f} GiB at batch {cell.batch}, {host.device_name if on_gpu else 'this machine'} has "
+        f"{available / 2**30:.1f} GiB; " + (f"a batch of {largest} should fit" if largest else "not even one row fits")
+    )
+
+
 def _outliers(cell: Cell, host: Host) -> str | None:
     if cell.model.weights == "random" and cell.quant.threshold:
         return (
@@ -111,5 +127,6 @@ RULES: tuple[tuple[Status, Callable[[Cell, Host], str | None]], ...] = (
     ("skipped", _library),
     ("skipped", _context),
     ("skipped", _cpus),
+    ("skipped", _memory),
     ("not_engaged", _outliers),
 )

@@ -14,9 +14,10 @@ from bench.errors import ConfigError, StoreError
 from bench.parse import parse
 from bench.spec import Cell
 
-SCHEMA = 1
+SCHEMA = 2
 
 Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
+Stopped = Literal["target", "repeats", "budget"]  # known well enough, as many as allowed, out of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Attestation:
     kv_bytes_per_token: int  # of one sequence, all layers, read off a real cache
     attention: str  # the implementation that transformers says is in force
     attention_operators: tuple[str, ...]  # operators that really ran
+    kernels: tuple[str, ...]  # CUDA kernels of one prefill and one decode step
     compute_dtypes: tuple[str, ...]  # of quantized layers
     outlier_share: float | None  # int8 with a threshold: activation columns above it, of all
 
@@ -94,13 +96,38 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentinel:
+    """Reference kernels that no cell changes, only the state of the machine. Units: seconds, the median of a few."""
+
+    read_s: float  # adding up 64 MiB
+    matmul_s: float  # a product of two 512 x 512 matrices, fp32
+    steps_s: float  # 16 decode steps of a very small model: the interpreter and the dispatcher
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """Who else was on the CPUs while requests were timed; None where the system does not tell."""
+
+    wall_s: float
+    throttled_s: float | None  # the cgroup had used up its quota
+    steal_s: float | None  # the hypervisor gave the CPUs to others
+    involuntary_switches: int | None  # of this process's threads
+    pressure_s: float | None  # some thread of the cgroup, or of the machine, waited for a CPU
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
-    """Everything that was read. ``warmups[0]`` is the very first request of the process."""
+    """Everything that one process read. ``warmups[0]`` is its very first request."""
 
     prompt_tokens: int
     load_s: float
     warmups: tuple[Repeat, ...]
+    settled: bool  # whether two windows of the warm-ups agreed
     repeats: tuple[Repeat, ...]
+    stopped: Stopped
+    before: Sentinel
+    after: Sentinel
+    contamination: Contamination
     load_memory: Memory
     run_memory: Memory
     rss_before_load_bytes: int | None
@@ -122,17 +149,27 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the measured process hands back."""
+    """What the measured process hands back, or leaves behind when it fails later on."""
 
     revision: str | None  # of the model: hub commit or package version
     attestation: Attestation
-    measurement: Measurement
-    samples: tuple[Sample, ...]
+    measurement: Measurement | None  # None: what is in memory does not deserve the cell's name
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One process of a cell: an independent reading of it. ``measurement`` is None where it gave none."""
+
+    started_at: float  # seconds since 1970
+    wall_s: float
+    phases_s: Mapping[str, float]
+    measurement: Measurement | None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a cell ended; anything but ok has a reason and no number. An ok with a reason lacks its samples."""
+    """How a cell ended; anything but ok has a reason and no number. An ok with a reason lacks samples or passes."""
 
     status: Status
     reason: str | None = None
@@ -151,16 +188,30 @@ class Result:
     host: Host
     outcome: Outcome
     started_at: float  # seconds since 1970
-    wall_s: float
-    phases_s: Mapping[str, float]
+    passes: tuple[Pass, ...] = ()
     revision: str | None = None
-    attestation: Attestation | None = None
-    measurement: Measurement | None = None
+    attestation: Attestation | None = None  # of the first pass; each is checked against the cell
     samples: tuple[Sample, ...] = ()
     samples_from: str | None = None  # cell_id of the cell that answered for this one too
+    reused_from: str | None = None  # sweep_id of the sweep that measured it
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Of the passes that gave one; empty for a cell without a number."""
+        return tuple(p.measurement for p in self.passes if p.measurement is not None) if self.outcome.status == "ok" else ()
+
+    @property
+    def ended_at(self) -> float:
+        """When its last process ended, in seconds since 1970."""
+        return max((each.started_at + each.wall_s for each in self.passes), default=self.started_at)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+
+def is_complete(record: Result) -> bool:
+    """Whether no further process is wanted: all have run, or one has given a reason why there is no number."""
+    return record.outcome.status != "ok" or len(record.passes) >= record.cell.measure.passes
 
 
 def from_json(text: str | bytes, where: str) -> Result:

@@ -34,6 +34,8 @@ def measuring_digest() -> str:
         *PACKAGE.glob("model/*.py"),
         *PACKAGE.glob("meter/*.py"),
         PACKAGE / "run.py",
+        PACKAGE / "analysis" / "stats.py",  # how many requests
+        PACKAGE / "analysis" / "stopping.py",
         *TEXTS.values(),
         *PROMPT_SETS.values(),
     ]

@@ -1,32 +1,31 @@
 """One cell, from nothing to a result: the straight line that runs in the measured process.
 
-prepare -> load -> warm up -> measure -> attest -> samples. ``announce`` tells the parent where we are and returns when it
-has gone back to sleep; it is never called between two clock readings, and between requests only every few seconds,
-because the request after a pause finds cold caches and sleeping threads.
+prepare -> load -> warm up -> measure -> attest -> samples, with the reference kernels before the load and after the
+timed requests. ``announce`` tells the parent where we are and returns when it has gone back to sleep.
 """
 
-import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from bench.errors import CellFailure
+from bench.meter.contamination import counters, since
 from bench.meter.device import nvml_used_bytes
 from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
-from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
+from bench.meter.memory import cuda_uuid, read_peaks, release_heap, reset_peaks, status_bytes
+from bench.meter.repeat import measure, warm_up
 from bench.meter.samples import answer_samples
-from bench.meter.speed import decode_syncs, time_requests
+from bench.meter.sentinel import read_sentinel
+from bench.meter.speed import decode_syncs
 from bench.model import sources
-from bench.model.load import load
+from bench.model.load import Subject, load
 from bench.model.prompts import prompt_ids
-from bench.model.verify import attest
-from bench.result import Findings, Measurement
+from bench.model.verify import attest, mismatches
+from bench.result import Findings, Measurement, Memory
 from bench.spec import Cell
-
-_BETWEEN_ANNOUNCEMENTS_S = 2.0
 
 
 def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
@@ -41,35 +40,39 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
     import_libraries(cell)
     rss_before = status_bytes("VmRSS")
     used_before = nvml_used_bytes(cuda_uuid()) if cell.device == "cuda" else None
+    before = read_sentinel(cell.device)
+    if cell.device == "cuda":
+        torch.cuda.empty_cache()  # the reference kernels' memory is not the model's
 
     announce("load", "")
-    has_reset = reset_peaks(cell.device)
-    started = time.perf_counter()
-    subject = load(cell, folder)
-    if cell.device == "cuda":
-        torch.cuda.synchronize()
-    load_s = time.perf_counter() - started
-    load_memory = read_peaks(cell.device, used_before, has_reset)
-
+    subject, load_s, load_memory = _load(cell, folder, used_before)
     ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)
     with torch.inference_mode():
-        before = _now_and_then(announce, "warm-up", cell.measure.warmups)
-        warmups, _ = time_requests(cell, subject, ids, cell.measure.warmups, before)
+        warmups, settled = warm_up(announce, cell, subject, ids)
         has_reset = reset_peaks(cell.device)
-        before = _now_and_then(announce, "measure", cell.measure.repeats)
-        repeats, mismatch = time_requests(cell, subject, ids, cell.measure.repeats, before)
+        counted = counters()
+        repeats, stopped, mismatch = measure(announce, cell, subject, ids)
+        contamination = since(counted)
         run_memory = read_peaks(cell.device, used_before, has_reset)
+        after = read_sentinel(cell.device)
         announce("attest", "")
         # Not earlier: a profiler and other shapes just before make the next requests up to 20 % slower.
         syncs = decode_syncs(cell, subject.model, ids) if cell.device == "cuda" else None
         attestation = attest(cell, subject.model, ids)
-    if torch.get_num_threads() != cell.threads:
-        raise CellFailure("not_engaged", f"torch runs {torch.get_num_threads()} threads, want {cell.threads}")
+    revision = sources.revision(cell.model, folder)
+    reasons = [*mismatches(cell, subject.model, attestation), *_wrong_threads(cell)]
+    if reasons:
+        raise CellFailure("not_engaged", "; ".join(reasons), Findings(revision, attestation, None))
     measurement = Measurement(
         prompt_tokens=ids.shape[1],
         load_s=load_s,
         warmups=warmups,
+        settled=settled,
         repeats=repeats,
+        stopped=stopped,
+        before=before,
+        after=after,
+        contamination=contamination,
         load_memory=load_memory,
         run_memory=run_memory,
         rss_before_load_bytes=rss_before,
@@ -78,21 +81,26 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         clock_mismatch=mismatch,
         decode_syncs=syncs,
     )
-    findings = Findings(sources.revision(cell.model, folder), attestation, measurement, ())
+    findings = Findings(revision, attestation, measurement)
     if not wants_samples or subject.tokenizer is None:
         return findings
     announce("samples", "", findings)  # whatever happens from here on, the numbers are there
     return replace(findings, samples=answer_samples(cell, subject))
 
 
-def _now_and_then(announce: Announce, phase: str, count: int) -> Callable[[int], None]:
-    """Announces the first request of a phase, and of the others those that begin long enough after the last one."""
-    last_s = -math.inf
+def _load(cell: Cell, folder: Path | None, used_before: int | None) -> tuple[Subject, float, Memory]:
+    """The model in memory, how long that took, and the peaks of it."""
+    has_reset = reset_peaks(cell.device)
+    started = time.perf_counter()
+    subject = load(cell, folder)
+    if cell.device == "cuda":
+        torch.cuda.synchronize()
+    load_s = time.perf_counter() - started
+    memory = read_peaks(cell.device, used_before, has_reset)
+    release_heap()
+    return subject, load_s, memory
 
-    def before(index: int) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s > _BETWEEN_ANNOUNCEMENTS_S:
-            announce(phase, f"{index + 1}/{count}")
-            last_s = time.monotonic()
 
-    return before
+def _wrong_threads(cell: Cell) -> list[str]:
+    found = torch.get_num_threads()
+    return [] if found == cell.threads else [f"torch runs {found} threads, want {cell.threads}"]

@@ -138,11 +138,18 @@ class Measure:
     """How carefully, and the longest that each phase may take."""
 
     name: str
-    warmups: int = field(metadata=_at_least(1))  # the first one is the first request, read as such
-    repeats: int = field(metadata=_at_least(1))
+    warmups: int = field(metadata=_at_least(1))  # at most; the first one is the first request, read as such
+    window: int = field(metadata=_at_least(1))  # warm when two windows of so many requests agree
+    repeats: int = field(metadata=_at_least(1))  # timed requests of one process, at most
+    target: float | None  # relative half width of the interval at which they end earlier; null: never
+    budget_s: float | None = field(metadata=_at_least(0))  # time after which they end earlier; null: never
+    passes: int = field(metadata=_at_least(1))  # processes; the whole grid runs so many times
+    resume: bool = field(metadata=_NOT_IDENTITY)  # whether resume=null means that ok results are not measured again
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
+        if self.target is not None and not 0 < self.target < 1:
+            raise ValueError(f"target={self.target:g}: want a share like 0.02 for 2 %, or null")
         for phase, limit_s in self.limits_s.items():
             if limit_s <= 0:
                 raise ValueError(f"limits_s.{phase}={limit_s:g}: want seconds, above 0")
@@ -204,6 +211,8 @@ class Baseline:
     attn: str | None = None
     decode: str | None = None
     workload: str | None = None
+    threads: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +222,15 @@ class Settings:
     tracking: Tracking
     baseline: Baseline
     output_dir: str  # folder for everything that a run writes
+    margin: float  # two speeds within it are equivalent: 0.03 for 3 %
+    resume: bool | None  # take ok results of earlier sweeps; null: as ``measure`` says
+    dry_run: bool  # show the grid, measure nothing
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir=: want the name of a folder")
+        if not 0 < self.margin < 1:
+            raise ValueError(f"margin={self.margin:g}: want a share like 0.03 for 3 %")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,30 @@
-"""From a list of composed cells to results: plan, run each in a fresh process, record, summarize.
+"""From a list of composed cells to results: plan, run each in fresh processes, record, summarize.
 
 All cells are known and valid before the first one runs. What ends a cell never ends the sweep; what ends the sweep
-(Ctrl-C, SIGTERM) never loses a cell that is finished.
+(Ctrl-C, SIGTERM) never loses a process that is finished, and a later sweep of the same cells takes up from there. The
+whole grid runs in passes, each in another order, so that a drift of the machine falls on all cells alike.
 """
 
-import contextlib
 import importlib
-import itertools
-import signal
+import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench import paths, plan
+from bench import paths, plan, signals
 from bench.analysis.compare import unknown_baseline
-from bench.errors import CellFailure, ConfigError
+from bench.attempt import begin, run_pass
+from bench.errors import ConfigError
 from bench.meter import isolate
 from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
-from bench.output import store, table
+from bench.output import calibration, dry, store, table
 from bench.output.progress import ProgressLine
-from bench.result import SCHEMA, Attestation, Findings, Host, Outcome, Result, Sample
+from bench.result import Host, Result, is_complete
 from bench.resume import resume_key
 from bench.spec import Cell, Config, Settings, cell_id, sample_key
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after th
 
 _PROBE_LIMIT_S = 300.0
 _OF_NO_CONCERN = {"ok", "skipped", "oom"}  # outcomes with exit code 0
-
-Answers = dict[str, tuple[str, tuple[Sample, ...]]]  # sample_key -> who answered, and what
 
 
 def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
@@ -44,7 +43,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
     """
     settings = configs[0].settings
     if any(config.settings != settings for config in configs):
-        raise ConfigError(["tracking, baseline and output_dir are no axes: want one value for the whole sweep"])
+        raise ConfigError(["tracking, baseline, output_dir, margin, resume and dry_run are no axes: want one value of each"])
     problems = unknown_baseline([config.cell for config in configs], settings.baseline)
     if problems:
         raise ConfigError(problems)
@@ -53,24 +52,39 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
         (outputs / "sweeps").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError([f"output_dir={settings.output_dir}: cannot write there ({error.strerror})"]) from error
-    with _signals_as_interrupts():
+    with signals.as_interrupts():
         try:
             with machine_lock(_say), ProgressLine() as progress:
-                host = _look_around(progress, settings)
+                host = look_around(progress.show, with_mlflow=not settings.dry_run)
                 cells = [plan.resolve(config.cell, host) for config in configs]
                 cells = list({cell_id(cell): cell for cell in cells}.values())  # two that resolve alike are one
-                recorder, folder = _open(cells, settings, overrides, outputs)
-                interrupted = _run_all(cells, host, folder, recorder, progress)
+                records = [_begin(cell, host, settings, outputs) for cell in cells]
+                if not settings.dry_run:
+                    recorder, folder = _open(records, settings, overrides, outputs)
+                    interrupted = _run_all(records, folder, recorder, progress)
         except KeyboardInterrupt:
             _say("interrupted before the first cell")
             return 130
-    table.console().print(table.summary(recorder.results, settings.baseline))
+    if settings.dry_run:
+        table.console().print(dry.grid(records, outputs))
+        return 0
+    table.console().print(table.summary(recorder.results, recorder.sweep))
     _say_what_next(recorder, folder)
-    if interrupted:
-        return 130
-    if any(result.outcome.status not in _OF_NO_CONCERN for result in recorder.results):
-        return 1
-    return 3 if recorder.untracked else 0
+    return 130 if interrupted else _exit_code(recorder)
+
+
+def look_around(show: Callable[[str], None], with_mlflow: bool = False) -> Host:
+    """Start the fork server, and see from within one of its processes what this machine is."""
+    show("starting")
+    isolate.begin_server()
+    if with_mlflow:
+        importlib.import_module("bench.output.record")  # while the server imports torch
+    notice = isolate.check_server(lambda *_: show("importing torch and transformers"))
+    if notice:
+        _say(notice)
+    limits_s = {"start": _PROBE_LIMIT_S}
+    host: Host = isolate.run_isolated(probe, (), limits_s, lambda *_: show("looking around"), Path("/dev/null"))
+    return host
 
 
 def probe(announce: isolate.Announce) -> Host:
@@ -80,26 +94,17 @@ def probe(announce: isolate.Announce) -> Host:
     return probe_host()
 
 
-def measure(announce: isolate.Announce, cell: Cell, wants_samples: bool) -> Any:
-    """The task of the measured process."""
-    from bench.run import run_cell  # imports torch: not in this process
-
-    return run_cell(announce, cell, wants_samples)
-
-
-def _look_around(progress: ProgressLine, settings: Settings) -> Host:
-    progress.show("starting")
-    isolate.begin_server()
-    importlib.import_module("bench.output.record")  # mlflow, while the server imports torch
-    notice = isolate.check_server(lambda *_: progress.show("importing torch and transformers"))
-    if notice:
-        _say(notice)
-    limits_s = {"start": _PROBE_LIMIT_S}
-    host: Host = isolate.run_isolated(probe, (), limits_s, lambda *_: progress.show("looking around"), Path("/dev/null"))
-    return host
+def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
+    """What is known of a cell before this sweep: nothing, why it cannot run here, or what an earlier sweep measured."""
+    obstacle = plan.why_not(cell, host)
+    if obstacle is not None:
+        return begin(cell, host, "", obstacle)
+    resume = cell.measure.resume if settings.resume is None else settings.resume
+    earlier = store.find_earlier(outputs, cell_id(cell), resume_key(cell, host)) if resume else None
+    return earlier or begin(cell, host, "")
 
 
-def _open(cells: Sequence[Cell], settings: Settings, overrides: Sequence[str], outputs: Path) -> tuple["Recorder", Path]:
+def _open(records: list[Result], settings: Settings, overrides: Sequence[str], outputs: Path) -> tuple["Recorder", Path]:
     from bench.output.record import Recorder
 
     folder = store.new_folder(outputs)
@@ -110,7 +115,9 @@ def _open(cells: Sequence[Cell], settings: Settings, overrides: Sequence[str], o
         overrides=tuple(overrides),
         tracking=settings.tracking,
         baseline=settings.baseline,
-        cells=tuple(cell_id(cell) for cell in cells),
+        margin=settings.margin,
+        calibration=calibration.read(records[0].host),
+        cells=tuple(record.cell_id for record in records),
         git_commit=commit,
         git_dirty=dirty,
     )
@@ -121,107 +128,87 @@ def _open(cells: Sequence[Cell], settings: Settings, overrides: Sequence[str], o
     return recorder, folder
 
 
-def _run_all(cells: Sequence[Cell], host: Host, folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
-    """Every cell in turn; returns whether the user ended it."""
-    answers: Answers = {}
-    baseline_bytes = nvml_used_bytes(host.device_uuid)
-    obstacles = {cell_id(cell): plan.why_not(cell, host) for cell in cells}
-    progress.plan(sum(obstacle is None for obstacle in obstacles.values()))
+def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
+    """Every pass of every cell; returns whether the user ended it."""
+    records = {record.cell_id: replace(record, sweep_id=folder.name) for record in begun}
     status = "KILLED"
     try:
-        for cell in cells:
-            obstacle = obstacles[cell_id(cell)]
-            if obstacle is not None:
-                recorder.record(_result(cell, host, folder, time.time(), outcome=obstacle))
-                continue
-            progress.cell(cell.label)
-            result = _run_one(cell, host, folder, answers, progress)
-            recorder.record(result)
-            progress.finished()
-            if result.outcome.status == "killed":
-                return True
-            held = wait_until_free(host.device_uuid, baseline_bytes)
-            if held:
-                _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")
+        for record in records.values():
+            if is_complete(record):
+                recorder.keep(record)
+        reused = sum(record.reused_from is not None for record in records.values() if is_complete(record))
+        if reused:
+            _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
+        if _run_passes(records, folder, recorder, progress):
+            return True
         status = "FINISHED"
     except KeyboardInterrupt:
         return True
     finally:
-        with _uninterrupted():
+        with signals.held_off():
             recorder.close(status, time.time())
     return False
 
 
-def _run_one(cell: Cell, host: Host, folder: Path, answers: Answers, progress: ProgressLine) -> Result:
-    started_at = time.time()
-    marks: list[tuple[str, float]] = []
-
-    def on_phase(phase: str, detail: str) -> None:
-        if not marks or marks[-1][0] != phase:
-            marks.append((phase, time.monotonic()))
-        progress.show(phase, detail)
-
-    key = sample_key(cell)
-    wants_samples = cell.quality.prompts is not None and cell.model.weights == "pretrained" and key not in answers
-    log = store.cell_folder(folder, cell_id(cell)) / "log.txt"
-    outcome, found = Outcome("ok"), {}
-    try:
-        findings = isolate.run_isolated(measure, (cell, wants_samples), cell.measure.limits_s, on_phase, log)
-        found = _found(cell, findings, answers)
-    except CellFailure as failure:
-        trace = "\n".join(getattr(failure, "__notes__", [])) or None
-        outcome = Outcome(failure.status, failure.reason, trace)
-        if isinstance(failure.kept, Attestation):
-            found = {"attestation": failure.kept}
-        elif failure.kept is not None:  # all but the samples
-            outcome = Outcome("ok", f"no samples: {failure.status}: {failure.reason}", trace)
-            found = _found(cell, failure.kept, answers)
-    except KeyboardInterrupt:
-        outcome = Outcome("killed", "ended by the user")
-    phases_s = _durations(marks, time.monotonic())
-    return _result(cell, host, folder, started_at, outcome=outcome, phases_s=phases_s, **found)
-
-
-def _found(cell: Cell, findings: Findings, answers: Answers) -> dict[str, Any]:
-    """The fields of a result that a measured process fills, with the answers of an earlier cell where they are shared."""
-    key = sample_key(cell)
-    if findings.samples:
-        answers[key] = cell_id(cell), findings.samples
-    samples_from, samples = answers.get(key, (None, ()))
-    return {
-        "revision": findings.revision,
-        "attestation": findings.attestation,
-        "measurement": findings.measurement,
-        "samples": samples,
-        "samples_from": None if samples_from == cell_id(cell) else samples_from,
-    }
+def _run_passes(records: dict[str, Result], folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
+    answered = {_sample_key(record): record for record in records.values() if record.samples}
+    host = next(iter(records.values())).host
+    baseline_bytes = nvml_used_bytes(host.device_uuid)
+    jobs = schedule(list(records.values()))
+    progress.plan(len(jobs))
+    for which in jobs:
+        record = records[which]
+        if is_complete(record):  # an earlier pass of it failed
+            progress.finished()
+            continue
+        cell, key = record.cell, _sample_key(record)
+        progress.cell(cell.label)
+        wants_samples = cell.quality.prompts is not None and cell.model.weights == "pretrained" and key not in answered
+        record = run_pass(record, wants_samples, store.cell_folder(folder, which) / "log.txt", progress.show)
+        if record.samples and key not in answered:
+            answered[key] = record
+        if not record.samples and key in answered and record.attestation is not None:
+            record = replace(record, samples=answered[key].samples, samples_from=answered[key].cell_id)
+        records[which] = record
+        recorder.keep(record)
+        progress.finished()
+        if record.outcome.status == "killed" or (record.passes[-1].measurement is None and record.outcome.status == "ok"):
+            return True  # the user's Ctrl-C
+        held = wait_until_free(host.device_uuid, baseline_bytes)
+        if held:
+            _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")
+    return False
 
 
-def _result(cell: Cell, host: Host, folder: Path, started_at: float, **found: Any) -> Result:
-    return Result(
-        schema=SCHEMA,
-        cell_id=cell_id(cell),
-        resume_key=resume_key(cell, host),
-        sweep_id=folder.name,
-        cell=cell,
-        host=host,
-        started_at=started_at,
-        wall_s=time.time() - started_at,
-        phases_s=found.pop("phases_s", {}),
-        **found,
-    )
+def schedule(records: Sequence[Result]) -> list[str]:
+    """The cell_ids of all processes to come: pass by pass, each pass in an order of its own, the same for the same seed."""
+    jobs: list[str] = []
+    for index in range(max(record.cell.measure.passes for record in records)):
+        due = [r.cell_id for r in records if not is_complete(r) and len(r.passes) <= index < r.cell.measure.passes]
+        random.Random(f"{records[0].cell.seed}/{index}").shuffle(due)
+        jobs += due
+    return jobs
 
 
-def _durations(marks: Sequence[tuple[str, float]], end: float) -> dict[str, float]:
-    return {phase: after - at for (phase, at), (_, after) in itertools.pairwise([*marks, ("", end)])}
+def _sample_key(record: Result) -> str:
+    return sample_key(record.cell)
+
+
+def _exit_code(recorder: "Recorder") -> int:
+    statuses = {result.outcome.status for result in recorder.results}
+    if statuses == {"skipped"}:
+        _say("no cell of this sweep can run here")
+        return 2
+    if statuses - _OF_NO_CONCERN:
+        return 1
+    return 3 if recorder.untracked else 0
 
 
 def _say_what_next(recorder: "Recorder", folder: Path) -> None:
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     _say(f"results: {shown}")
     if recorder.untracked:
-        _say(f"not all of it is tracked: {recorder.untracked}")
-        _say(f"send it later: python -m bench push {shown}")
+        _say("not all of it is tracked; send it later: " + f"python -m bench push {shown}")
     elif recorder.tracker is not None:
         _say(f"look further: {recorder.tracker.how_to_look}")
 
@@ -241,36 +228,6 @@ def _git_state() -> tuple[str | None, bool | None]:
         return None, None  # installed: whatever repository lies around it is not ours
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return commit, None if commit is None else bool(changes)
-
-
-@contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a sweep as Ctrl-C does: with everything recorded."""
-
-    def interrupt(signal_number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    with _handled(heard, interrupt):
-        yield
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C waits until what the first one asked for is recorded."""
-    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def _handled(numbers: Sequence[signal.Signals], handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 def _say(text: str) -> None:

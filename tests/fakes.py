@@ -4,6 +4,7 @@ The numbers are chosen so that what is derived from them can be computed in the 
 """
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -13,13 +14,16 @@ from bench.paths import CONF
 from bench.result import (
     SCHEMA,
     Attestation,
+    Contamination,
     Host,
     Measurement,
     Memory,
     ModelShape,
     Outcome,
+    Pass,
     Repeat,
     Result,
+    Sentinel,
 )
 from bench.spec import Cell, cell_id
 
@@ -69,6 +73,9 @@ def config_mapping(**changes: Any) -> dict[str, Any]:
         "tracking": {"name": "none", "enabled": False, "experiment": "tests"},
         "baseline": {},
         "output_dir": "outputs",
+        "margin": 0.03,
+        "resume": None,
+        "dry_run": False,
     } | changes
 
 
@@ -125,6 +132,11 @@ def measurement(**changes: Any) -> Measurement:
             Repeat(1.0, (0.25, 0.25, 0.25), 1.75),
             Repeat(2.5, (0.5, 0.5, 0.5), 4.0),
         ),
+        "settled": True,
+        "stopped": "target",
+        "before": Sentinel(read_s=0.01, matmul_s=0.002, steps_s=0.004),
+        "after": Sentinel(read_s=0.011, matmul_s=0.002, steps_s=0.003),
+        "contamination": Contamination(wall_s=10.0, throttled_s=0.0, steal_s=0.05, involuntary_switches=20, pressure_s=0.5),
         "load_memory": memory(rss_peak_bytes=7000),
         "run_memory": memory(rss_peak_bytes=5000),
         "rss_before_load_bytes": 1000,
@@ -152,16 +164,28 @@ def attestation(**changes: Any) -> Attestation:
         "kv_bytes_per_token": 8,
         "attention": "sdpa",
         "attention_operators": ("aten::scaled_dot_product_attention",),
+        "kernels": (),
         "compute_dtypes": (),
         "outlier_share": None,
     }
     return Attestation(**values | changes)
 
 
+def process(**changes: Any) -> Pass:
+    """One process of a cell; its measurement takes the changes."""
+    return Pass(
+        started_at=1_750_000_000.25,
+        wall_s=12.5,
+        phases_s={"load": 3.0, "measure": 9.5},
+        measurement=measurement(**changes),
+    )
+
+
 def result(**changes: Any) -> Result:
-    """What was measured of a cell; nothing was when the outcome is not ok."""
+    """What was measured of a cell, by one process (``measurement``); nothing was when the outcome is not ok."""
     of: Cell = changes.get("cell") or cell()
     ok = changes.get("outcome", Outcome("ok")).status == "ok"
+    passes = (replace(process(), measurement=changes.pop("measurement", measurement())),) if ok else ()
     values: dict[str, Any] = {
         "schema": SCHEMA,
         "cell_id": cell_id(of),
@@ -171,15 +195,13 @@ def result(**changes: Any) -> Result:
         "host": host(),
         "outcome": Outcome("ok"),
         "started_at": 1_750_000_000.25,
-        "wall_s": 12.5,
-        "phases_s": {"load": 3.0, "measure": 9.5},
+        "passes": passes,
         "attestation": attestation() if ok else None,
-        "measurement": measurement() if ok else None,
     }
     return Result(**values | changes)
 
 
-def paced(of: Cell, step_s: float) -> Result:
-    """A result of a cell whose every decode step takes ``step_s``."""
-    steady = Repeat(1.0, (step_s, step_s, step_s), 1.0 + 3 * step_s)
-    return result(cell=of, measurement=measurement(repeats=(steady,)))
+def paced(of: Cell, *steps_s: float, **changes: Any) -> Result:
+    """A result of a cell with one process for each of ``steps_s``, which is the time of its every decode step."""
+    steady = [Repeat(1.0, (step_s, step_s, step_s), 1.0 + 3 * step_s) for step_s in steps_s]
+    return result(cell=of, passes=tuple(process(repeats=(each,)) for each in steady), **changes)

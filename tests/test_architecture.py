@@ -44,9 +44,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.output": {*TYPES, "bench.analysis", "bench.output", "bench.parse", "bench.paths", "mlflow", "rich", "sqlalchemy"},
     "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
+    "bench.signals": set(),
+    "bench.attempt": {*TYPES, "bench.meter.isolate", "bench.resume"},
+    "bench.commands": {*TYPES, "bench.doctor", "bench.fetch", "bench.output", "bench.paths", "yaml"},
+    "bench.doctor": {
+        *TYPES,
+        "bench.analysis",
+        "bench.attempt",
+        "bench.meter.lock",
+        "bench.output",
+        "bench.plan",
+        "bench.signals",
+        "bench.sweep",
+        "rich",
+    },
     "bench.sweep": {
         *TYPES,
         "bench.analysis",
+        "bench.attempt",
         "bench.meter.device",
         "bench.meter.isolate",
         "bench.meter.lock",
@@ -54,12 +69,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.paths",
         "bench.plan",
         "bench.resume",
+        "bench.signals",
     },
     "bench.__main__": {
         *TYPES,
-        "bench.fetch",
+        "bench.commands",
         "bench.mistakes",
-        "bench.output",
         "bench.paths",
         "bench.sweep",
         "hydra",
@@ -67,7 +82,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT_IN_A_FUNCTION = {
-    "bench.sweep": {"bench.meter.host", "bench.run"},  # what runs in the measured process
+    "bench.sweep": {"bench.meter.host"},  # what runs in the measured process
+    "bench.attempt": {"bench.run"},
     "bench.fetch": {"bench.model"},  # once the names of the models are known to be right
 }
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.compare import Reference, coordinate, reference, speedups, unknown_baseline, varying_columns
-from bench.result import Outcome
+from bench.analysis.compare import Reference, coordinate, reference, unknown_baseline, varying_columns, verdicts
+from bench.analysis.verdict import Spread
+from bench.result import Outcome, Result
 from bench.spec import Baseline, Cell, cell_id
 from tests import fakes
 
@@ -16,6 +17,11 @@ def grid(**axes: list[object]) -> list[Cell]:
     for axis, values in axes.items():
         cells = [{**cell, axis: value} for cell in cells for value in values]
     return [fakes.cell(**cell) for cell in cells]
+
+
+def speedups(results: list[Result], against: Reference | None) -> dict[str, float]:
+    found = verdicts(results, against, 0.03, {})
+    return {cell: round(verdict.ratio, 9) for cell, verdict in found.get("tpot_s", {}).items()}
 
 
 LOW_THRESHOLD = fakes.group("quant", "int8", threshold=3.0)
@@ -92,8 +98,6 @@ def test_a_speedup_is_relative_to_the_baseline_at_the_same_batch() -> None:
         fakes.paced(NF4_8, 4.0),
     ]
     assert speedups(results, AGAINST_FP16) == {
-        cell_id(FP16_1): 1.0,
-        cell_id(FP16_8): 1.0,
         cell_id(NF4_1): 2.0,
         cell_id(NF4_8): 0.5,
     }
@@ -106,12 +110,12 @@ def test_a_failed_baseline_gives_no_ratio_and_a_neighbours_is_not_taken_instead(
         fakes.paced(NF4_1, 0.25),
         fakes.paced(NF4_8, 4.0),
     ]
-    assert speedups(results, AGAINST_FP16) == {cell_id(FP16_1): 1.0, cell_id(NF4_1): 2.0}
+    assert speedups(results, AGAINST_FP16) == {cell_id(NF4_1): 2.0}
 
 
 def test_a_failed_cell_has_no_ratio() -> None:
     results = [fakes.paced(FP16_1, 0.5), fakes.result(cell=NF4_1, outcome=Outcome("failed", "it broke"))]
-    assert speedups(results, AGAINST_FP16) == {cell_id(FP16_1): 1.0}
+    assert speedups(results, AGAINST_FP16) == {}
 
 
 def test_a_baseline_that_is_not_in_the_grid_gives_no_ratios() -> None:
@@ -124,14 +128,14 @@ def test_no_reference_gives_no_ratios() -> None:
 
 def test_cells_that_differ_in_a_hidden_field_elsewhere_are_not_compared() -> None:
     other = replace(NF4_1, workload=replace(NF4_1.workload, prompt_tokens=9))
-    assert speedups([fakes.paced(FP16_1, 0.5), fakes.paced(other, 0.25)], AGAINST_FP16) == {cell_id(FP16_1): 1.0}
+    assert speedups([fakes.paced(FP16_1, 0.5), fakes.paced(other, 0.25)], AGAINST_FP16) == {}
 
 
 def test_a_baseline_of_two_axes_is_one_cell_for_all_values_of_both() -> None:
     base, _, _, far = grid(quant=["fp16", "nf4"], attn=["sdpa", "eager"])
     against = Reference({"quant": "fp16", "attn": "sdpa"})
     found = speedups([fakes.paced(base, 0.5), fakes.paced(far, 0.125)], against)
-    assert found == {cell_id(base): 1.0, cell_id(far): 4.0}
+    assert found == {cell_id(far): 4.0}
 
 
 def test_a_baseline_that_no_cell_has_is_named() -> None:
@@ -146,3 +150,34 @@ def test_two_baselines_for_one_cell_give_no_ratio() -> None:
     quants = [fakes.group("quant", "int8", threshold=threshold) for threshold in (6.0, 3.0)]
     found = [fakes.result(cell=fakes.cell(quant=quant)) for quant in (*quants, "nf4")]
     assert speedups(found, Reference({"quant": "int8"})) == {}
+
+
+def test_one_process_a_cell_gives_a_verdict_only_with_a_calibration_of_the_host() -> None:
+    results = [fakes.paced(FP16_1, 0.5), fakes.paced(NF4_1, 0.25)]
+    words = {metric: each[cell_id(NF4_1)].word for metric, each in verdicts(results, AGAINST_FP16, 0.03, {}).items()}
+    assert words == {"tpot_s": "uncalibrated", "ttft_s": "uncalibrated"}
+    calm = {"tpot_s": Spread(0.01, 7), "ttft_s": Spread(0.2, 7)}
+    words = {metric: each[cell_id(NF4_1)].word for metric, each in verdicts(results, AGAINST_FP16, 0.03, calm).items()}
+    assert words == {"tpot_s": "faster", "ttft_s": "cannot tell"}
+
+
+def test_processes_of_one_cell_are_the_noise_that_its_verdict_stands_on() -> None:
+    results = [fakes.paced(FP16_1, 0.50, 0.51, 0.52), fakes.paced(NF4_1, 0.25, 0.255, 0.26)]
+    verdict = verdicts(results, AGAINST_FP16, 0.03, {})["tpot_s"][cell_id(NF4_1)]
+    assert (verdict.word, round(verdict.ratio, 6)) == ("faster", 2.0)
+    wild = [fakes.paced(FP16_1, 0.50, 0.6, 0.7), fakes.paced(NF4_1, 0.7, 0.3, 0.5)]
+    assert verdicts(wild, AGAINST_FP16, 0.03, {})["tpot_s"][cell_id(NF4_1)].word == "cannot tell"
+
+
+def test_passes_are_blocks_unless_they_come_from_different_sweeps() -> None:
+    """A slow second pass falls on both cells: no noise within blocks, a lot without them."""
+    together = [fakes.paced(FP16_1, 0.50, 0.80, 0.50), fakes.paced(NF4_1, 0.40, 0.64, 0.401)]
+    apart = [together[0], replace(together[1], reused_from="an earlier sweep")]
+    assert verdicts(together, AGAINST_FP16, 0.03, {})["tpot_s"][cell_id(NF4_1)].word == "faster"
+    assert verdicts(apart, AGAINST_FP16, 0.03, {})["tpot_s"][cell_id(NF4_1)].word == "cannot tell"
+
+
+def test_cells_that_differ_in_their_seed_alone_are_compared() -> None:
+    cells = [fakes.cell(seed=seed) for seed in (0, 1)]
+    assert reference(cells, Baseline()) == Reference({"seed": "0"})
+    assert reference(cells, Baseline(seed=1)) == Reference({"seed": "1"})

@@ -1,10 +1,11 @@
 """Every derived number against one computed by hand from the readings in fakes."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from bench.analysis.metrics import METRICS, derive, median_step_s, tpot_s
+from bench.analysis.metrics import METRICS, derive, median_step_s, outlying, tpot_s
 from bench.result import Outcome, Repeat, Result
 from tests import fakes
 
@@ -34,13 +35,23 @@ BY_HAND = {
     "step_bytes": 960.0,  # 1000 - 200 + 2 x 8 x (8 + 4 / 2)
     "head_share": 0.5,  # 400 / (1000 - 200)
     "kv_bytes": 176.0,  # 2 x 8 x (8 + 4 - 1)
+    "predicted_bytes": 269_537_152.0,  # 134,515,008 x 2 + 256 + 2 x 11 x 30 x 2 x 3 x 64 x 2
     "vram_peak_bytes": 2000.0,
     "vram_peak_reserved_bytes": 3000.0,
     "device_used_bytes": 4000.0,
     "rss_peak_bytes": 5000.0,
     "load_peak_bytes": 9000.0,
     "outlier_share": 0.125,
+    "decode_step_p50_s": 0.5,
+    "decode_step_p95_s": None,  # nine steps are not enough
+    "decode_step_p99_s": None,
     "n": 3.0,
+    "outliers": 0.0,
+    "drift": -0.25,  # 0.003 / 0.004 - 1, more than 0.011 / 0.01 - 1
+    "throttled_share": 0.0,
+    "steal_share": 0.005,
+    "pressure_share": 0.05,
+    "switches_per_s": 2.0,
 }
 
 
@@ -49,8 +60,8 @@ def test_every_metric_is_computed_by_hand_here() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), BY_HAND.items())
-def test_a_metric_is_what_the_readings_say(key: str, value: float) -> None:
-    assert derive(ON_GPU)[key] == value
+def test_a_metric_is_what_the_readings_say(key: str, value: float | None) -> None:
+    assert derive(ON_GPU).get(key) == (None if value is None else pytest.approx(value))
 
 
 @pytest.mark.parametrize("key", ["vram_peak_bytes", "vram_peak_reserved_bytes", "device_used_bytes", "outlier_share"])
@@ -97,16 +108,39 @@ def test_tpot_is_the_time_after_the_first_token_by_the_number_of_gaps() -> None:
 
 
 def test_the_step_curve_is_the_median_at_each_position() -> None:
-    assert median_step_s(fakes.measurement()) == [0.5, 0.5, 0.5]
+    assert median_step_s([fakes.measurement()]) == [0.5, 0.5, 0.5]
     two = (Repeat(1.0, (1.0, 4.0), 6.0), Repeat(1.0, (3.0, 2.0), 6.0))
-    assert median_step_s(fakes.measurement(repeats=two)) == [2.0, 3.0]
+    assert median_step_s([fakes.measurement(repeats=two)]) == [2.0, 3.0]
 
 
 def test_units_are_si_base_units() -> None:
-    assert {row.unit for row in METRICS} == {"s", "tok/s", "B", "bit", "1"}
-    assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s")] == []
+    assert {row.unit for row in METRICS} == {"s", "tok/s", "B", "bit", "1", "1/s"}
+    assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s", "1/s")] == []
     assert [row.key for row in METRICS if row.key.endswith("_bytes") and row.unit != "B"] == []
 
 
 def test_every_metric_says_what_it_is() -> None:
     assert [row.key for row in METRICS if len(row.doc.split()) < 3] == []
+
+
+def test_a_number_of_several_processes_is_their_median_with_an_interval() -> None:
+    result = fakes.paced(fakes.cell(), 0.25, 0.5, 1.0)
+    metrics = derive(result)
+    assert metrics["tpot_s"] == 0.5
+    assert metrics["processes"] == 3
+    # ln 2 apart: t(2) = 4.3027, standard error ln 2 / sqrt 3, so 0.5 x exp(-+1.7219)
+    assert metrics["tpot_s_low"] == pytest.approx(0.5 * math.exp(-4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5)
+    assert metrics["tpot_s_high"] == pytest.approx(0.5 * math.exp(4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5)
+    assert "tpot_s_low" not in derive(ON_CPU)
+
+
+def test_requests_of_one_process_have_an_interval_of_their_own_name() -> None:
+    metrics = derive(ON_CPU)
+    assert metrics["ttft_s_repeat_low"] < 1.0 < metrics["ttft_s_repeat_high"]
+
+
+def test_an_outlier_is_counted_and_kept() -> None:
+    times = [1.0, 1.01, 0.99, 1.0, 1.02, 3.0]
+    repeats = tuple(Repeat(1.0 + i / 1e4, (time, time, time), 1.0 + i / 1e4 + 3 * time) for i, time in enumerate(times))
+    assert outlying(fakes.measurement(repeats=repeats)) == [5]
+    assert derive(fakes.result(measurement=fakes.measurement(repeats=repeats)))["n"] == 6

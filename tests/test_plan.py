@@ -60,7 +60,18 @@ def test_a_resolved_cell_stays_as_it_is() -> None:
 NO_BITSANDBYTES = fakes.host(missing={"bitsandbytes": "not installed"})
 LONG = {"name": "long", "text": "prose", "prompt_tokens": 8000, "new_tokens": 193}
 
+LLAMA_7B = fakes.group("model", "llama-2-7b", weights="random")
 OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
+    (
+        "_memory",
+        fakes.cell(model=LLAMA_7B, quant="bf16"),
+        CPU,
+        Outcome(
+            "skipped",
+            "weights (12.6 GiB) and KV cache (0.0 GiB) take 12.6 GiB at batch 1, this machine has 7.5 GiB; "
+            "not even one row fits",
+        ),
+    ),
     (
         "_device",
         fakes.cell(device="cuda"),

@@ -33,21 +33,20 @@ def test_a_result_with_only_what_must_be_there_survives_too() -> None:
 
 def test_a_result_without_numbers_survives_too() -> None:
     result = fakes.result(cell=fakes.cell(model="tiny"), outcome=Outcome("failed", "it broke", "Traceback:\n..."))
-    assert result.measurement is None
+    assert result.measurements == ()
     assert result.attestation is None
     assert from_json(result.to_json(), "here") == result
 
 
 def test_a_result_that_is_read_is_made_of_immutable_parts() -> None:
     again = from_json(FULL.to_json(), "here")
-    assert again.measurement is not None
-    assert isinstance(again.measurement.repeats[0].decode_step_s, tuple)
+    assert isinstance(again.measurements[0].repeats[0].decode_step_s, tuple)
     assert isinstance(again.cell.cpus, tuple)
 
 
 def test_a_number_that_is_none_is_not_written() -> None:
     with pytest.raises(ValueError, match="nan"):
-        fakes.result(wall_s=float("nan")).to_json()
+        fakes.result(started_at=float("nan")).to_json()
 
 
 def edited(result: Result, **changes: Any) -> str:
@@ -59,14 +58,14 @@ def edited(result: Result, **changes: Any) -> str:
     [
         ("", r"^here: not a result file \(Expecting value"),
         (FULL.to_json()[:-10], r"^here: not a result file \("),
-        ("[]", r"^here: schema None, this version reads 1$"),
-        ("null", r"^here: schema None, this version reads 1$"),
-        (edited(FULL, schema=0), r"^here: schema 0, this version reads 1$"),
-        (edited(FULL, schema=2), r"^here: schema 2, this version reads 1$"),
+        ("[]", r"^here: schema None, this version reads 2$"),
+        ("null", r"^here: schema None, this version reads 2$"),
+        (edited(FULL, schema=0), r"^here: schema 0, this version reads 2$"),
+        (edited(FULL, schema=3), r"^here: schema 3, this version reads 2$"),
         (edited(FULL, colour="red"), r"^here: colour=red: unknown key; known are schema, "),
-        (edited(FULL, wall_s=float("nan")), r"^here: wall_s=nan: want a number$"),
+        (edited(FULL, started_at=float("nan")), r"^here: started_at=nan: want a number$"),
         (edited(FULL, outcome={"status": "fine"}), r"^here: outcome\.status=fine: want one of ok, skipped, oom, "),
-        (edited(FULL, wall_s="1", sweep_id=5), r"^here: sweep_id=5: want a text; .*; wall_s=1: want a number$"),
+        (edited(FULL, started_at="1", sweep_id=5), r"^here: sweep_id=5: want a text; .*started_at=1: want a number$"),
     ],
 )
 def test_a_file_that_is_not_a_result_is_refused_by_its_name(text: str, message: str) -> None:

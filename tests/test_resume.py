@@ -65,7 +65,16 @@ def key_after_edit(file: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "file", ["model/load.py", "model/decode.py", "meter/speed.py", "meter/clock.py", "run.py", "data/text/prose.txt"]
+    "file",
+    [
+        "model/load.py",
+        "model/decode.py",
+        "meter/speed.py",
+        "meter/clock.py",
+        "run.py",
+        "analysis/stopping.py",
+        "data/text/prose.txt",
+    ],
 )
 def test_an_edit_of_what_measures_asks_for_a_new_measurement(checkout: Path, file: str) -> None:
     before = resume_key(CELL, HOST)

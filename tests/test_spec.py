@@ -64,7 +64,11 @@ OTHER_VALUES: dict[str, Any] = {
     "workload.text": "other",
     "measure.name": "other",
     "measure.warmups": 2,
+    "measure.window": 2,
     "measure.repeats": 6,
+    "measure.target": 0.5,
+    "measure.budget_s": 1.0,
+    "measure.passes": 2,
     "quality.name": "other",
     "quality.prompts": "other",
     "quality.max_new_tokens": 49,
@@ -78,7 +82,12 @@ WITHOUT_IDENTITY: dict[str, Any] = {
     "quant.requires": Requires(device="cuda"),
     "attn.requires": Requires(capability=9.0),
     "measure.limits_s": {"load": 1.0},
+    "measure.resume": True,
 }
+
+
+def _care(**changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in fakes.group("measure", "quick", **changes).items() if name != "name"}
 
 
 def changed(cell: Cell, path: str, value: Any) -> Cell:
@@ -156,7 +165,9 @@ def test_sample_key_changes_with_what_can_change_an_answer(path: str) -> None:
 def test_a_configuration_is_a_cell_and_its_settings() -> None:
     config = parse_config(fakes.config_mapping(baseline={"quant": "fp16"}))
     assert config.cell == fakes.cell()
-    assert config.settings == Settings(Tracking("none", False, "tests"), Baseline(quant="fp16"), "outputs")
+    assert config.settings == Settings(
+        Tracking("none", False, "tests"), Baseline(quant="fp16"), "outputs", 0.03, None, False
+    )
 
 
 def test_settings_are_no_part_of_the_cell() -> None:
@@ -230,9 +241,11 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
         (Workload, {"new_tokens": 1, "prompt": "b"}, "new_tokens=1: want an integer, at least 2"),
         (
             Measure,
-            {"warmups": 1, "repeats": 1, "limits_s": {"lode": 1}},
+            _care(limits_s={"lode": 1}),
             "limits_s.lode=1: unknown key; did you mean limits_s.load?",
         ),
+        (Measure, _care(target=2), "target=2: want a share like 0.02 for 2 %, or null"),
+        (Measure, _care(passes=0), "passes=0: want an integer, at least 1"),
     ],
 )
 def test_a_part_that_contradicts_itself_is_refused(part: type, mapping: dict[str, Any], sentence: str) -> None:
@@ -246,3 +259,7 @@ def test_a_cell_is_labelled_by_what_a_sweep_usually_varies() -> None:
     assert fakes.cell(**usual).label == "smollm2-135m/nf4/eager/b8"
     unusual = usual | {"decode": "generate", "workload": "chat"}
     assert fakes.cell(**unusual).label == "smollm2-135m/nf4/eager/generate/chat/b8"
+
+
+def test_a_margin_is_a_share() -> None:
+    assert config_problems(fakes.config_mapping(margin=3)) == ["margin=3: want a share like 0.03 for 3 %"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.analysis.verdict import Spread
 from bench.errors import StoreError
 from bench.output.store import Sweep, cell_folder, new_folder, read_results, read_sweep, write_result, write_sweep
 from bench.result import Result
@@ -24,6 +25,8 @@ def sweep(*cells: str) -> Sweep:
         overrides=("-m", "batch=1,2,3"),
         tracking=Tracking("none", False, "tests"),
         baseline=Baseline(quant="fp16"),
+        margin=0.03,
+        calibration={"tpot_s": Spread(0.01, 7)},
         cells=cells,
         git_commit="0123abc",
         git_dirty=True,
@@ -89,7 +92,7 @@ def test_writing_leaves_the_file_and_nothing_beside_it(tmp_path: Path) -> None:
 def test_a_result_replaces_an_older_one_of_its_cell(tmp_path: Path) -> None:
     write_sweep(tmp_path, sweep(ONE.cell_id))
     write_result(tmp_path, ONE)
-    again = replace(ONE, wall_s=99.0)
+    again = replace(ONE, started_at=99.0)
     write_result(tmp_path, again)
     assert list(read_results(tmp_path)) == [again]
 
@@ -109,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_the_old_result_whole(tmp_path: Path) -> Non
     write_sweep(tmp_path, sweep(ONE.cell_id))
     write_result(tmp_path, ONE)
     with full_disk(100), pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"):
-        write_result(tmp_path, replace(ONE, wall_s=99.0))
+        write_result(tmp_path, replace(ONE, started_at=99.0))
     assert list(read_results(tmp_path)) == [ONE]
 
 
@@ -126,13 +129,13 @@ def test_a_reading_that_is_no_number_leaves_the_old_result_whole(tmp_path: Path)
     write_sweep(tmp_path, sweep(ONE.cell_id))
     write_result(tmp_path, ONE)
     with pytest.raises(ValueError, match="nan"):
-        write_result(tmp_path, replace(ONE, wall_s=float("nan")))
+        write_result(tmp_path, replace(ONE, started_at=float("nan")))
     assert list(read_results(tmp_path)) == [ONE]
 
 
-@pytest.mark.parametrize("missing", ["", "nowhere"])
-def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path, missing: str) -> None:
-    with pytest.raises(StoreError, match=r"no sweep\.json in it; want a folder like outputs/sweeps/"):
+@pytest.mark.parametrize(("missing", "what"), [("", r"no sweep\.json in it"), ("nowhere", "no such folder")])
+def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path, missing: str, what: str) -> None:
+    with pytest.raises(StoreError, match=f"{what}; want the folder of a sweep, like outputs/sweeps/"):
         read_sweep(tmp_path / missing)
 
 

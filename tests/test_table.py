@@ -1,29 +1,39 @@
 """The table at the end of a sweep, as text."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench.output import table
 from bench.output.store import Sweep, read_results, write_result, write_sweep
-from bench.output.table import as_text
+from bench.plan import resolve
 from bench.result import Outcome, Result
 from bench.spec import Baseline, Cell, Tracking, cell_id
 from tests import fakes
 
 NO_BASELINE = Baseline()
-FP16_1, FP16_8, NF4_1, NF4_8 = (fakes.cell(quant=quant, batch=batch) for quant in ("fp16", "nf4") for batch in (1, 8))
+FP16_1, FP16_8, NF4_1, NF4_8 = (
+    resolve(fakes.cell(quant=quant, batch=batch), fakes.host()) for quant in ("fp16", "nf4") for batch in (1, 8)
+)
 OOM = Outcome("oom", "no memory")
 
 
+STEADY = fakes.measurement().before
+
+
 def paced(of: Cell, step_s: float, weight_mib: int) -> Result:
-    result = fakes.paced(of, step_s)
-    assert result.measurement is not None
-    return replace(
-        result,
-        attestation=fakes.attestation(weight_bytes=weight_mib * 2**20),
-        measurement=replace(result.measurement, run_memory=fakes.memory(rss_peak_bytes=300 * 2**20)),
-    )
+    steady = {"after": STEADY, "run_memory": fakes.memory(rss_peak_bytes=300 * 2**20)}
+    repeats = fakes.paced(of, step_s).measurements[0].repeats
+    measurement = fakes.measurement(repeats=repeats, **steady)
+    return fakes.result(cell=of, attestation=fakes.attestation(weight_bytes=weight_mib * 2**20), measurement=measurement)
+
+
+def sweep(baseline: Baseline = NO_BASELINE, *cells: str) -> Sweep:
+    return Sweep("x", 0.0, (), Tracking("none", False, "tests"), baseline, 0.03, {}, cells, None, None)
+
+
+def as_text(results: list[Result], baseline: Baseline) -> str:
+    return table.as_text(results, sweep(baseline))
 
 
 RESULTS = [
@@ -36,14 +46,16 @@ RESULTS = [
 TEXT = """\
 smollm2-135m, workload few: 8 prompt + 4 new tokens, Some CPU, 2 threads, torch 2.9.0, transformers 5.0.0
 
- quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   RSS peak MiB   load s   speedup   outcome
- ───────────────────────────────────────────────────────────────────────────────────────────────────────────
- fp16    1       1,000.0     500.00            2.0         256.0            300      3.0     1.00x
- fp16    8       1,000.0   1,000.00            8.0         256.0            300      3.0     1.00x
- nf4     1       1,000.0     250.00            4.0          64.0            300      3.0     2.00x
- nf4     8             -          -              -             -              -        -         -   oom
+ quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   RSS peak MiB   load s   decode speedup   prefill speedup   outcome
+ ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fp16    1       1,000.0     500.00            2.0         256.0            300      3.0   -                -
+ fp16    8       1,000.0   1,000.00            8.0         256.0            300      3.0   -                -
+ nf4     1       1,000.0     250.00            4.0          64.0            300      3.0   2.00x ?          1.00x ?
+ nf4     8             -          -              -             -              -        -   -                -                 oom
 
-speedup: decode tok/s relative to quant=fp16, one process each, so without an interval
+speedup: how many times as fast as quant=fp16
+?: one process each, so no telling whether that is more than the noise between processes; measure=standard tells, \
+or `python -m bench doctor --calibrate` once
 quant=nf4 batch=8: oom: no memory"""
 
 
@@ -57,8 +69,7 @@ def test_the_table_holds_what_varies_the_numbers_and_the_reasons() -> None:
 
 def test_recorded_results_give_the_same_table(tmp_path: Path) -> None:
     cells = tuple(result.cell_id for result in RESULTS)
-    sweep = Sweep("x", 0.0, (), Tracking("none", False, "tests"), NO_BASELINE, cells, None, None)
-    write_sweep(tmp_path, sweep)
+    write_sweep(tmp_path, sweep(NO_BASELINE, *cells))
     for result in RESULTS:
         write_result(tmp_path, result)
     assert as_text(list(read_results(tmp_path)), NO_BASELINE) == TEXT
@@ -77,13 +88,13 @@ def test_without_a_pair_to_compare_there_is_no_speedup() -> None:
 
 def test_when_every_cell_is_ok_there_is_no_outcome() -> None:
     assert header(RESULTS).endswith("outcome")
-    assert header(RESULTS[:3]).endswith("speedup")
+    assert header(RESULTS[:3]).endswith("speedup prefill speedup")
 
 
 def test_a_baseline_that_was_asked_for_is_the_one() -> None:
     text = as_text(RESULTS, Baseline(quant="nf4"))
-    assert "relative to quant=nf4" in text
-    assert [line.split()[-1] for line in text.splitlines()[4:7]] == ["0.50x", "-", "1.00x"]
+    assert "how many times as fast as quant=nf4" in text
+    assert [line.split()[-4] for line in text.splitlines()[4:5]] == ["0.50x"]
 
 
 def test_cells_that_share_a_reason_share_a_line() -> None:
@@ -100,14 +111,14 @@ def test_cells_that_share_a_reason_share_a_line() -> None:
 def test_every_outcome_but_ok_is_shown_with_its_reason(status: str) -> None:
     results = [RESULTS[0], fakes.result(cell=NF4_1, outcome=Outcome(status, "because"))]  # type: ignore[arg-type]
     text = as_text(results, NO_BASELINE)
-    assert text.splitlines()[5].split() == ["nf4", *"-" * 7, status]
+    assert text.splitlines()[5].split() == ["nf4", *"-" * 6, status]
     assert text.splitlines()[-1] == f"quant=nf4: {status}: because"
 
 
 def test_a_sweep_in_which_nothing_was_measured_shows_its_outcomes() -> None:
     results = [fakes.result(cell=cell, outcome=OOM) for cell in (FP16_1, NF4_1)]
     assert header(results) == "quant outcome"
-    assert as_text(results, NO_BASELINE).splitlines()[-1] == "quant=fp16; quant=nf4: oom: no memory"
+    assert as_text(results, NO_BASELINE).splitlines()[-1] == "every cell: oom: no memory"
 
 
 def test_a_reading_that_no_cell_has_is_no_column() -> None:
@@ -140,7 +151,8 @@ def test_a_number_without_its_samples_says_so() -> None:
 
 
 def test_equal_names_that_hide_a_difference_get_the_differing_field() -> None:
-    cells = [fakes.cell(quant=fakes.group("quant", "int8", threshold=threshold)) for threshold in (6.0, 3.0)]
+    quants = [fakes.group("quant", "int8", threshold=threshold) for threshold in (6.0, 3.0)]
+    cells = [resolve(fakes.cell(quant=quant), fakes.host()) for quant in quants]
     assert cell_id(cells[0]) != cell_id(cells[1])
     text = as_text([paced(cell, 0.5, 64) for cell in cells], NO_BASELINE)
     assert [line.split()[0] for line in text.splitlines()[2:6:1] if "─" not in line] == ["quant.threshold", "6.0", "3.0"]
@@ -164,5 +176,5 @@ def test_brackets_in_a_value_are_text_and_not_markup() -> None:
 def test_what_a_reader_should_doubt_is_said() -> None:
     doubtful = fakes.result(measurement=fakes.measurement(clock_mismatch=0.023, decode_syncs=4))
     text = as_text([doubtful], Baseline())
-    assert "host and device clocks differ by 2.3%" in text
-    assert "4 operations waited for the device while decoding" in text
+    assert "(2.3%): host and device clocks differ" in text
+    assert "(4): operations waited for the device while decoding" in text

@@ -18,9 +18,7 @@ from tests import fakes
 
 SAMPLES = (Sample("Why?", "Because.", 2, True), Sample("How?", "Slowly", 1, False))
 OK = replace(fakes.result(), samples=SAMPLES)
-FAILED = replace(
-    fakes.result(cell=fakes.cell(batch=2)), outcome=Outcome("oom", "no memory left"), measurement=None, attestation=None
-)
+FAILED = fakes.result(cell=fakes.cell(batch=2), outcome=Outcome("oom", "no memory left"))
 
 
 @pytest.fixture
@@ -33,6 +31,8 @@ def folder(tmp_path: Path) -> Path:
         overrides=("-m", "batch=1,2"),
         tracking=Tracking("local", True, "an experiment"),
         baseline=Baseline(),
+        margin=0.03,
+        calibration={},
         cells=(OK.cell_id, FAILED.cell_id),
         git_commit="0123abc",
         git_dirty=True,
@@ -53,7 +53,9 @@ def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 def tracker(folder: Path) -> Tracker:
     sweep = store.read_sweep(folder)
     outputs = folder.parent.parent
-    return Tracker(tracking_uri(sweep.tracking, outputs), outputs, folder, sweep)
+    opened = Tracker(tracking_uri(sweep.tracking, outputs), outputs, folder, sweep)
+    opened.open()
+    return opened
 
 
 def cells(client: MlflowClient, tracked: Tracker) -> list[Run]:
@@ -155,3 +157,18 @@ def test_the_environment_names_the_store_unless_the_configuration_does(
     assert tracking_uri(Tracking("server", True, "e", "http://here:2"), tmp_path) == "http://here:2"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking_uri(Tracking("local", True, "e"), tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_runs_of_a_sweep_that_was_killed_are_ended_by_the_next_one(folder: Path, client: MlflowClient) -> None:
+    dead = tracker(folder)
+    assert client.get_run(dead.parent_id).info.status == "RUNNING"
+    tracker(folder).end_dead_runs()
+    assert client.get_run(dead.parent_id).info.status == "KILLED"
+
+
+def test_a_result_of_an_earlier_sweep_says_so(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(replace(OK, reused_from="an earlier sweep"))
+    (run,) = cells(client, tracked)
+    assert run.data.tags["bench.reused_from"] == "an earlier sweep"
+    assert "decode_tok_s" in run.data.metrics

@@ -1,20 +1,22 @@
 """Which columns tell the cells of a sweep apart, and how fast each is relative to its baseline.
 
 The baseline of a cell is the cell that is equal on every other axis and has the baseline's value on the compared one;
-by default that is the first value of the first axis that varies. A speedup here is a ratio of two medians, each from
-one process: it says nothing about its own uncertainty yet.
+by default that is the first value of the first axis that varies. What a speedup is worth is decided in ``verdict``.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.analysis.metrics import derive
+from bench.analysis.metrics import process_times_s
+from bench.analysis.verdict import Spread, Verdict, compare
 from bench.result import Result
 from bench.spec import Baseline, Cell, digest, identity
 
-_ORDER = ("quant", "attn", "decode", "model", "workload")  # what one asks about first
+COMPARED = ("tpot_s", "ttft_s")
+_ORDER = ("quant", "attn", "decode", "model", "workload", "threads", "seed")  # what one asks about first
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,11 @@ def coordinate(cell: Cell, column: str) -> str:
 
 def reference(cells: Sequence[Cell], baseline: Baseline) -> Reference | None:
     """What to compare with; None when no axis varies."""
-    asked = {axis: value for axis in _ORDER if (value := getattr(baseline, axis)) is not None}
+    asked = {axis: str(value) for axis in _ORDER if (value := getattr(baseline, axis)) is not None}
     if asked:
         return Reference(asked)
     for axis in _ORDER:
-        names = [getattr(cell, axis).name for cell in cells]
+        names = [coordinate(cell, axis) for cell in cells]
         if len(set(names)) > 1:
             return Reference({axis: names[0]})
     return None
@@ -77,30 +79,59 @@ def unknown_baseline(cells: Sequence[Cell], baseline: Baseline) -> list[str]:
     """A sentence for each value of the baseline that no cell has."""
     problems = []
     for axis in _ORDER:
-        names = list(dict.fromkeys(getattr(cell, axis).name for cell in cells))
+        names = list(dict.fromkeys(coordinate(cell, axis) for cell in cells))
         value = getattr(baseline, axis)
-        if value is not None and value not in names:
+        if value is not None and str(value) not in names:
             problems.append(f"baseline.{axis}={value}: no cell of this sweep has it; there are {', '.join(names)}")
     return problems
 
 
-def speedups(results: Sequence[Result], against: Reference | None) -> dict[str, float]:
-    """Decode throughput relative to the baseline's, by cell_id; cells without such a pair are left out."""
-    if against is None:
+def verdicts(
+    results: Sequence[Result], against: Reference | None, margin: float, calibration: Mapping[str, Spread]
+) -> dict[str, dict[str, Verdict]]:
+    """How TTFT and TPOT of each cell compare with its baseline's: metric, then cell_id. Cells without a pair are left out.
+
+    Args:
+        calibration: by metric, the spread between processes that was found on this host; for sweeps of a single pass.
+    """
+    measured = {result.cell_id: result for result in results if result.measurements}
+    pairs = _pairs(list(measured.values()), against) if against is not None else []
+    if not pairs:
         return {}
-    rates = {result.cell_id: derive(result).get("decode_tok_s") for result in results}
-    baselines: dict[str, float | None] = {}
-    for result in results:
-        if all(getattr(result.cell, axis).name == value for axis, value in against.values.items()):
+    times = {cell: process_times_s(result.measurements) for cell, result in measured.items()}
+    passes = {len(result.measurements) for result in measured.values()}
+    blocked = len(passes) == 1 and len({result.reused_from for result in measured.values()}) == 1
+    return {
+        metric: compare(
+            {cell: [math.log(value) for value in each[metric]] for cell, each in times.items()},
+            pairs,
+            blocked=blocked,
+            margin=margin,
+            comparisons=len(pairs) * len(COMPARED),
+            calibration=calibration.get(metric),
+        )
+        for metric in COMPARED
+    }
+
+
+def _pairs(measured: Sequence[Result], against: Reference) -> list[tuple[str, str]]:
+    """Each cell that is no baseline, with the one that is equal to it on every other axis."""
+    baselines: dict[str, str | None] = {}
+    for result in measured:
+        if _is_baseline(result.cell, against):
             place = _elsewhere(result.cell, against)
             # Two baselines for one cell differ in something that their names hide: neither is the one.
-            baselines[place] = None if place in baselines else rates[result.cell_id]
-    found = {}
-    for result in results:
-        rate, base = rates[result.cell_id], baselines.get(_elsewhere(result.cell, against))
-        if rate is not None and base is not None:
-            found[result.cell_id] = rate / base
+            baselines[place] = None if place in baselines else result.cell_id
+    found = []
+    for result in measured:
+        base = baselines.get(_elsewhere(result.cell, against))
+        if base is not None and not _is_baseline(result.cell, against):
+            found.append((result.cell_id, base))
     return found
+
+
+def _is_baseline(cell: Cell, against: Reference) -> bool:
+    return all(coordinate(cell, axis) == value for axis, value in against.values.items())
 
 
 def _elsewhere(cell: Cell, against: Reference) -> str:

@@ -4,12 +4,15 @@ The scope is offline: one fixed batch, no queue and no arrivals; a TTFT here is 
 whoever prints them scales. A metric is None where its reading does not exist (no GPU, no such file), never 0.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
 from bench.analysis import cost
+from bench.analysis.footprint import predict
+from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level, outliers, step_quantile
 from bench.result import Attestation, Measurement, Memory, Repeat, Result
 
 
@@ -29,9 +32,37 @@ def tpot_s(repeat: Repeat) -> float:
     return (repeat.e2e_s - repeat.ttft_s) / len(repeat.decode_step_s)
 
 
-def median_step_s(measurement: Measurement) -> list[float]:
-    """For each position in the answer the median over the repeats of its decode step."""
-    return [median(steps) for steps in zip(*(r.decode_step_s for r in measurement.repeats), strict=True)]
+def median_step_s(measurements: Sequence[Measurement]) -> list[float]:
+    """For each position in the answer the median of its decode step over all requests of all processes."""
+    requests = [repeat.decode_step_s for m in measurements for repeat in m.repeats]
+    return [median(steps) for steps in zip(*requests, strict=True)]
+
+
+def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    """TTFT and TPOT of each process (the median of its requests): the independent readings that verdicts stand on."""
+    return {"ttft_s": [_ttft(m) for m in measurements], "tpot_s": [_tpot(m) for m in measurements]}
+
+
+def outlying(measurement: Measurement) -> list[int]:
+    """Which timed requests (from 0) lie far from the others, in TTFT or TPOT."""
+    times = ([r.ttft_s for r in measurement.repeats], [tpot_s(r) for r in measurement.repeats])
+    return sorted({index for each in times for index in outliers(each)})
+
+
+def drift(measurement: Measurement) -> float:
+    """By how much the reference kernel that changed most was slower (or faster) after the cell than before it."""
+    before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
+    changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
+    return max(changes, key=abs)
+
+
+def _quantile(m: Measurement, quantile: float) -> float | None:
+    found = step_quantile([r.decode_step_s for r in m.repeats], quantile)
+    return None if found is None else found.value
+
+
+def _share(m: Measurement, part: float | None) -> float | None:
+    return None if part is None else part / m.contamination.wall_s
 
 
 def _ttft(m: Measurement) -> float:
@@ -113,6 +144,13 @@ METRICS: tuple[Metric, ...] = (
         lambda r, m, a: cost.kv_bytes(a, _contexts(r, m)[1], r.cell.batch),
     ),
     Metric(
+        "predicted_bytes",
+        "B",
+        "neither",
+        "weights and KV cache as predicted from the architecture before loading",
+        lambda r, m, a: None if (found := predict(r.cell)) is None else found.least_bytes,
+    ),
+    Metric(
         "vram_peak_bytes",
         "B",
         "lower",
@@ -154,13 +192,82 @@ METRICS: tuple[Metric, ...] = (
         "int8 with a threshold: activation columns above it, of all",
         lambda r, m, a: a.outlier_share,
     ),
-    Metric("n", "1", "neither", "timed requests behind the medians", lambda r, m, a: len(m.repeats)),
+    *(
+        Metric(
+            f"decode_step_p{round(q * 100)}_s",
+            "s",
+            "lower",
+            f"{q:.0%} of all decode steps took no longer; only where they are enough to tell",
+            lambda r, m, a, q=q: _quantile(m, q),  # type: ignore[misc]
+        )
+        for q in (0.50, 0.95, 0.99)
+    ),
+    Metric("n", "1", "neither", "timed requests of a process behind its medians", lambda r, m, a: len(m.repeats)),
+    Metric("outliers", "1", "lower", "timed requests far from the others, all kept", lambda r, m, a: len(outlying(m))),
+    Metric(
+        "drift",
+        "1",
+        "neither",
+        "change of the reference kernels over the cell; 0.1: slower by 10 %",
+        lambda r, m, a: drift(m),
+    ),
+    Metric(
+        "throttled_share",
+        "1",
+        "lower",
+        "share of the timed requests' wall time in which the cgroup was throttled",
+        lambda r, m, a: _share(m, m.contamination.throttled_s),
+    ),
+    Metric(
+        "steal_share",
+        "1",
+        "lower",
+        "CPU time that other virtual machines took, for each second of the timed requests",
+        lambda r, m, a: _share(m, m.contamination.steal_s),
+    ),
+    Metric(
+        "pressure_share",
+        "1",
+        "lower",
+        "share of the timed requests' wall time in which some thread waited for a CPU",
+        lambda r, m, a: _share(m, m.contamination.pressure_s),
+    ),
+    Metric(
+        "switches_per_s",
+        "1/s",
+        "lower",
+        "how often the scheduler took a CPU from this process",
+        lambda r, m, a: _share(m, m.contamination.involuntary_switches),
+    ),
 )
 
 
 def derive(result: Result) -> dict[str, float]:
-    """All metrics that this result has; empty for a cell without a number."""
-    if result.measurement is None or result.attestation is None:
+    """All metrics that this result has, each the median over its processes; empty for a cell without a number.
+
+    Of TTFT and TPOT also intervals at 95 %: ``_low`` and ``_high`` of the geometric mean over the processes, where there
+    are several; ``_repeat_low`` and ``_repeat_high`` over the requests of the first one, which say nothing about others.
+    """
+    measurements, attestation = result.measurements, result.attestation
+    if not measurements or attestation is None:
         return {}
-    values = {row.key: row.value(result, result.measurement, result.attestation) for row in METRICS}
-    return {key: float(value) for key, value in values.items() if value is not None}
+    found: dict[str, float] = {}
+    for row in METRICS:
+        values = [row.value(result, m, attestation) for m in measurements]
+        kept = [value for value in values if value is not None]
+        if kept:
+            found[row.key] = float(median(kept))
+    found["processes"] = float(len(measurements))
+    first = measurements[0].repeats
+    requests = {"ttft_s": [r.ttft_s for r in first], "tpot_s": [tpot_s(r) for r in first]}
+    level = look_level(result.cell.measure.repeats)
+    for key, processes in process_times_s(measurements).items():
+        if len(processes) > 1:
+            found |= _ends(key, geometric_interval(processes, 1 - ALPHA))
+        if len(first) > 1:
+            found |= _ends(f"{key}_repeat", geometric_interval(requests[key], level))
+    return found
+
+
+def _ends(key: str, found: Estimate) -> dict[str, float]:
+    return {f"{key}_low": found.low, f"{key}_high": found.high}

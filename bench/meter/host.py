@@ -90,14 +90,18 @@ def memory_limit_bytes() -> int:
 
 
 def _cgroup_limits(name: str) -> list[str]:
-    """What the files ``name`` say in this process's cgroups and all above them; versions 1 and 2 name them differently."""
-    found = []
+    return [file.read_text().strip() for file in cgroup_files(name)]
+
+
+def cgroup_files(name: str) -> list[Path]:
+    """The files ``name`` of this process's cgroups and all above them, own first; versions 1 and 2 name them differently."""
+    found: list[Path] = []
     for line in _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.is_file() else []:
         _, controllers, path = line.split(":", 2)
         root = _CGROUP / controllers
         place = root / path.lstrip("/")
         inside = [folder for folder in (place, *place.parents) if folder.is_relative_to(root)]
-        found += [(folder / name).read_text().strip() for folder in inside if (folder / name).is_file()]
+        found += [folder / name for folder in inside if (folder / name).is_file()]
     return found
 
 

@@ -2,13 +2,13 @@
 
 Warm-ups run the measured shapes in full: compilation, lazy loading, allocator growth and CPU frequency settle there.
 The very first of them is the first request of the process and is kept as such. Every request gets a new KV cache;
-between requests nothing is collected or emptied. Before each request the caller may pause (``before``): that is where
-progress is shown, so that nobody prints while a token is being timed. That nothing waits for the device while decoding
+between requests nothing is collected or emptied. Before each request the caller is asked whether to go on (``more``),
+and may show progress there, so that nobody prints while a token is being timed. That nothing waits while decoding
 is checked, not believed: ``decode_syncs`` counts, in a request that is not timed, what does.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -23,9 +23,9 @@ from bench.spec import Cell
 
 
 def time_requests(
-    cell: Cell, subject: Subject, prompt_ids: torch.Tensor, count: int, before: Callable[[int], None]
+    cell: Cell, subject: Subject, prompt_ids: torch.Tensor, more: Callable[[Sequence[Repeat]], bool]
 ) -> tuple[tuple[Repeat, ...], float | None]:
-    """``count`` timed requests, and the largest disagreement of host and device clocks (None on a CPU).
+    """Timed requests as long as ``more`` says so, and the largest disagreement of host and device clocks (None on a CPU).
 
     Shapes: prompt_ids (batch, prompt_tokens) on the CPU.
     Raises:
@@ -35,8 +35,7 @@ def time_requests(
     repeats: list[Repeat] = []
     mismatches: list[float] = []
     with pinned(cell.attn):
-        for index in range(count):
-            before(index)
+        while more(repeats):
             meter = clock(cell.device, new_tokens)
             tokens = decode(subject.model, prompt_ids, new_tokens, meter)
             repeat, mismatch = meter.read(new_tokens)

@@ -20,10 +20,11 @@ def push(folder: Path) -> int:
     outputs = folder.resolve().parent.parent  # outputs/sweeps/ID
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(sweep.tracking, outputs)
     tracker = Tracker(uri, outputs, folder, sweep)
+    tracker.open()
     for result in results:
         tracker.log_cell(result)
-    ended_at = max((result.started_at + result.wall_s for result in results), default=sweep.started_at)
+    ended_at = max((result.ended_at for result in results), default=sweep.started_at)
     complete = len(results) == len(sweep.cells) and all(result.outcome.status != "killed" for result in results)
-    tracker.close("FINISHED" if complete else "KILLED", table.as_text(results, sweep.baseline), ended_at)
+    tracker.close("FINISHED" if complete else "KILLED", table.as_text(results, sweep), ended_at)
     print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {uri}")
     return 0

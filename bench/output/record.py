@@ -3,52 +3,65 @@
 The first refusal ends tracking for the sweep (each further attempt would wait for the same server), never the sweep.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.errors import TrackingError
 from bench.output import store, table
 from bench.output.tracking import Tracker, tracking_uri
-from bench.result import Result
+from bench.result import Result, is_complete
 
 
 class Recorder:
-    """The results of one sweep so far, and what became of them."""
+    """The records of one sweep so far, and what became of them."""
 
     def __init__(self, folder: Path, sweep: store.Sweep, outputs: Path) -> None:
-        self.results: list[Result] = []
+        self.sweep = sweep
         self.untracked: str | None = None  # why not everything is in MLflow
         self.tracker: Tracker | None = None
-        self._folder, self._sweep = folder, sweep
-        self._pending: list[Result] = []
+        self._folder = folder
+        self._records: dict[str, Result] = {}
+        self._pending: list[str] = []
         if sweep.tracking.enabled:
-            try:
-                self.tracker = Tracker(tracking_uri(sweep.tracking, outputs), outputs, folder, sweep)
-            except TrackingError as error:
-                self.untracked = str(error)
+            with self._untracked_on_error():
+                tracker = Tracker(tracking_uri(sweep.tracking, outputs), outputs, folder, sweep)
+                tracker.end_dead_runs()
+                tracker.open()
+                self.tracker = tracker
 
-    def record(self, result: Result) -> None:
-        """Keep a result."""
-        store.write_result(self._folder, result)
-        self.results.append(result)
-        self._pending.append(result)
-        self._flush()
+    @property
+    def results(self) -> list[Result]:
+        """Of all cells that have one, in the order of the grid."""
+        return [self._records[cell] for cell in self.sweep.cells if cell in self._records]
+
+    def keep(self, record: Result) -> None:
+        """A record has come or grown; in MLflow it appears when it is complete."""
+        store.write_result(self._folder, record)
+        self._records[record.cell_id] = record
+        if is_complete(record):
+            self._pending.append(record.cell_id)
+            self._flush()
 
     def close(self, status: str, ended_at: float) -> None:
-        """End the sweep. ``status``: FINISHED or KILLED."""
+        """End the sweep; what is incomplete stays so. ``status``: FINISHED or KILLED."""
+        self._pending += [each.cell_id for each in self.results if not is_complete(each)]
         self._flush()  # a Ctrl-C may have come between the disk and MLflow
-        if self.tracker is None or self.untracked is not None:
-            return
-        try:
-            self.tracker.close(status, table.as_text(self.results, self._sweep.baseline), ended_at)
-        except TrackingError as error:
-            self.untracked = str(error)
+        if self.tracker is not None and self.untracked is None:
+            with self._untracked_on_error():
+                self.tracker.close(status, table.as_text(self.results, self.sweep), ended_at)
 
     def _flush(self) -> None:
         if self.tracker is None or self.untracked is not None:
             return
-        try:
+        with self._untracked_on_error():
             while self._pending:
-                self.tracker.log_cell(self._pending[0])
+                self.tracker.log_cell(self._records[self._pending[0]])
                 self._pending.pop(0)
+
+    @contextlib.contextmanager
+    def _untracked_on_error(self) -> Iterator[None]:
+        try:
+            yield
         except TrackingError as error:
             self.untracked = str(error)

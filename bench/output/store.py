@@ -8,14 +8,16 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from bench.analysis.verdict import Spread
 from bench.errors import ConfigError, StoreError
 from bench.parse import parse
-from bench.result import Result, from_json
+from bench.result import Host, Outcome, Result, from_json
 from bench.spec import Baseline, Tracking
 
 
@@ -28,6 +30,8 @@ class Sweep:
     overrides: tuple[str, ...]  # as typed
     tracking: Tracking
     baseline: Baseline
+    margin: float
+    calibration: Mapping[str, Spread]  # of this host, by metric; empty when there was none
     cells: tuple[str, ...]  # cell_ids, in the order of the grid
     git_commit: str | None
     git_dirty: bool | None
@@ -70,7 +74,8 @@ def read_sweep(folder: Path) -> Sweep:
     """Raises: StoreError when the folder is not a sweep's."""
     file = folder / "sweep.json"
     if not file.is_file():
-        raise StoreError(f"{folder}: no sweep.json in it; want a folder like outputs/sweeps/2026-01-31_12-00-00")
+        what = "no sweep.json in it" if folder.is_dir() else "no such folder"
+        raise StoreError(f"{folder}: {what}; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00")
     try:
         mapping: Any = json.loads(file.read_text(encoding="utf-8"))
         return parse(Sweep, mapping)
@@ -84,6 +89,36 @@ def read_results(folder: Path) -> Iterator[Result]:
         file = folder / cell_id / "result.json"
         if file.is_file():
             yield from_json(file.read_bytes(), str(file))
+
+
+def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
+    """What the newest sweep has that measured this very cell, fit to go on from; None: begin anew.
+
+    ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come again. A cell that failed,
+    was killed or took too long gets another try.
+    """
+    for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
+        try:
+            found = from_json(file.read_bytes(), str(file))
+        except StoreError:  # of an older version, or damaged: no result to go on from
+            continue
+        if found.resume_key == resume_key and found.outcome.status in ("ok", "oom"):
+            kept = tuple(each for each in found.passes if each.measurement is not None or found.outcome.status == "oom")
+            outcome = found.outcome if len(kept) == len(found.passes) else Outcome("ok")
+            return replace(found, outcome=outcome, passes=kept, reused_from=found.reused_from or found.sweep_id)
+    return None
+
+
+def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:
+    """How long a process of this cell took when it last ran on this machine; None: it never did."""
+    for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
+        try:
+            found = from_json(file.read_bytes(), str(file))
+        except StoreError:
+            continue
+        if found.host.device_name == host.device_name and found.host.cpus == host.cpus and found.measurements:
+            return median(each.wall_s for each in found.passes)
+    return None
 
 
 def _write(file: Path, text: str) -> None:

@@ -7,14 +7,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.compare import coordinate, reference, speedups, varying_columns
+from bench.analysis.compare import coordinate, reference, varying_columns, verdicts
 from bench.analysis.metrics import derive
-from bench.result import Measurement, Result
-from bench.spec import Baseline, Cell
+from bench.analysis.verdict import Verdict
+from bench.output.notes import notes
+from bench.output.store import Sweep
+from bench.result import Result
 
 MIB = 2**20
 _SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes")
-_CLOCKS_AGREE = 0.01
+_SPEEDUPS = {"tpot_s": "decode speedup", "ttft_s": "prefill speedup"}
 _WIDTH = 160  # where there is no terminal
 
 # heading, metric, factor from SI, digits
@@ -29,7 +31,7 @@ _NUMBERS = (
 )
 
 
-def summary(results: Sequence[Result], baseline: Baseline) -> RenderableType:
+def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
     """The grid with its numbers; below it the reason of each cell without one."""
     if not results:
         return Text("no cell has ended")
@@ -37,27 +39,26 @@ def summary(results: Sequence[Result], baseline: Baseline) -> RenderableType:
     columns = varying_columns(cells) or ["model", "quant", "batch"]
     metrics = {result.cell_id: derive(result) for result in results}
     shown = [row for row in _NUMBERS if any(row[1] in values for values in metrics.values())]
-    against = reference(cells, baseline)
-    ratios = speedups(results, against)
+    against = reference(cells, sweep.baseline)
+    found = verdicts(results, against, sweep.margin, sweep.calibration)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True)
     for heading, *_ in shown:
         table.add_column(heading, justify="right")
-    if ratios:
-        table.add_column("speedup", justify="right")
+    for metric in found:
+        table.add_column(_SPEEDUPS[metric], no_wrap=True)
     if any(result.outcome.status != "ok" for result in results):
         table.add_column("outcome", no_wrap=True)
     for result in results:
         values = metrics[result.cell_id]
         row = [coordinate(result.cell, column) for column in columns]
         row += [f"{values[key] * factor:,.{digits}f}" if key in values else "-" for _, key, factor, digits in shown]
-        if ratios:
-            row.append(f"{ratios[result.cell_id]:.2f}x" if result.cell_id in ratios else "-")
+        row += [_verdict(each.get(result.cell_id)) for each in found.values()]
         row.append(result.outcome.status if result.outcome.status != "ok" else "")
         table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
-    notes = [Text(note) for note in _notes(results, columns, str(against) if ratios else None)]
-    return Group(_conditions(results), table, *notes)
+    below = [Text(note) for note in notes(results, columns, found, str(against))]
+    return Group(_conditions(results), table, *below)
 
 
 def _conditions(results: Sequence[Result]) -> Text:
@@ -76,46 +77,25 @@ def _conditions(results: Sequence[Result]) -> Text:
 
 
 def _tokens(results: Sequence[Result]) -> str:
-    prompts = {result.measurement.prompt_tokens for result in results if result.measurement is not None}
+    prompts = {m.prompt_tokens for result in results for m in result.measurements}
     news = {result.cell.workload.new_tokens for result in results}
     counts = [f"{min(counts)} {kind}" for counts, kind in ((prompts, "prompt"), (news, "new")) if len(counts) == 1]
     return f"{' + '.join(counts)} tokens" if counts else "lengths as below"
 
 
-def _notes(results: Sequence[Result], columns: Sequence[str], against: str | None) -> list[str]:
-    notes = []
-    if against is not None:
-        notes.append(f"speedup: decode tok/s relative to {against}, one process each, so without an interval")
-    for result in results:
-        if result.measurement is not None:
-            place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
-            doubts = _doubts(result.cell, result.measurement)
-            if result.outcome.reason is not None:  # ok, but
-                doubts.append(result.outcome.reason)
-            notes += [f"{place}: {doubt}" for doubt in doubts]
-    reasons: dict[str, list[str]] = {}  # one sentence often holds for many cells
-    for result in results:
-        if result.outcome.status != "ok":
-            place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
-            reasons.setdefault(f"{result.outcome.status}: {result.outcome.reason}", []).append(place)
-    return notes + [f"{'; '.join(places)}: {reason}" for reason, places in reasons.items()]
+def _verdict(found: Verdict | None) -> str:
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.ratio:.2f}x ?"
+    return f"{found.ratio:.2f}x ({found.low:.2f}-{found.high:.2f}) {found.word}"
 
 
-def _doubts(cell: Cell, measurement: Measurement) -> list[str]:
-    """What a reader should know before trusting a number."""
-    doubts = []
-    if measurement.clock_mismatch is not None and measurement.clock_mismatch > _CLOCKS_AGREE:
-        doubts.append(f"host and device clocks differ by {measurement.clock_mismatch:.1%}")
-    if measurement.decode_syncs and cell.decode.loop == "loop":
-        doubts.append(f"{measurement.decode_syncs} operations waited for the device while decoding")
-    return doubts
-
-
-def as_text(results: Sequence[Result], baseline: Baseline) -> str:
+def as_text(results: Sequence[Result], sweep: Sweep) -> str:
     """The same without colours, for files."""
     plain = Console(width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
     with plain.capture() as capture:
-        plain.print(summary(results, baseline))
+        plain.print(summary(results, sweep))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 

@@ -10,6 +10,7 @@ on disk, and ``push`` can send it again.
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from bench.analysis.metrics import derive, median_step_s
 from bench.errors import TrackingError
 from bench.output.store import Sweep, cell_folder
 from bench.result import Result
-from bench.spec import Tracking, identity
+from bench.spec import Tracking, digest, identity
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 # requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
@@ -59,6 +60,8 @@ class Tracker:
 
     def __init__(self, uri: str, outputs: Path, folder: Path, sweep: Sweep) -> None:
         self._uri, self._folder, self._sweep = uri, folder, sweep
+        self._place = digest([socket.gethostname(), str(outputs.resolve())])  # whose runs are ours
+        self.parent_id = ""
         with _translated(uri):
             self._client = MlflowClient(tracking_uri=uri)
             found = self._client.get_experiment_by_name(sweep.tracking.experiment)
@@ -67,9 +70,20 @@ class Tracker:
             self.experiment_id = (
                 found.experiment_id if found else self._client.create_experiment(sweep.tracking.experiment, place)
             )
+
+    def open(self) -> None:
+        """Find the sweep's parent run, or make it."""
+        with _translated(self._uri):
             self.parent_id = (
                 self._adopted() or self._found(f"tags.`bench.kind` = 'sweep' and {self._mine}") or self._new_parent()
             )
+
+    def end_dead_runs(self) -> None:
+        """Runs of this folder that still say RUNNING belong to sweeps that were killed: whoever asks holds the lock."""
+        dead = f"attributes.status = 'RUNNING' and tags.`bench.place` = '{self._place}'"
+        with _translated(self._uri):
+            for run in self._client.search_runs([self.experiment_id], dead):
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     @property
     def how_to_look(self) -> str:
@@ -108,6 +122,7 @@ class Tracker:
     def _parent_tags(self) -> dict[str, str]:
         return {
             "bench.kind": "sweep",
+            "bench.place": self._place,
             "bench.sweep_id": self._sweep.sweep_id,
             "bench.overrides": " ".join(self._sweep.overrides),
             **_git_tags(self._sweep),
@@ -129,8 +144,8 @@ class Tracker:
             ).info.run_id
             self._client.log_batch(run_id, _metrics(result), _params(result), [])
             self._log_artifacts(run_id, result)
-            ended = _ms(result.started_at + result.wall_s)
-            self._client.set_terminated(run_id, _RUN_STATUS.get(result.outcome.status, "FAILED"), ended)
+            status = _RUN_STATUS.get(result.outcome.status, "FAILED")
+            self._client.set_terminated(run_id, status, _ms(result.ended_at))
 
     def _log_artifacts(self, run_id: str, result: Result) -> None:
         folder = cell_folder(self._folder, result.cell_id)
@@ -150,6 +165,7 @@ class Tracker:
     def _cell_tags(self, result: Result) -> dict[str, str]:
         tags = {
             "bench.kind": "cell",
+            "bench.place": self._place,
             "bench.sweep_id": self._sweep.sweep_id,
             "bench.cell_id": result.cell_id,
             "bench.resume_key": result.resume_key,
@@ -157,6 +173,8 @@ class Tracker:
             "bench.host": result.host.device_name,
             **_git_tags(self._sweep),
         }
+        if result.reused_from is not None:
+            tags["bench.reused_from"] = result.reused_from
         if result.outcome.reason is not None:
             tags["bench.reason"] = result.outcome.reason[:_LONGEST_VALUE]
             tags["mlflow.note.content"] = f"**{result.outcome.status}**: {result.outcome.reason}"
@@ -173,10 +191,10 @@ class Tracker:
 
 
 def _metrics(result: Result) -> list[LoggedMetric]:
-    at = _ms(result.started_at + result.wall_s)
+    at = _ms(result.ended_at)
     logged = [LoggedMetric(key, float(f"{value:.6g}"), at, 0) for key, value in derive(result).items()]
-    if result.measurement is not None:
-        curve = median_step_s(result.measurement)[:_MOST_STEPS]
+    if result.measurements:
+        curve = median_step_s(result.measurements)[:_MOST_STEPS]
         logged += [LoggedMetric("decode_step_s", float(f"{step:.6g}"), at, i) for i, step in enumerate(curve)]
     return logged
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import plan
+from bench.attempt import measure
 from bench.meter import isolate
 from bench.result import Host
 from bench.spec import Cell
-from bench.sweep import measure
 from tests import fakes
 
 if TYPE_CHECKING:  # it imports torch, which a run without these tests need not wait for

@@ -187,5 +187,5 @@ def test_the_headline_command_measures_on_the_gpu(host: Host, tmp_path: Path) ->
     for result in results:
         assert result.outcome.status == "ok", result.outcome
         assert (result.cell.device, result.host.device_uuid) == ("cuda", host.device_uuid)
-        assert result.measurement is not None
-        assert result.measurement.run_memory.allocated_peak_bytes
+        (measurement,) = result.measurements
+        assert measurement.run_memory.allocated_peak_bytes

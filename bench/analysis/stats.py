@@ -1,0 +1,136 @@
+"""Uncertainty: from readings to intervals, and when it is enough.
+
+Times are compared as ratios, so everything is computed on logarithms: a mean of logarithms is a geometric mean, and an
+interval of it is an interval of ratios. Three rules, each from a simulation or a theorem:
+
+* Looking at the data and stopping as soon as it looks narrow enough makes intervals that hold 76 % of the time instead of
+  95 % (simulated). So there are few looks, at doubling numbers of repeats, and each takes its share of the 5 % (Bonferroni).
+* An outlier is told by its modified z-score (Iglewicz and Hoaglin 1993): 0.6745 x distance from the median / median
+  absolute deviation, above 3.5. It is counted and named, never dropped: it was measured.
+* A quantile is claimed only from so many readings that the largest of them lies above it with 95 % probability
+  (1 - q^n >= 0.95): 59 for the 95th percentile, 299 for the 99th. Decode steps of one request resemble each other, so
+  their spread is found by resampling whole requests.
+
+Student's t comes from the regularized incomplete beta function as a continued fraction (Abramowitz and Stegun 26.5.8,
+26.7.1), because scipy would be a large dependency for one number.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+
+import numpy as np
+
+ALPHA = 0.05  # how often an interval may miss, all looks or all comparisons together
+_FIRST_LOOK = 5
+_OUTLIER_SCORE = 3.5
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its interval and how many readings are behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@functools.cache
+def t_quantile(probability: float, df: float) -> float:
+    """The value that Student's t with ``df`` degrees of freedom stays below with ``probability`` (0.5 or more)."""
+    high = 1.0
+    while t_cdf(high, df) < probability:
+        high *= 2
+    low = 0.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_cdf(middle, df) < probability else (low, middle)
+    return high
+
+
+def t_cdf(t: float, df: float) -> float:
+    """The probability that Student's t with ``df`` degrees of freedom stays below ``t``; t is 0 or more."""
+    return 1 - _incomplete_beta(df / 2, 0.5, df / (df + t * t)) / 2
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    if x in (0.0, 1.0):
+        return x
+    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    value, c, d = 1.0, 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in itertools.count(1):  # Lentz's method, two terms at a time
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d, c = 1 / (1 + even * d), 1 + even / c
+        value *= d * c
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        d, c = 1 / (1 + odd * d), 1 + odd / c
+        value *= d * c
+        if abs(d * c - 1) < 1e-14:
+            break
+    return front * value
+
+
+def geometric_interval(values: Sequence[float], level: float) -> Estimate:
+    """The geometric mean of positive readings with its t interval; from a single one the interval is unbounded."""
+    logs = [math.log(value) for value in values]
+    centre, n = fmean(logs), len(logs)
+    if n == 1:
+        return Estimate(values[0], 0.0, math.inf, 1)
+    half = t_quantile((1 + level) / 2, n - 1) * stdev(logs) / math.sqrt(n)
+    return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
+
+
+def looks(repeats: int) -> tuple[int, ...]:
+    """The numbers of repeats after which to look whether it is enough: doubling from 5, the last is ``repeats``."""
+    before = itertools.takewhile(lambda n: n < repeats, (_FIRST_LOOK * 2**i for i in itertools.count()))
+    return (*before, repeats)
+
+
+def look_level(repeats: int) -> float:
+    """The level of the interval at each of the ``looks``."""
+    return 1 - ALPHA / len(looks(repeats))
+
+
+def is_narrow(values: Sequence[float], target: float, level: float) -> bool:
+    """Whether the geometric mean is known to within ``target`` (0.02: two percent) at this level."""
+    if len(values) < 2:
+        return False
+    found = geometric_interval(values, level)
+    return found.high / found.value <= 1 + target
+
+
+def outliers(values: Sequence[float]) -> list[int]:
+    """Indices of readings that lie far from the others, on the scale of logarithms."""
+    logs = [math.log(value) for value in values]
+    centre = median(logs)
+    spread = median(abs(each - centre) for each in logs)
+    if spread == 0:
+        return []
+    return [i for i, each in enumerate(logs) if 0.6745 * abs(each - centre) / spread > _OUTLIER_SCORE]
+
+
+def readings_needed(quantile: float) -> int:
+    """How many readings a quantile takes."""
+    return math.ceil(math.log(ALPHA) / math.log(quantile))
+
+
+def step_quantile(requests: Sequence[Sequence[float]], quantile: float) -> Estimate | None:
+    """A quantile over all decode steps of several requests; None where there are too few steps for it.
+
+    The interval (95 %) is that of whole requests drawn again, 1,000 times, always the same draws.
+    """
+    steps = np.asarray(requests)  # (requests, steps)
+    if steps.size < readings_needed(quantile):
+        return None
+    draws = np.random.default_rng(0).integers(len(steps), size=(_RESAMPLES, len(steps)))
+    again = np.quantile(steps[draws].reshape(_RESAMPLES, -1), quantile, axis=1)
+    low, high = np.quantile(again, [ALPHA / 2, 1 - ALPHA / 2])
+    return Estimate(float(np.quantile(steps, quantile)), float(low), float(high), steps.size)

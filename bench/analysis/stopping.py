@@ -1,0 +1,52 @@
+"""When a process has run enough requests: first to be warm, then to know its times well enough.
+
+Warm: the medians of the last two windows of requests agree, in TTFT and TPOT, to within 5 %. Compilation, lazy loading
+and a growing allocator change times by more than that; slower drifts are what the reference kernels are for.
+
+Enough: at one of a few looks (``stats.looks``) both geometric means are known to within the profile's target, or the
+time that the process may take is over. That interval speaks about this process only: whether two cells differ is never
+decided by it, because processes differ from each other as well.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+
+from bench.analysis.metrics import tpot_s
+from bench.analysis.stats import is_narrow, look_level, looks
+from bench.result import Repeat, Stopped
+from bench.spec import Measure
+
+_AGREE = 0.05
+
+
+def is_warm(requests: Sequence[Repeat], measure: Measure) -> bool:
+    """Whether the last two windows of requests took the same time."""
+    if len(requests) < 2 * measure.window:
+        return False
+    earlier, later = requests[-2 * measure.window : -measure.window], requests[-measure.window :]
+    return all(
+        abs(median(times(later)) / median(times(earlier)) - 1) <= _AGREE for times in (_ttft_s, _tpot_s)
+    )  # fmt: skip
+
+
+def why_stop(requests: Sequence[Repeat], measure: Measure, elapsed_s: float) -> Stopped | None:
+    """Why no further request is timed; None: go on. ``elapsed_s``: since the first of them began."""
+    n = len(requests)
+    at = looks(measure.repeats)
+    if measure.target is not None and n in at:
+        level = look_level(measure.repeats)
+        if all(is_narrow(times(requests), measure.target, level) for times in (_ttft_s, _tpot_s)):
+            return "target"
+    if n >= measure.repeats:
+        return "repeats"
+    if measure.budget_s is not None and n >= at[0] and elapsed_s > measure.budget_s:
+        return "budget"
+    return None
+
+
+def _ttft_s(requests: Sequence[Repeat]) -> list[float]:
+    return [each.ttft_s for each in requests]
+
+
+def _tpot_s(requests: Sequence[Repeat]) -> list[float]:
+    return [tpot_s(each) for each in requests]

@@ -1,0 +1,97 @@
+"""The commands beside Hydra's command line: ``python -m bench COMMAND ...``."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.errors import ConfigError
+from bench.paths import CONF
+from bench.spec import parse_config
+
+Compose = Callable[[list[str]], list[Mapping[str, Any]]]
+
+_SWEEPS = Path("outputs/sweeps")
+_OF_THE_MACHINE = ("quant", "attn", "decode")  # axes whose values may not work on every machine
+
+
+def run_command(name: str, arguments: list[str], compose: Compose) -> int:
+    """Run the command ``name``; returns the exit code.
+
+    Args:
+        compose: gives the configurations that a command line describes.
+    Raises:
+        ConfigError: when there is no such command.
+    """
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "push": _push,
+        "fetch": _fetch,
+        "gate": _gate,
+        "doctor": lambda rest: _doctor(rest, compose),
+    }
+    if name not in commands:
+        raise ConfigError([f"{name}: no such command; there are {', '.join(commands)}, and key=value starts a sweep"])
+    return commands[name](arguments)
+
+
+def _push(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("bench push", description="Send a sweep's results to MLflow (again).")
+    parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
+    given = parser.parse_args(arguments).folder
+    from bench.output.push import push
+
+    return push(_newest() if given is None else _place(given))
+
+
+def _fetch(arguments: list[str]) -> int:
+    if not arguments:
+        raise ConfigError(["fetch: want one or more models; see conf/model/"])
+    from bench.fetch import fetch
+
+    return fetch(arguments)
+
+
+def _gate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("bench gate", description="Exit code 1 when something has become slower.")
+    parser.add_argument("current", help=f"folder of a sweep or of one of its cells, or a sweep's name in {_SWEEPS}")
+    parser.add_argument("--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise")
+    parser.add_argument("--threshold", type=_share, default=0.05, help="slowdown that is let through (default 0.05: 5 %%)")
+    given = parser.parse_args(arguments)
+    from bench.output.gate import gate
+
+    return gate(_place(given.current), _place(given.baseline), given.threshold)
+
+
+def _doctor(arguments: list[str], compose: Compose) -> int:
+    parser = argparse.ArgumentParser("bench doctor", description="What this machine is, and what works on it.")
+    parser.add_argument("--calibrate", action="store_true", help="find the spread between processes (a few minutes)")
+    calibrate = parser.parse_args(arguments).calibrate
+    (default,) = compose([])
+    variants = [
+        (axis, file.stem, parse_config({**default, axis: yaml.safe_load(file.read_text(encoding="utf-8"))}).cell)
+        for axis in _OF_THE_MACHINE
+        for file in sorted((CONF / axis).glob("*.yaml"))
+    ]
+    from bench.doctor import doctor
+
+    return doctor(parse_config(default).cell, variants, calibrate)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want a share like 0.05 for 5 %")
+    return value
+
+
+def _place(given: str) -> Path:
+    return Path(given) if Path(given).exists() or not (_SWEEPS / given).exists() else _SWEEPS / given
+
+
+def _newest() -> Path:
+    sweeps: Sequence[Path] = sorted(_SWEEPS.glob("*/sweep.json"))
+    if not sweeps:
+        raise ConfigError([f"push: no sweep in {_SWEEPS}; want a folder like {_SWEEPS}/2026-01-31_12-00-00"])
+    return sweeps[-1].parent

@@ -1,0 +1,79 @@
+"""What stands below the table: what the speedups mean, what to know before trusting a number, why a cell has none."""
+
+from collections.abc import Mapping, Sequence
+
+from bench.analysis.compare import coordinate
+from bench.analysis.metrics import derive, drift, outlying
+from bench.analysis.verdict import Verdict
+from bench.result import Result
+
+_CLOCKS_AGREE = 0.01
+_STEADY = 0.10  # reference kernels move by some percent on a quiet machine
+_UNDISTURBED = 0.01
+_DISTURBANCES = {
+    "throttled_share": "the cgroup's CPU quota was used up for a share of the time",
+    "steal_share": "other virtual machines took a share of the CPUs",
+}
+
+
+def notes(
+    results: Sequence[Result], columns: Sequence[str], found: Mapping[str, Mapping[str, Verdict]], against: str
+) -> list[str]:
+    """One sentence each."""
+    said = [*_about_speedups(found, against)] if found else []
+    about: dict[str, list[str]] = {}  # one sentence often holds for many cells
+    for result in results:
+        place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
+        for sentence, amount in (*_doubts(result), *_outcome(result)):
+            about.setdefault(sentence, []).append(f"{place} ({amount})" if amount else place)
+    for sentence, places in about.items():
+        everywhere = len(places) == len(results) > 1 and not places[0].endswith(")")
+        said.append(f"{'every cell' if everywhere else '; '.join(places)}: {sentence}")
+    return said
+
+
+def _about_speedups(found: Mapping[str, Mapping[str, Verdict]], against: str) -> list[str]:
+    words = {verdict.word for each in found.values() for verdict in each.values()}
+    said = [f"speedup: how many times as fast as {against}"]
+    if "uncalibrated" in words:
+        said.append(
+            "?: one process each, so no telling whether that is more than the noise between processes; "
+            "measure=standard tells, or `python -m bench doctor --calibrate` once"
+        )
+    else:
+        said[0] += "; intervals at 95 % for all comparisons together"
+    return said
+
+
+def _outcome(result: Result) -> list[tuple[str, str]]:
+    if result.outcome.status != "ok":
+        return [(f"{result.outcome.status}: {result.outcome.reason}", "")]
+    return [(result.outcome.reason, "")] if result.outcome.reason is not None else []
+
+
+def _doubts(result: Result) -> list[tuple[str, str]]:
+    """What a reader should know before trusting a number, and how much of it; at its worst over the processes."""
+    measured, target = result.measurements, result.cell.measure.target
+    if not measured:
+        return []
+    doubts = []
+    if not all(m.settled for m in measured):
+        doubts.append(("the warm-ups never settled", ""))
+    if target is not None and any(m.stopped != "target" for m in measured):
+        doubts.append((f"its requests ended before they were known to within {target:.0%}", ""))
+    odd = max(measured, key=lambda m: len(outlying(m)))
+    if outlying(odd):
+        doubts.append(("requests that are outliers, kept", f"{len(outlying(odd))} of {len(odd.repeats)}"))
+    moved = max((drift(m) for m in measured), key=abs)
+    if abs(moved) > _STEADY:
+        doubts.append(("the machine itself became slower or faster meanwhile", f"{moved:+.0%}"))
+    values = derive(result)
+    disturbed = [(text, values[key]) for key, text in _DISTURBANCES.items() if values.get(key, 0.0) > _UNDISTURBED]
+    doubts += [(text, f"{share:.0%}") for text, share in disturbed]
+    mismatch = max(m.clock_mismatch or 0.0 for m in measured)
+    if mismatch > _CLOCKS_AGREE:
+        doubts.append(("host and device clocks differ", f"{mismatch:.1%}"))
+    syncs = max(m.decode_syncs or 0 for m in measured)
+    if syncs and result.cell.decode.loop == "loop":
+        doubts.append(("operations waited for the device while decoding", str(syncs)))
+    return doubts
