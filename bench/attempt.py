@@ -55,7 +55,9 @@ def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str
         trace = "\n".join(getattr(failure, "__notes__", [])) or None
         findings = failure.kept
         if findings is not None and findings.measurement is not None:  # all but the samples
-            outcome = Outcome("ok", f"no samples: {failure.status}: {failure.reason}", trace)
+            outcome = Outcome(
+                "ok", f"the numbers stand, what came after them does not: {failure.status}: {failure.reason}", trace
+            )
         else:
             outcome = Outcome(failure.status, failure.reason, trace)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bench import plan, signals
 from bench.analysis.compare import COMPARED
-from bench.analysis.metrics import process_times_s
+from bench.analysis.readings import process_times_s
 from bench.analysis.verdict import spread
 from bench.attempt import begin, run_pass
 from bench.errors import BenchError

@@ -42,6 +42,16 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Peaks:
+    """What a device can do at most. Units: bytes/s, and operations/s of dense matrix products."""
+
+    read_bytes_s: float
+    flops: Mapping[str, float]  # fp32, fp16, bf16, int8; those that it has
+    source: str  # data sheet: which one; or measured here: with which kernels
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """What the cost arithmetic needs of an architecture. Counts, no bytes."""
 
@@ -97,7 +107,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Sentinel:
-    """Reference kernels that no cell changes, only the state of the machine. Units: seconds, the median of a few."""
+    """Reference kernels that no cell changes, only the state of the machine. Units: seconds, the least of many."""
 
     read_s: float  # adding up 64 MiB
     matmul_s: float  # a product of two 512 x 512 matrices, fp32
@@ -113,6 +123,45 @@ class Contamination:
     steal_s: float | None  # the hypervisor gave the CPUs to others
     involuntary_switches: int | None  # of this process's threads
     pressure_s: float | None  # some thread of the cgroup, or of the machine, waited for a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One moment of a GPU. None where NVML does not support or does not permit a reading."""
+
+    at_s: float  # since the watching began
+    sm_clock_hz: int | None
+    memory_clock_hz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    used_bytes: int | None  # of the whole device
+    energy_j: float | None  # since the driver was loaded
+    throttle: tuple[str, ...] | None  # what holds the clocks down, by power or heat; empty when nothing does
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """A GPU over a window in which the same work ran again and again.
+
+    The first reading is from before the work and the last from after it: these two give the energy, those in between
+    the power and the throttling.
+    """
+
+    window_s: float  # from the first reading to the last
+    rounds: int  # how many times the work ran in it
+    readings: tuple[Reading, ...]
+    energy_j: float | None  # gross, idle power included; None when the window is too short for the counter
+    power_w_mean: float | None
+    throttled: tuple[str, ...] | None  # every reason that was seen; None when none could be read
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What the GPU drew, in passes of their own after the timed ones."""
+
+    prefill: Telemetry | None  # requests that end with their first token
+    request: Telemetry | None  # whole requests
+    idle_power_w: float | None  # the same process with the model in memory, doing nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +184,7 @@ class Measurement:
     precision: Mapping[str, str]  # flags that were set in the measured process
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
     decode_syncs: int | None  # CUDA: operations of one request that wait for the device after the first token
+    energy: Energy | None = None  # CUDA
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +238,7 @@ class Result:
     host: Host
     outcome: Outcome
     started_at: float  # seconds since 1970
+    peaks: Peaks | None = None  # of the device, with the cell's threads
     passes: tuple[Pass, ...] = ()
     revision: str | None = None
     attestation: Attestation | None = None  # of the first pass; each is checked against the cell

@@ -13,6 +13,7 @@ import torch
 from bench.errors import CellFailure
 from bench.meter.contamination import counters, since
 from bench.meter.device import nvml_used_bytes
+from bench.meter.energy import read_energy
 from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
 from bench.meter.memory import cuda_uuid, read_peaks, release_heap, reset_peaks, status_bytes
@@ -81,11 +82,22 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         clock_mismatch=mismatch,
         decode_syncs=syncs,
     )
-    findings = Findings(revision, attestation, measurement)
-    if not wants_samples or subject.tokenizer is None:
-        return findings
-    announce("samples", "", findings)  # whatever happens from here on, the numbers are there
-    return replace(findings, samples=answer_samples(cell, subject))
+    return _afterwards(announce, cell, subject, ids, Findings(revision, attestation, measurement), wants_samples)
+
+
+def _afterwards(
+    announce: Announce, cell: Cell, subject: Subject, ids: torch.Tensor, findings: Findings, wants_samples: bool
+) -> Findings:
+    """What is read after the timed requests; if the process ends here, the numbers are with the parent already."""
+    if cell.device == "cuda" and cell.measure.telemetry_s and findings.measurement is not None:
+        announce("telemetry", "", findings)
+        with torch.inference_mode():
+            energy = read_energy(cell, subject, ids)
+        findings = replace(findings, measurement=replace(findings.measurement, energy=energy))
+    if wants_samples and subject.tokenizer is not None:
+        announce("samples", "", findings)
+        findings = replace(findings, samples=answer_samples(cell, subject))
+    return findings
 
 
 def _load(cell: Cell, folder: Path | None, used_before: int | None) -> tuple[Subject, float, Memory]:

@@ -24,7 +24,7 @@ Scheme = Literal["none", "bnb_int8", "bnb_4bit"]
 Implementation = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
 DecodeLoop = Literal["loop", "generate"]
-Phase = Literal["prepare", "load", "warm-up", "measure", "attest", "samples"]
+Phase = Literal["prepare", "load", "warm-up", "measure", "attest", "telemetry", "samples"]
 
 _NOT_IDENTITY = {"identity": False}
 
@@ -144,6 +144,7 @@ class Measure:
     target: float | None  # relative half width of the interval at which they end earlier; null: never
     budget_s: float | None = field(metadata=_at_least(0))  # time after which they end earlier; null: never
     passes: int = field(metadata=_at_least(1))  # processes; the whole grid runs so many times
+    telemetry_s: float = field(metadata={"identity": False, "minimum": 0})  # on a GPU, of each window; 0 for none
     resume: bool = field(metadata=_NOT_IDENTITY)  # whether resume=null means that ok results are not measured again
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
 

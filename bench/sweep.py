@@ -22,9 +22,10 @@ from bench.errors import ConfigError
 from bench.meter import isolate
 from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
+from bench.meter.telemetry import other_processes
 from bench.output import calibration, dry, store, table
 from bench.output.progress import ProgressLine
-from bench.result import Host, Result, is_complete
+from bench.result import Host, Peaks, Result, is_complete
 from bench.resume import resume_key
 from bench.spec import Cell, Config, Settings, cell_id, sample_key
 
@@ -60,6 +61,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
                 cells = list({cell_id(cell): cell for cell in cells}.values())  # two that resolve alike are one
                 records = [_begin(cell, host, settings, outputs) for cell in cells]
                 if not settings.dry_run:
+                    records = _with_peaks(records, progress.show)
                     recorder, folder = _open(records, settings, overrides, outputs)
                     interrupted = _run_all(records, folder, recorder, progress)
         except KeyboardInterrupt:
@@ -92,6 +94,38 @@ def probe(announce: isolate.Announce) -> Host:
     from bench.meter.host import probe_host  # imports torch: not in this process
 
     return probe_host()
+
+
+def _with_peaks(records: Sequence[Result], show: Callable[[str], None]) -> list[Result]:
+    """What the device can do at most, beside each cell that will run; measured once for each number of threads."""
+    known: dict[tuple[str, int], Peaks] = {}
+    for record in records:
+        if not is_complete(record):
+            key = record.cell.device, int(record.cell.threads)
+            known[key] = known.get(key) or find_peaks(record.host, *key, show)
+    return [
+        record if is_complete(record) else replace(record, peaks=known[record.cell.device, int(record.cell.threads)])
+        for record in records
+    ]
+
+
+def find_peaks(host: Host, device: str, threads: int, show: Callable[[str], None]) -> Peaks:
+    """The device's data sheet, or what simple kernels find here: in a process of its own, whose memory goes with it."""
+    show("measuring the peaks of this machine")
+    found: Peaks = isolate.run_isolated(
+        probe_peaks, (host, device, threads), {"start": _PROBE_LIMIT_S}, lambda *_: None, Path("/dev/null")
+    )
+    return found
+
+
+def probe_peaks(announce: isolate.Announce, host: Host, device: str, threads: int) -> Peaks:
+    """The task of that process."""
+    import torch
+
+    from bench.meter.peaks import host_peaks  # imports torch: not in this process
+
+    torch.set_num_threads(threads)
+    return host_peaks(host, device)
 
 
 def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
@@ -154,6 +188,8 @@ def _run_passes(records: dict[str, Result], folder: Path, recorder: "Recorder", 
     answered = {_sample_key(record): record for record in records.values() if record.samples}
     host = next(iter(records.values())).host
     baseline_bytes = nvml_used_bytes(host.device_uuid)
+    for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
+        _say(f"{host.device_name} is in use by {other.name or 'a process'} (pid {other.pid}): it disturbs what is measured")
     jobs = schedule(list(records.values()))
     progress.plan(len(jobs))
     for which in jobs:

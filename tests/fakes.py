@@ -21,6 +21,7 @@ from bench.result import (
     ModelShape,
     Outcome,
     Pass,
+    Peaks,
     Repeat,
     Result,
     Sentinel,
@@ -196,6 +197,7 @@ def result(**changes: Any) -> Result:
         "outcome": Outcome("ok"),
         "started_at": 1_750_000_000.25,
         "passes": passes,
+        "peaks": Peaks(read_bytes_s=4000.0, flops={"bf16": 40_000.0}, source="data sheet: of a toy", measured=False),
         "attestation": attestation() if ok else None,
     }
     return Result(**values | changes)

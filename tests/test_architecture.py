@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.meter.device",
         "bench.meter.isolate",
         "bench.meter.lock",
+        "bench.meter.telemetry",
         "bench.output",
         "bench.paths",
         "bench.plan",
@@ -82,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT_IN_A_FUNCTION = {
-    "bench.sweep": {"bench.meter.host"},  # what runs in the measured process
+    "bench.sweep": {"bench.meter.host", "bench.meter.peaks", "torch"},  # what runs in the measured process
     "bench.attempt": {"bench.run"},
     "bench.fetch": {"bench.model"},  # once the names of the models are known to be right
 }

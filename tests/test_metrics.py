@@ -5,14 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.metrics import METRICS, derive, median_step_s, outlying, tpot_s
-from bench.result import Outcome, Repeat, Result
+from bench.analysis.metrics import METRICS, derive
+from bench.analysis.readings import median_step_s, outlying, tpot_s
+from bench.result import Energy, Outcome, Repeat, Result, Telemetry
 from tests import fakes
 
+ENERGY = Energy(
+    prefill=Telemetry(10.0, 20, (), 160.0, 16.0, ()),
+    request=Telemetry(10.0, 10, (), 200.0, 20.0, ()),
+    idle_power_w=5.0,
+)
 ON_GPU = fakes.result(
     cell=fakes.cell(batch=2, device="cuda"),
     attestation=fakes.attestation(outlier_share=0.125),
     measurement=fakes.measurement(
+        energy=ENERGY,
         load_memory=fakes.memory(rss_peak_bytes=7000, allocated_peak_bytes=9000),
         run_memory=fakes.memory(
             rss_peak_bytes=5000, allocated_peak_bytes=2000, reserved_peak_bytes=3000, device_used_bytes=4000
@@ -42,6 +49,15 @@ BY_HAND = {
     "rss_peak_bytes": 5000.0,
     "load_peak_bytes": 9000.0,
     "outlier_share": 0.125,
+    "mbu": 0.48,  # 960 / 0.5 / 4000
+    "bw_attained": None,  # that is for peaks that were measured
+    # 2 x (2 x 300 x 8 + 2 x 4 x 100 + 4 x 4 x 1 x 2 x 36) / 1 / 40,000; 36 pairs in a causal triangle of 8
+    "mfu": 0.3376,
+    "ceiling_tok_s": 8.333333,  # 2 / (960 / 4000)
+    "j_per_prompt_tok": 0.5,  # 160 J / 20 rounds / (2 x 8)
+    "j_per_output_tok": 2.0,  # (200 J / 10 - 160 / 20) / (2 x 3)
+    "j_per_output_tok_net": 9.5 / 6,  # ((200 - 5 x 10) / 10 - (160 - 5 x 10) / 20) / (2 x 3)
+    "idle_power_w": 5.0,
     "decode_step_p50_s": 0.5,
     "decode_step_p95_s": None,  # nine steps are not enough
     "decode_step_p99_s": None,
@@ -64,7 +80,19 @@ def test_a_metric_is_what_the_readings_say(key: str, value: float | None) -> Non
     assert derive(ON_GPU).get(key) == (None if value is None else pytest.approx(value))
 
 
-@pytest.mark.parametrize("key", ["vram_peak_bytes", "vram_peak_reserved_bytes", "device_used_bytes", "outlier_share"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vram_peak_bytes",
+        "vram_peak_reserved_bytes",
+        "device_used_bytes",
+        "outlier_share",
+        "idle_power_w",
+        "j_per_prompt_tok",
+        "j_per_output_tok",
+        "j_per_output_tok_net",
+    ],
+)
 def test_a_metric_without_its_reading_is_absent_and_not_zero(key: str) -> None:
     assert key in derive(ON_GPU)
     assert key not in derive(ON_CPU)
@@ -114,7 +142,7 @@ def test_the_step_curve_is_the_median_at_each_position() -> None:
 
 
 def test_units_are_si_base_units() -> None:
-    assert {row.unit for row in METRICS} == {"s", "tok/s", "B", "bit", "1", "1/s"}
+    assert {row.unit for row in METRICS} == {"s", "tok/s", "B", "bit", "1", "1/s", "J", "W"}
     assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s", "1/s")] == []
     assert [row.key for row in METRICS if row.key.endswith("_bytes") and row.unit != "B"] == []
 

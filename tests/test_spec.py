@@ -83,6 +83,7 @@ WITHOUT_IDENTITY: dict[str, Any] = {
     "attn.requires": Requires(capability=9.0),
     "measure.limits_s": {"load": 1.0},
     "measure.resume": True,
+    "measure.telemetry_s": 5.0,
 }
 
 

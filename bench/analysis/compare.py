@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.analysis.metrics import process_times_s
+from bench.analysis.readings import process_times_s
 from bench.analysis.verdict import Spread, Verdict, compare
 from bench.result import Result
 from bench.spec import Baseline, Cell, digest, identity

@@ -4,16 +4,15 @@ The scope is offline: one fixed batch, no queue and no arrivals; a TTFT here is 
 whoever prints them scales. A metric is None where its reading does not exist (no GPU, no such file), never 0.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from bench.analysis import cost
+from bench.analysis import cost, readings, roofline
 from bench.analysis.footprint import predict
-from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level, outliers, step_quantile
-from bench.result import Attestation, Measurement, Memory, Repeat, Result
+from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level
+from bench.result import Attestation, Measurement, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,84 +26,30 @@ class Metric:
     value: Callable[[Result, Measurement, Attestation], float | None]
 
 
-def tpot_s(repeat: Repeat) -> float:
-    """Time of one decode step of the whole batch, averaged over a request: (end to end - TTFT) / (new tokens - 1)."""
-    return (repeat.e2e_s - repeat.ttft_s) / len(repeat.decode_step_s)
-
-
-def median_step_s(measurements: Sequence[Measurement]) -> list[float]:
-    """For each position in the answer the median of its decode step over all requests of all processes."""
-    requests = [repeat.decode_step_s for m in measurements for repeat in m.repeats]
-    return [median(steps) for steps in zip(*requests, strict=True)]
-
-
-def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
-    """TTFT and TPOT of each process (the median of its requests): the independent readings that verdicts stand on."""
-    return {"ttft_s": [_ttft(m) for m in measurements], "tpot_s": [_tpot(m) for m in measurements]}
-
-
-def outlying(measurement: Measurement) -> list[int]:
-    """Which timed requests (from 0) lie far from the others, in TTFT or TPOT."""
-    times = ([r.ttft_s for r in measurement.repeats], [tpot_s(r) for r in measurement.repeats])
-    return sorted({index for each in times for index in outliers(each)})
-
-
-def drift(measurement: Measurement) -> float:
-    """By how much the reference kernel that changed most was slower (or faster) after the cell than before it."""
-    before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
-    changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
-    return max(changes, key=abs)
-
-
-def _quantile(m: Measurement, quantile: float) -> float | None:
-    found = step_quantile([r.decode_step_s for r in m.repeats], quantile)
-    return None if found is None else found.value
-
-
-def _share(m: Measurement, part: float | None) -> float | None:
-    return None if part is None else part / m.contamination.wall_s
-
-
-def _ttft(m: Measurement) -> float:
-    return median(r.ttft_s for r in m.repeats)
-
-
-def _tpot(m: Measurement) -> float:
-    return median(tpot_s(r) for r in m.repeats)
-
-
-def _e2e(m: Measurement) -> float:
-    return median(r.e2e_s for r in m.repeats)
-
-
-def _contexts(r: Result, m: Measurement) -> tuple[float, int]:
-    """Mean context of the decode steps, and the cache's length when the last token is out."""
-    new_tokens = r.cell.workload.new_tokens
-    return m.prompt_tokens + new_tokens / 2, m.prompt_tokens + new_tokens - 1
-
-
-def _peak(memory: Memory) -> float | None:
-    return memory.allocated_peak_bytes if memory.allocated_peak_bytes is not None else memory.rss_peak_bytes
-
-
 METRICS: tuple[Metric, ...] = (
-    Metric("ttft_s", "s", "lower", "prompt ids on the host to ids of the first token on the host", lambda r, m, a: _ttft(m)),
-    Metric("tpot_s", "s", "lower", "one decode step of the whole batch", lambda r, m, a: _tpot(m)),
-    Metric("e2e_s", "s", "lower", "call to last token", lambda r, m, a: _e2e(m)),
+    Metric(
+        "ttft_s",
+        "s",
+        "lower",
+        "prompt ids on the host to ids of the first token on the host",
+        lambda r, m, a: readings.ttft(m),
+    ),
+    Metric("tpot_s", "s", "lower", "one decode step of the whole batch", lambda r, m, a: readings.tpot(m)),
+    Metric("e2e_s", "s", "lower", "call to last token", lambda r, m, a: readings.e2e(m)),
     Metric(
         "prefill_tok_s",
         "tok/s",
         "higher",
         "batch x prompt tokens / TTFT",
-        lambda r, m, a: r.cell.batch * m.prompt_tokens / _ttft(m),
+        lambda r, m, a: r.cell.batch * m.prompt_tokens / readings.ttft(m),
     ),
-    Metric("decode_tok_s", "tok/s", "higher", "batch / TPOT", lambda r, m, a: r.cell.batch / _tpot(m)),
+    Metric("decode_tok_s", "tok/s", "higher", "batch / TPOT", lambda r, m, a: r.cell.batch / readings.tpot(m)),
     Metric(
         "output_tok_s",
         "tok/s",
         "higher",
         "batch x new tokens / end to end",
-        lambda r, m, a: r.cell.batch * r.cell.workload.new_tokens / _e2e(m),
+        lambda r, m, a: r.cell.batch * r.cell.workload.new_tokens / readings.e2e(m),
     ),
     Metric("load_s", "s", "lower", "load, quantize and move, files on this disk", lambda r, m, a: m.load_s),
     Metric("first_ttft_s", "s", "lower", "TTFT of the process's very first request", lambda r, m, a: m.warmups[0].ttft_s),
@@ -127,7 +72,7 @@ METRICS: tuple[Metric, ...] = (
         "B",
         "lower",
         "least bytes that a decode step reads, at the mean context",
-        lambda r, m, a: cost.step_bytes(a, _contexts(r, m)[0], r.cell.batch),
+        lambda r, m, a: readings.step_bytes(r, m, a),
     ),
     Metric(
         "head_share",
@@ -141,7 +86,7 @@ METRICS: tuple[Metric, ...] = (
         "B",
         "lower",
         "KV cache of the whole batch at the last token",
-        lambda r, m, a: cost.kv_bytes(a, _contexts(r, m)[1], r.cell.batch),
+        lambda r, m, a: cost.kv_bytes(a, readings.contexts(r, m)[1], r.cell.batch),
     ),
     Metric(
         "predicted_bytes",
@@ -183,7 +128,7 @@ METRICS: tuple[Metric, ...] = (
         "B",
         "lower",
         "peak while loading: allocator on a GPU, resident set on a CPU",
-        lambda r, m, a: _peak(m.load_memory),
+        lambda r, m, a: readings.peak_bytes(m.load_memory),
     ),
     Metric(
         "outlier_share",
@@ -192,52 +137,108 @@ METRICS: tuple[Metric, ...] = (
         "int8 with a threshold: activation columns above it, of all",
         lambda r, m, a: a.outlier_share,
     ),
+    Metric(
+        "mbu",
+        "1",
+        "higher",
+        "step_bytes / TPOT / bandwidth of the data sheet",
+        lambda r, m, a: readings.of_peaks(r, lambda p: roofline.mbu(p, readings.step_bytes(r, m, a), readings.tpot(m))),
+    ),
+    Metric(
+        "bw_attained",
+        "1",
+        "higher",
+        "step_bytes / TPOT / read bandwidth measured on this machine",
+        lambda r, m, a: readings.of_peaks(
+            r, lambda p: roofline.bw_attained(p, readings.step_bytes(r, m, a), readings.tpot(m))
+        ),
+    ),
+    Metric(
+        "mfu",
+        "1",
+        "higher",
+        "operations of the prefill / TTFT / peak of the executed dtype",
+        lambda r, m, a: readings.of_peaks(r, lambda p: readings.mfu(r, m, a, p)),
+    ),
+    Metric(
+        "ceiling_tok_s",
+        "tok/s",
+        "neither",
+        "decode throughput that this device's bandwidth and compute allow at most",
+        lambda r, m, a: readings.of_peaks(r, lambda p: readings.ceiling(r, m, a, p)),
+    ),
+    Metric(
+        "j_per_prompt_tok",
+        "J",
+        "lower",
+        "energy of a prefill / its prompt tokens, idle power included; NVML's counter over 10 s and more",
+        lambda r, m, a: readings.prompt_j(r, m, 0.0),
+    ),
+    Metric(
+        "j_per_output_tok",
+        "J",
+        "lower",
+        "energy of a request beyond its prefill / the tokens after the first, idle power included",
+        lambda r, m, a: readings.output_j(r, m, 0.0),
+    ),
+    Metric(
+        "j_per_output_tok_net",
+        "J",
+        "lower",
+        "the same without what the idle process draws with the model in memory",
+        lambda r, m, a: None if readings.idle_w(m) is None else readings.output_j(r, m, readings.idle_w(m) or 0.0),
+    ),
+    Metric(
+        "idle_power_w", "W", "lower", "of the process that does nothing, model in memory", lambda r, m, a: readings.idle_w(m)
+    ),
     *(
         Metric(
             f"decode_step_p{round(q * 100)}_s",
             "s",
             "lower",
             f"{q:.0%} of all decode steps took no longer; only where they are enough to tell",
-            lambda r, m, a, q=q: _quantile(m, q),  # type: ignore[misc]
+            lambda r, m, a, q=q: readings.step_quantile_s(m, q),  # type: ignore[misc]
         )
         for q in (0.50, 0.95, 0.99)
     ),
     Metric("n", "1", "neither", "timed requests of a process behind its medians", lambda r, m, a: len(m.repeats)),
-    Metric("outliers", "1", "lower", "timed requests far from the others, all kept", lambda r, m, a: len(outlying(m))),
+    Metric(
+        "outliers", "1", "lower", "timed requests far from the others, all kept", lambda r, m, a: len(readings.outlying(m))
+    ),
     Metric(
         "drift",
         "1",
         "neither",
         "change of the reference kernels over the cell; 0.1: slower by 10 %",
-        lambda r, m, a: drift(m),
+        lambda r, m, a: readings.drift(m),
     ),
     Metric(
         "throttled_share",
         "1",
         "lower",
         "share of the timed requests' wall time in which the cgroup was throttled",
-        lambda r, m, a: _share(m, m.contamination.throttled_s),
+        lambda r, m, a: readings.share_of_time(m, m.contamination.throttled_s),
     ),
     Metric(
         "steal_share",
         "1",
         "lower",
         "CPU time that other virtual machines took, for each second of the timed requests",
-        lambda r, m, a: _share(m, m.contamination.steal_s),
+        lambda r, m, a: readings.share_of_time(m, m.contamination.steal_s),
     ),
     Metric(
         "pressure_share",
         "1",
         "lower",
         "share of the timed requests' wall time in which some thread waited for a CPU",
-        lambda r, m, a: _share(m, m.contamination.pressure_s),
+        lambda r, m, a: readings.share_of_time(m, m.contamination.pressure_s),
     ),
     Metric(
         "switches_per_s",
         "1/s",
         "lower",
         "how often the scheduler took a CPU from this process",
-        lambda r, m, a: _share(m, m.contamination.involuntary_switches),
+        lambda r, m, a: readings.share_of_time(m, m.contamination.involuntary_switches),
     ),
 )
 
@@ -259,9 +260,9 @@ def derive(result: Result) -> dict[str, float]:
             found[row.key] = float(median(kept))
     found["processes"] = float(len(measurements))
     first = measurements[0].repeats
-    requests = {"ttft_s": [r.ttft_s for r in first], "tpot_s": [tpot_s(r) for r in first]}
+    requests = {"ttft_s": [r.ttft_s for r in first], "tpot_s": [readings.tpot_s(r) for r in first]}
     level = look_level(result.cell.measure.repeats)
-    for key, processes in process_times_s(measurements).items():
+    for key, processes in readings.process_times_s(measurements).items():
         if len(processes) > 1:
             found |= _ends(key, geometric_interval(processes, 1 - ALPHA))
         if len(first) > 1:

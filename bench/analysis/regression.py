@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Literal
 
 from bench.analysis.compare import COMPARED
-from bench.analysis.metrics import process_times_s
+from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import Spread, spread
 from bench.result import Result

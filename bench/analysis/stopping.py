@@ -11,7 +11,7 @@ decided by it, because processes differ from each other as well.
 from collections.abc import Sequence
 from statistics import median
 
-from bench.analysis.metrics import tpot_s
+from bench.analysis.readings import tpot_s
 from bench.analysis.stats import is_narrow, look_level, looks
 from bench.result import Repeat, Stopped
 from bench.spec import Measure

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from bench.analysis.compare import coordinate
-from bench.analysis.metrics import derive, drift, outlying
+from bench.analysis.metrics import derive
+from bench.analysis.readings import drift, outlying
 from bench.analysis.verdict import Verdict
-from bench.result import Result
+from bench.result import Measurement, Result
 
 _CLOCKS_AGREE = 0.01
 _STEADY = 0.10  # reference kernels move by some percent on a quiet machine
@@ -73,7 +74,18 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
     mismatch = max(m.clock_mismatch or 0.0 for m in measured)
     if mismatch > _CLOCKS_AGREE:
         doubts.append(("host and device clocks differ", f"{mismatch:.1%}"))
+    held = sorted({reason for m in measured for reason in _throttling(m)})
+    if held:
+        doubts.append(("the GPU's clocks were held down", ", ".join(held)))
+    beyond = max((values.get(key, 0.0) for key in ("mbu", "mfu")), default=0.0)
+    if beyond > 1 and result.peaks is not None and not result.peaks.measured:
+        doubts.append(("more than the data sheet allows: another device, or a wrong count", f"{beyond:.2f}"))
     syncs = max(m.decode_syncs or 0 for m in measured)
     if syncs and result.cell.decode.loop == "loop":
         doubts.append(("operations waited for the device while decoding", str(syncs)))
     return doubts
+
+
+def _throttling(m: Measurement) -> tuple[str, ...]:
+    windows = () if m.energy is None else (m.energy.prefill, m.energy.request)
+    return tuple(reason for window in windows if window is not None for reason in window.throttled or ())

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.analysis.bottlenecks import bottlenecks
 from bench.errors import TrackingError
 from bench.output import store, table
 from bench.output.tracking import Tracker, tracking_uri
@@ -49,7 +50,8 @@ class Recorder:
         self._flush()  # a Ctrl-C may have come between the disk and MLflow
         if self.tracker is not None and self.untracked is None:
             with self._untracked_on_error():
-                self.tracker.close(status, table.as_text(self.results, self.sweep), ended_at)
+                summary = table.as_text(self.results, self.sweep)
+                self.tracker.close(status, summary, ended_at, bottlenecks(self.results))
 
     def _flush(self) -> None:
         if self.tracker is None or self.untracked is not None:

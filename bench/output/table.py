@@ -7,6 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.analysis.bottlenecks import bottlenecks
 from bench.analysis.compare import coordinate, reference, varying_columns, verdicts
 from bench.analysis.metrics import derive
 from bench.analysis.verdict import Verdict
@@ -27,7 +28,6 @@ _NUMBERS = (
     ("weights MiB", "weight_bytes", 1 / MIB, 1),
     ("VRAM peak MiB", "vram_peak_bytes", 1 / MIB, 0),
     ("RSS peak MiB", "rss_peak_bytes", 1 / MIB, 0),
-    ("load s", "load_s", 1, 1),
 )
 
 
@@ -48,6 +48,9 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
         table.add_column(heading, justify="right")
     for metric in found:
         table.add_column(_SPEEDUPS[metric], no_wrap=True)
+    bound_by = bottlenecks(results)
+    if bound_by:
+        table.add_column("bound by", no_wrap=True)
     if any(result.outcome.status != "ok" for result in results):
         table.add_column("outcome", no_wrap=True)
     for result in results:
@@ -55,6 +58,8 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
         row = [coordinate(result.cell, column) for column in columns]
         row += [f"{values[key] * factor:,.{digits}f}" if key in values else "-" for _, key, factor, digits in shown]
         row += [_verdict(each.get(result.cell_id)) for each in found.values()]
+        if bound_by:
+            row.append(bound_by[result.cell_id].name if result.cell_id in bound_by else "-")
         row.append(result.outcome.status if result.outcome.status != "ok" else "")
         table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
     below = [Text(note) for note in notes(results, columns, found, str(against))]

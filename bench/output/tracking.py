@@ -27,7 +27,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench import paths
-from bench.analysis.metrics import derive, median_step_s
+from bench.analysis.metrics import derive
+from bench.analysis.readings import median_step_s
+from bench.analysis.roofline import Bottleneck
 from bench.errors import TrackingError
 from bench.output.store import Sweep, cell_folder
 from bench.result import Result
@@ -180,9 +182,17 @@ class Tracker:
             tags["mlflow.note.content"] = f"**{result.outcome.status}**: {result.outcome.reason}"
         return tags
 
-    def close(self, status: str, summary: str, ended_at: float) -> None:
-        """End the parent run with its description and table. ``status`` is MLflow's: FINISHED, FAILED or KILLED."""
+    def close(self, status: str, summary: str, ended_at: float, bound_by: Mapping[str, Bottleneck]) -> None:
+        """End the parent run with its description and table. ``status`` is MLflow's: FINISHED, FAILED or KILLED.
+
+        Args:
+            bound_by: what bounds each cell, by cell_id; known only when all have been measured.
+        """
         with _translated(self._uri):
+            for run in self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"):
+                if found := bound_by.get(run.data.tags["bench.cell_id"]):
+                    self._client.set_tag(run.info.run_id, "bench.bottleneck", found.name)
+                    self._client.set_tag(run.info.run_id, "bench.bottleneck_evidence", found.evidence)
             self._client.log_metric(self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3))
             self._client.set_tag(self.parent_id, "mlflow.note.content", f"```\n{summary}\n```")
             self._client.log_text(self.parent_id, summary, "summary.txt")

@@ -1,0 +1,37 @@
+"""What bounds the decode steps of each cell: ``roofline``'s rules, with a 16-bit cell beside each quantized one."""
+
+from collections.abc import Sequence
+
+from bench.analysis import readings
+from bench.analysis.roofline import Bottleneck, bottleneck, is_quantized, read_step
+from bench.result import Result
+from bench.spec import digest, identity
+
+
+def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
+    """By cell_id; cells without a number, or on a device without known peaks, are left out."""
+    measured = [each for each in results if each.measurements and each.attestation is not None and each.peaks is not None]
+    plain = {
+        _elsewhere(each): _tpot_s(each)
+        for each in measured
+        if each.attestation is not None and not is_quantized(each.attestation) and each.cell.quant.dtype != "fp32"
+    }
+    found = {}
+    for each in measured:
+        assert each.attestation is not None
+        assert each.peaks is not None
+        context, _ = readings.contexts(each, each.measurements[0])
+        peer_s = plain.get(_elsewhere(each))
+        reading = read_step(each.attestation, each.peaks, context, each.cell.batch, _tpot_s(each), peer_s)
+        found[each.cell_id] = bottleneck(reading)
+    return found
+
+
+def _tpot_s(result: Result) -> float:
+    times = readings.process_times_s(result.measurements)["tpot_s"]
+    return sorted(times)[len(times) // 2]
+
+
+def _elsewhere(result: Result) -> str:
+    """The cell without its quantization: equal for a quantized cell and its 16-bit peer."""
+    return digest({name: value for name, value in identity(result.cell).items() if name != "quant"})

@@ -1,0 +1,113 @@
+"""What is read off one process, before it becomes a metric: typical times, outliers, drift, shares of what is possible."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from bench.analysis import cost, roofline
+from bench.analysis.stats import outliers, step_quantile
+from bench.result import Attestation, Measurement, Memory, Peaks, Repeat, Result, Telemetry
+
+
+def tpot_s(repeat: Repeat) -> float:
+    """Time of one decode step of the whole batch, averaged over a request: (end to end - TTFT) / (new tokens - 1)."""
+    return (repeat.e2e_s - repeat.ttft_s) / len(repeat.decode_step_s)
+
+
+def median_step_s(measurements: Sequence[Measurement]) -> list[float]:
+    """For each position in the answer the median of its decode step over all requests of all processes."""
+    requests = [repeat.decode_step_s for m in measurements for repeat in m.repeats]
+    return [median(steps) for steps in zip(*requests, strict=True)]
+
+
+def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    """TTFT and TPOT of each process (the median of its requests): the independent readings that verdicts stand on."""
+    return {"ttft_s": [ttft(m) for m in measurements], "tpot_s": [tpot(m) for m in measurements]}
+
+
+def outlying(measurement: Measurement) -> list[int]:
+    """Which timed requests (from 0) lie far from the others, in TTFT or TPOT."""
+    times = ([r.ttft_s for r in measurement.repeats], [tpot_s(r) for r in measurement.repeats])
+    return sorted({index for each in times for index in outliers(each)})
+
+
+def drift(measurement: Measurement) -> float:
+    """By how much the reference kernel that changed most was slower (or faster) after the cell than before it."""
+    before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
+    changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
+    return max(changes, key=abs)
+
+
+def step_quantile_s(m: Measurement, quantile: float) -> float | None:
+    found = step_quantile([r.decode_step_s for r in m.repeats], quantile)
+    return None if found is None else found.value
+
+
+def share_of_time(m: Measurement, part: float | None) -> float | None:
+    return None if part is None else part / m.contamination.wall_s
+
+
+def ttft(m: Measurement) -> float:
+    return median(r.ttft_s for r in m.repeats)
+
+
+def tpot(m: Measurement) -> float:
+    return median(tpot_s(r) for r in m.repeats)
+
+
+def e2e(m: Measurement) -> float:
+    return median(r.e2e_s for r in m.repeats)
+
+
+def contexts(r: Result, m: Measurement) -> tuple[float, int]:
+    """Mean context of the decode steps, and the cache's length when the last token is out."""
+    new_tokens = r.cell.workload.new_tokens
+    return m.prompt_tokens + new_tokens / 2, m.prompt_tokens + new_tokens - 1
+
+
+def step_bytes(r: Result, m: Measurement, a: Attestation) -> float:
+    return cost.step_bytes(a, contexts(r, m)[0], r.cell.batch)
+
+
+def of_peaks(r: Result, value: Callable[[Peaks], float | None]) -> float | None:
+    return None if r.peaks is None else value(r.peaks)
+
+
+def mfu(r: Result, m: Measurement, a: Attestation, peaks: Peaks) -> float | None:
+    flops = roofline.forward_flops(a, m.prompt_tokens, r.cell.batch)
+    return roofline.mfu(peaks, flops, ttft(m), roofline.executed_dtype(a))
+
+
+def ceiling(r: Result, m: Measurement, a: Attestation, peaks: Peaks) -> float:
+    flops = roofline.step_flops(a, contexts(r, m)[0], r.cell.batch)
+    return roofline.ceiling_tok_s(peaks, step_bytes(r, m, a), flops, r.cell.batch, roofline.executed_dtype(a))
+
+
+def peak_bytes(memory: Memory) -> float | None:
+    return memory.allocated_peak_bytes if memory.allocated_peak_bytes is not None else memory.rss_peak_bytes
+
+
+def idle_w(m: Measurement) -> float | None:
+    return None if m.energy is None else m.energy.idle_power_w
+
+
+def prompt_j(r: Result, m: Measurement, less_w: float) -> float | None:
+    """Energy of prefilling one token of one row, without ``less_w`` of power."""
+    whole = None if m.energy is None else _round_j(m.energy.prefill, less_w)
+    return None if whole is None else whole / (r.cell.batch * m.prompt_tokens)
+
+
+def output_j(r: Result, m: Measurement, less_w: float) -> float | None:
+    """Energy of one token after the first of one row, without ``less_w`` of power."""
+    if m.energy is None:
+        return None
+    whole, prefill = _round_j(m.energy.request, less_w), _round_j(m.energy.prefill, less_w)
+    if whole is None or prefill is None:
+        return None
+    return (whole - prefill) / (r.cell.batch * (r.cell.workload.new_tokens - 1))
+
+
+def _round_j(found: Telemetry | None, less_w: float) -> float | None:
+    if found is None or found.energy_j is None:
+        return None
+    return (found.energy_j - less_w * found.window_s) / found.rounds

@@ -1,0 +1,46 @@
+"""What a cell draws on a GPU, and whether something held its clocks down: passes of their own, after the timed ones.
+
+Prefill and whole requests are watched apart, so that the energy of decoding is their difference; the power of the same
+process doing nothing is read last, with the model in memory, and is subtracted under its own name only.
+"""
+
+import torch
+
+from bench.meter.memory import cuda_uuid
+from bench.meter.telemetry import idle_power_w, watch
+from bench.model.attn import pinned
+from bench.model.decode import LOOPS
+from bench.model.load import Subject
+from bench.result import Energy
+from bench.spec import Cell
+
+
+class _NoClock:
+    def start(self) -> None:
+        pass
+
+    def first_token(self) -> None:
+        pass
+
+    def token(self) -> None:
+        pass
+
+
+def read_energy(cell: Cell, subject: Subject, prompt_ids: torch.Tensor) -> Energy:
+    """Windows of ``cell.measure.telemetry_s`` each; below 10 s they tell clocks, power and throttling, but no energy.
+
+    Raises:
+        CellFailure: ``failed`` when the GPU is gone.
+    """
+    uuid, window_s = cuda_uuid(), cell.measure.telemetry_s
+    decode = LOOPS[cell.decode.loop]
+
+    def run(new_tokens: int) -> None:
+        decode(subject.model, prompt_ids, new_tokens, _NoClock())
+        torch.cuda.synchronize()
+
+    with pinned(cell.attn):
+        prefill = watch(uuid, lambda: run(1), window_s)
+        request = watch(uuid, lambda: run(cell.workload.new_tokens), window_s)
+    idle_w = idle_power_w(uuid, window_s=window_s)
+    return Energy(prefill, request, idle_w)
