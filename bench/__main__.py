@@ -78,6 +78,11 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     Raises:
         ConfigError: when Hydra cannot compose them.
     """
+    from bench.mistakes import explain, keys_as_flags
+
+    problems = keys_as_flags(arguments)
+    if problems:
+        raise ConfigError(problems)
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -91,12 +96,12 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
 
     os.environ["BENCH_ROOT"] = str(paths.ROOT)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to us, instead of printing and exiting
-    sys.argv = [sys.argv[0], *arguments]
+    # Hydra's parser gives up on an override behind a flag, as in `batch=8 -m quant=fp16,nf4`.
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    sys.argv = [sys.argv[0], *(argument for argument in arguments if argument not in overrides), *overrides]
     try:
         hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        from bench.mistakes import explain
-
         raise ConfigError(explain(arguments, error)) from error
     except OSError as error:  # Hydra makes a folder for its own record of a sweep
         if error.filename is None:  # `--help | head` closes the pipe

@@ -23,9 +23,9 @@ from bench.errors import BenchError
 from bench.meter.lock import machine_lock
 from bench.output import calibration, table
 from bench.output.progress import ProgressLine
-from bench.result import Host
+from bench.result import Host, Peaks
 from bench.spec import Cell
-from bench.sweep import look_around
+from bench.sweep import find_peaks, look_around
 
 _PROCESSES = 8
 
@@ -39,15 +39,17 @@ def doctor(default: Cell, variants: Sequence[tuple[str, str, Cell]], calibrate: 
     """
     with signals.as_interrupts(), machine_lock(_say), ProgressLine() as progress:
         host = look_around(progress.show)
+        peaks = find_peaks(host, host.device, host.cpus, progress.show)
         if calibrate:
             _calibrate(plan.resolve(default, host), host, progress)
     console = table.console()
-    console.print(_machine(host))
+    console.print(_machine(host, peaks))
     console.print(_values(host, variants))
     return 0
 
 
-def _machine(host: Host) -> Table:
+def _machine(host: Host, peaks: Peaks) -> Table:
+    flops = ", ".join(f"{dtype} {rate / 1e9:,.0f} G/s" for dtype, rate in peaks.flops.items())
     rows = {
         "device": host.device_name,
         "CPU": f"{host.cpu_name}, {host.cpus} usable",
@@ -59,6 +61,7 @@ def _machine(host: Host) -> Table:
         rows["device memory"] = (
             f"{host.device_memory_bytes / 2**30:.1f} GiB, driver {host.driver}, capability {host.capability}"
         )
+    rows["peaks"] = f"reads {peaks.read_bytes_s / 1e9:.1f} GB/s, matrix products {flops} ({peaks.source})"
     found = calibration.read(host)
     rows["calibration"] = (
         ", ".join(f"{metric} {each.deviation:.1%} between processes" for metric, each in found.items())

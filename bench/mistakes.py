@@ -4,8 +4,10 @@ Hydra stops at the first mistake and explains it in its own terms. So each overr
 each that fails the sentence says which value or key it is and what would be right.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -30,6 +32,19 @@ def explain(arguments: Sequence[str], error: Exception) -> list[str]:
         for argument in overrides:
             problems |= dict.fromkeys(_problems(argument, [] if argument in choices else choices, several))
     return list(problems) or [_own_words(error)]
+
+
+def keys_as_flags(arguments: Sequence[str]) -> list[str]:
+    """A sentence for each key that was given like a flag of other programs: ``--batch 8``, ``--batch=8``, ``batch 8``."""
+    config: dict[str, object] = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    keys = {*config, *(folder.name for folder in CONF.iterdir() if folder.is_dir()), "sweeps"} - {"hydra", "defaults"}
+    found = []
+    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
+        name, _, value = argument.removeprefix("--").partition("=")
+        is_flag = argument.startswith("--")
+        if name in keys and (is_flag or (not value and argument == name)):
+            found.append(f"{argument}: keys are given as key=value; want {name}={value or after}")
+    return found
 
 
 def _is_choice(argument: str) -> bool:

@@ -11,6 +11,7 @@ A number's field may state its ``minimum`` in its metadata.
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -63,7 +64,9 @@ def _dataclass(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
     try:
         return cls(**values)
     except ValueError as error:  # a __post_init__ that checks fields against each other
-        problems.append(f"{path}: {error}" if path else str(error))
+        about_a_field = re.match(r"\w+", str(error))
+        joint = "." if about_a_field and about_a_field[0] in fields else ": "
+        problems.append(f"{path}{joint}{error}" if path else str(error))
         return None
 
 

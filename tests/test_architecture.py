@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "bench.run": {*TYPES, "bench.analysis", "bench.meter", "bench.model", "torch"},
     "bench.output": {*TYPES, "bench.analysis", "bench.output", "bench.parse", "bench.paths", "mlflow", "rich", "sqlalchemy"},
-    "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf"},
+    "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf", "yaml"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
     "bench.signals": set(),
     "bench.attempt": {*TYPES, "bench.meter.isolate", "bench.resume"},

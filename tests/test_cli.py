@@ -43,15 +43,21 @@ HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
         (["-m", "batch=1,0", "quant=fp16,nf4"], ["batch=0: want an integer, at least 1"]),
         (
             ["-m", "tracking=local,none"],
-            ["tracking, baseline and output_dir are no axes: want one value for the whole sweep"],
+            ["tracking, baseline, output_dir, margin, resume and dry_run are no axes: want one value of each"],
         ),
         (["model=gpt2", "model.revision=abc", "quant=nf5"], [NO_NF5]),
         (["baseline.quant=fp61"], ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),
         (["output_dir="], ["output_dir=: want the name of a folder"]),
         (["workload.text=nope"], ["workload.text=nope: no such file; want one of prose"]),
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),
-        (["frobnicate"], ["frobnicate: no such command; there are push, fetch, and key=value starts a sweep"]),
-        (["push"], ["push: want one folder, like outputs/sweeps/2026-01-31_12-00-00"]),
+        (["frobnicate"], ["frobnicate: no such command; there are push, fetch, gate, doctor, and key=value starts a sweep"]),
+        (["push"], ["push: no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
+        (["--batch", "8"], ["--batch: keys are given as key=value; want batch=8"]),
+        (["quant=nf4", "--batch=8"], ["--batch=8: keys are given as key=value; want batch=8"]),
+        (["quant=nf4", "batch", "8"], ["batch: keys are given as key=value; want batch=8"]),
+        (["batch=0", "-m", "quant=fp16,nf4"], ["batch=0: want an integer, at least 1"]),
+        (["measure.target=7"], ["measure.target=7: want a share like 0.02 for 2 %, or null"]),
+        (["margin=3"], ["margin=3: want a share like 0.03 for 3 %"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -102,7 +108,7 @@ def test_help_lists_every_group_with_its_values_and_every_command(tmp_path: Path
     assert "python -m bench -m quant=fp16,int8,nf4 batch=1,8,32" in done.stdout
     for group in ("model", "attn", "decode", "workload", "measure", "quality", "tracking"):
         assert f"\n{group}: " in done.stdout
-    for command in ("push", "fetch"):
+    for command in ("push", "fetch", "doctor", "gate"):
         assert f"python -m bench {command} " in done.stdout
 
 

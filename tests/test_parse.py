@@ -127,7 +127,7 @@ def test_an_integer_for_a_number_becomes_a_float() -> None:
         ("spare", {"size": "a"}, "spare.size=a: want an integer"),
         ("spare", 3, "spare=3: want a group with the keys size, name or null"),
         ("leaves", [{"size": 1}, {"size": "a"}], "leaves[1].size=a: want an integer"),
-        ("range", {"low": 2, "high": 1}, "range: low=2 is above high=1"),
+        ("range", {"low": 2, "high": 1}, "range.low=2 is above high=1"),
     ],
 )
 def test_a_misfit_is_named_with_path_value_and_what_was_wanted(key: str, value: Any, sentence: str) -> None:

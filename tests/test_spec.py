@@ -184,7 +184,7 @@ def test_cpus_are_different_numbers(cpus: list[int]) -> None:
 
 
 def test_a_limit_is_above_zero() -> None:
-    with pytest.raises(ConfigError, match=r"measure: limits_s.load=0: want seconds, above 0"):
+    with pytest.raises(ConfigError, match=r"measure.limits_s.load=0: want seconds, above 0"):
         fakes.cell(measure=fakes.group("measure", "quick", limits_s={"load": 0}))
 
 
