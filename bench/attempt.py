@@ -47,6 +47,7 @@ def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str
             marks.append((phase, time.monotonic()))
         show(phase, detail)
 
+    record = record if record.passes else replace(record, started_at=started_at)
     outcome = record.outcome
     findings: Findings | None = None
     try:

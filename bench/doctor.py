@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -27,7 +28,7 @@ from bench.result import Host, Peaks
 from bench.spec import Cell
 from bench.sweep import find_peaks, look_around
 
-_PROCESSES = 8
+_PROCESSES, _REPEATS = 8, 5
 
 
 def doctor(default: Cell, variants: Sequence[tuple[str, str, Cell]], calibrate: bool) -> int:
@@ -86,7 +87,7 @@ def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
 def _calibrate(cell: Cell, host: Host, progress: ProgressLine) -> None:
     progress.plan(_PROCESSES)
     folder = Path(tempfile.mkdtemp(prefix="bench-calibration-"))
-    record = begin(cell, host, "calibration")
+    record = begin(replace(cell, measure=replace(cell.measure, repeats=_REPEATS)), host, "calibration")
     for index in range(_PROCESSES):
         progress.cell(f"calibration {index + 1}/{_PROCESSES}, {cell.label}")
         record = run_pass(record, False, folder / "log.txt", progress.show)

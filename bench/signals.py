@@ -2,35 +2,31 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a sweep as Ctrl-C does: with everything recorded."""
+    """SIGTERM and SIGHUP end a sweep as Ctrl-C does; the first signal counts.
+
+    Those that follow are ignored until the sweep is over: what the first one asked for, ending the measured process and
+    recording what is there, takes a moment, and broken off in the middle it would leave a process or an open run.
+    """
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup ignores SIGHUP
 
     def interrupt(signal_number: int, frame: Any) -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    with _handled(heard, interrupt):
-        yield
-
-
-@contextlib.contextmanager
-def held_off() -> Iterator[None]:
-    """A second Ctrl-C waits until what the first one asked for is recorded."""
-    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def _handled(numbers: Sequence[signal.Signals], handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
+    for number in heard:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        for number in heard:
+            signal.signal(number, before[number])

@@ -179,8 +179,7 @@ def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progre
     except KeyboardInterrupt:
         return True
     finally:
-        with signals.held_off():
-            recorder.close(status, time.time())
+        recorder.close(status, time.time())
     return False
 
 
