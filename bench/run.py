@@ -20,7 +20,7 @@ from bench.meter.memory import cuda_uuid, read_peaks, release_heap, reset_peaks,
 from bench.meter.repeat import measure, warm_up
 from bench.meter.samples import answer_samples
 from bench.meter.sentinel import read_sentinel
-from bench.meter.speed import decode_syncs
+from bench.meter.speed import decode_syncs, time_requests
 from bench.model import sources
 from bench.model.load import Subject, load
 from bench.model.prompts import prompt_ids
@@ -98,6 +98,24 @@ def _afterwards(
         announce("samples", "", findings)
         findings = replace(findings, samples=answer_samples(cell, subject))
     return findings
+
+
+def run_one_request(announce: Announce, cell: Cell) -> None:
+    """Load a resolved cell and answer one request, measuring nothing: does it fit?
+
+    Raises:
+        CellFailure: when it does not, or fails otherwise.
+    """
+    announce("prepare", "")
+    folder = sources.fetch(cell.model)
+    prepare_process(cell)
+    import_libraries(cell)
+    announce("load", "")
+    subject = load(cell, folder)
+    ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)
+    announce("warm-up", "")
+    with torch.inference_mode():
+        time_requests(cell, subject, ids, lambda done: not done)
 
 
 def _load(cell: Cell, folder: Path | None, used_before: int | None) -> tuple[Subject, float, Memory]:

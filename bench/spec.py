@@ -240,6 +240,7 @@ class Config:
 
     cell: Cell
     settings: Settings
+    largest_batch: bool = False  # batch=max: the cell's batch is still to be found, and stands at 1
 
 
 def parse_config(mapping: Mapping[str, Any]) -> Config:
@@ -248,6 +249,9 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with every mistake in it.
     """
+    largest_batch = mapping.get("batch") == "max"
+    if largest_batch:
+        mapping = {**mapping, "batch": 1}
     parts = {part: [f.name for f in dataclasses.fields(part)] for part in (Cell, Settings)}
     known = [name for names in parts.values() for name in names]
     problems = [unknown_key(key, mapping[key], known) for key in mapping if key not in known]
@@ -259,7 +263,8 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return Config(*parsed)
+    cell, settings = parsed
+    return Config(cell, settings, largest_batch)
 
 
 def estimated_tokens(text: str) -> int:

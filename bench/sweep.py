@@ -6,6 +6,7 @@ whole grid runs in passes, each in another order, so that a drift of the machine
 """
 
 import importlib
+import os
 import random
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import paths, plan, signals
+from bench import fit, paths, plan, signals
 from bench.analysis.compare import unknown_baseline
 from bench.attempt import begin, run_pass
 from bench.errors import ConfigError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after th
     from bench.output.record import Recorder
 
 _PROBE_LIMIT_S = 300.0
+_MOST_WORDS = 3
 _OF_NO_CONCERN = {"ok", "skipped", "oom"}  # outcomes with exit code 0
 
 
@@ -57,7 +59,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
         try:
             with machine_lock(_say), ProgressLine() as progress:
                 host = look_around(progress.show, with_mlflow=not settings.dry_run)
-                cells = [plan.resolve(config.cell, host) for config in configs]
+                cells = [_resolved(config, host, progress) for config in configs]
                 cells = list({cell_id(cell): cell for cell in cells}.values())  # two that resolve alike are one
                 records = [_begin(cell, host, settings, outputs) for cell in cells]
                 if not settings.dry_run:
@@ -94,6 +96,19 @@ def probe(announce: isolate.Announce) -> Host:
     from bench.meter.host import probe_host  # imports torch: not in this process
 
     return probe_host()
+
+
+def _resolved(config: Config, host: Host, progress: ProgressLine) -> Cell:
+    """The cell as it will run here; ``batch=max`` is found out, or only predicted for a dry run."""
+    cell = plan.resolve(config.cell, host)
+    if not config.largest_batch or plan.why_not(cell, host) is not None:
+        return cell
+    if config.settings.dry_run:
+        return replace(cell, batch=fit.predicted_batch(cell, host))
+    progress.cell(f"{cell.label.rpartition('/')[0]}, batch=max")
+    cell = replace(cell, batch=fit.largest_batch(cell, host, progress.show, Path(os.devnull)))
+    _say(f"batch=max is {cell.batch} for {cell.label}")
+    return cell
 
 
 def _with_peaks(records: Sequence[Result], show: Callable[[str], None]) -> list[Result]:
@@ -241,6 +256,11 @@ def _exit_code(recorder: "Recorder") -> int:
 
 def _say_what_next(recorder: "Recorder", folder: Path) -> None:
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    said = store.library_words(folder)
+    for line in said[:_MOST_WORDS]:
+        _say(f"a library says: {line}")
+    if len(said) > _MOST_WORDS:
+        _say(f"and {len(said) - _MOST_WORDS} lines more, in the log.txt of the cells")
     _say(f"results: {shown}")
     if recorder.untracked:
         _say("not all of it is tracked; send it later: " + f"python -m bench push {shown}")

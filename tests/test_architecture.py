@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf", "yaml"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
     "bench.signals": set(),
+    "bench.fit": {*TYPES, "bench.analysis", "bench.meter.isolate"},
     "bench.attempt": {*TYPES, "bench.meter.isolate", "bench.resume"},
     "bench.commands": {*TYPES, "bench.doctor", "bench.fetch", "bench.output", "bench.paths", "yaml"},
     "bench.doctor": {
@@ -62,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *TYPES,
         "bench.analysis",
         "bench.attempt",
+        "bench.fit",
         "bench.meter.device",
         "bench.meter.isolate",
         "bench.meter.lock",
@@ -85,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT_IN_A_FUNCTION = {
     "bench.sweep": {"bench.meter.host", "bench.meter.peaks", "torch"},  # what runs in the measured process
     "bench.attempt": {"bench.run"},
+    "bench.fit": {"bench.run"},
     "bench.fetch": {"bench.model"},  # once the names of the models are known to be right
 }
 

@@ -243,6 +243,7 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     folder = sweep_folder(tmp_path)
     assert f"python -m bench push {folder.relative_to(tmp_path)}" in done.stderr
+    assert "connection refused: nothing answers there" in done.stderr
     assert "Traceback" not in done.stderr
     assert [r.outcome.status for r in results(tmp_path)] == ["ok"]
     for _ in range(2):  # the second finds everything there

@@ -10,8 +10,17 @@ import pytest
 
 from bench.analysis.verdict import Spread
 from bench.errors import StoreError
-from bench.output.store import Sweep, cell_folder, new_folder, read_results, read_sweep, write_result, write_sweep
-from bench.result import Result
+from bench.output.store import (
+    Sweep,
+    cell_folder,
+    library_words,
+    new_folder,
+    read_results,
+    read_sweep,
+    write_result,
+    write_sweep,
+)
+from bench.result import Outcome, Result
 from bench.spec import Baseline, Tracking
 from tests import fakes
 
@@ -168,3 +177,12 @@ def test_a_result_that_is_no_text_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe{}")
     with pytest.raises(StoreError, match=f"^{file}: "):
         list(read_results(tmp_path))
+
+
+def test_what_libraries_said_is_told_once(tmp_path: Path) -> None:
+    failed = fakes.result(cell=fakes.cell(batch=9), outcome=Outcome("failed", "it broke"))
+    write_sweep(tmp_path, sweep(ONE.cell_id, TWO.cell_id, failed.cell_id))
+    for result, text in ((ONE, "deprecated\n\n"), (TWO, "deprecated\nslow kernel\n"), (failed, "Traceback\n")):
+        write_result(tmp_path, result)
+        (cell_folder(tmp_path, result.cell_id) / "log.txt").write_text(text)
+    assert library_words(tmp_path) == ["deprecated", "slow kernel"]

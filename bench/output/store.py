@@ -121,6 +121,16 @@ def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:
     return None
 
 
+def library_words(folder: Path) -> list[str]:
+    """What libraries wrote while cells ran that have a number, each line once; a failed cell has its reason instead."""
+    found: dict[str, None] = {}
+    for result in read_results(folder):
+        log = folder / result.cell_id / "log.txt"
+        if result.measurements and log.is_file():
+            found |= dict.fromkeys(line for line in log.read_text(errors="replace").splitlines() if line.strip())
+    return list(found)
+
+
 def _write(file: Path, text: str) -> None:
     aside = file.with_suffix(".partial")
     try:

@@ -38,6 +38,12 @@ from bench.spec import Tracking, digest, identity
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 # requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
 _REFUSALS = (MlflowException, SQLAlchemyError, OSError, ImportError)
+_PLAIN_WORDS = {  # what stands at the end of a paragraph about retries and pools
+    "Connection refused": "connection refused: nothing answers there (for this checkout's own store: make ui)",
+    "Failed to resolve": "no host of that name can be found",
+    "timed out": "no answer in time",
+}
+_LONGEST_REASON = 200
 _LONGEST_VALUE = 500
 _LONGEST_NAME = 100
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
@@ -53,8 +59,9 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrackingError(f"MLflow at {uri}: {reason[:200]}") from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        plain = next((said for sign, said in _PLAIN_WORDS.items() if sign in str(error)), first[:_LONGEST_REASON])
+        raise TrackingError(f"MLflow at {uri}: {plain}") from error
 
 
 class Tracker:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pynvml
@@ -14,7 +15,7 @@ from bench.errors import CellFailure
 from bench.meter.isolate import Announce
 from bench.paths import ROOT
 from bench.result import Host, Memory
-from tests.gpu.running import run
+from tests.gpu.running import RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 pytestmark = pytest.mark.gpu
 
@@ -198,3 +199,18 @@ def test_fp32_products_are_not_tf32(log: Path) -> None:
     found, flags = run(precision, value, log=log)
     assert found == value
     assert flags["float32_matmul_precision"] == "highest"
+
+
+def test_energy_clocks_and_throttling_are_read_in_passes_of_their_own(host: Host, log: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant="fp16"))
+    cell = replace(cell, measure=replace(cell.measure, telemetry_s=10.0))
+    measurement = measured(cell, log).measurement
+    assert measurement is not None
+    energy = measurement.energy
+    assert energy is not None
+    assert energy.request is not None
+    assert energy.request.rounds > 0
+    assert energy.request.power_w_mean is not None
+    assert energy.idle_power_w is not None
+    assert 0 < energy.idle_power_w < energy.request.power_w_mean
+    assert energy.request.throttled is not None

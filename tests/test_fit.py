@@ -1,0 +1,62 @@
+"""The search for the largest batch, and that of a real model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.fit import predicted_batch, search
+from bench.plan import resolve
+from tests import fakes
+from tests.command_line import bench, results
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 40, 99, 1000, 12345])
+@pytest.mark.parametrize("guess", [1, 8, 100, 5000])
+def test_the_search_ends_within_a_twentieth_below_the_limit(limit: int, guess: int) -> None:
+    tried: list[int] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= limit
+
+    found = search(guess, fits)
+    assert found <= limit <= found + max(1, found // 20)
+    assert len(tried) == len(set(tried))
+
+
+def test_a_good_guess_takes_few_tries() -> None:
+    tried: list[int] = []
+    search(95, lambda batch: tried.append(batch) or batch <= 100)  # type: ignore[func-returns-value]
+    assert len(tried) <= 6
+
+
+def test_when_nothing_fits_one_row_is_what_will_fail() -> None:
+    assert search(64, lambda batch: False) == 1
+
+
+def test_the_prediction_follows_the_memory() -> None:
+    cell = resolve(fakes.cell(), fakes.host())
+    small, large = (predicted_batch(cell, fakes.host(memory_bytes=size)) for size in (400_000_000, 4_000_000_000))
+    assert 1 < small < large
+    assert predicted_batch(cell, fakes.host(memory_bytes=1)) == 1
+
+
+def test_the_largest_batch_is_found_and_measured(tmp_path: Path) -> None:
+    """Different prompts run out before the memory does: the byte tokenizer makes one token of each byte of the text."""
+    few = ["model=tiny", "quant=fp32", "workload.text=null", "workload.prompt=abcdefghij", "workload.prompt_tokens=2"]
+    short = ["workload.new_tokens=2", "measure.warmups=1", "measure.repeats=1"]
+    done = bench(tmp_path, *few, *short, "batch=max")
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert result.cell.batch == 10
+    assert "batch=max is 10 for tiny/fp32/sdpa" in done.stderr
+    dry = bench(tmp_path, *few, *short, "batch=max", "dry_run=true")
+    assert dry.returncode == 0, dry.stderr
+
+
+def test_the_search_runs_without_torch() -> None:
+    code = "import bench.fit, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
