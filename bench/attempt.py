@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import CellFailure
+from bench.errors import CellFailure, Interrupted
 from bench.meter import isolate
 from bench.result import SCHEMA, Findings, Host, Outcome, Pass, Result
 from bench.resume import resume_key
@@ -32,8 +32,8 @@ def begin(cell: Cell, host: Host, sweep_id: str, outcome: Outcome | None = None)
     )
 
 
-def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str, str], None]) -> Result:
-    """The record with one pass more.
+def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str, str], None]) -> tuple[Result, bool]:
+    """The record with one pass more, and whether the user has interrupted it.
 
     Args:
         log: gets the process's output.
@@ -48,37 +48,37 @@ def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str
         show(phase, detail)
 
     record = record if record.passes else replace(record, started_at=started_at)
-    outcome = record.outcome
+    outcome, interrupted = record.outcome, False
     findings: Findings | None = None
     try:
         findings = isolate.run_isolated(measure, (cell, wants_samples), cell.measure.limits_s, on_phase, log)
     except CellFailure as failure:
         trace = "\n".join(getattr(failure, "__notes__", [])) or None
         findings = failure.kept
-        if findings is not None and findings.measurement is not None:  # all but the samples
-            outcome = Outcome(
-                "ok", f"the numbers stand, what came after them does not: {failure.status}: {failure.reason}", trace
-            )
+        if findings is not None and findings.measurement is not None:
+            reason = f"ended after its last timed request: {failure.status}: {failure.reason}"
+            outcome = Outcome("ok", reason, trace)
         else:
             outcome = Outcome(failure.status, failure.reason, trace)
-    except KeyboardInterrupt:
-        outcome = _ended_by_the_user(record)
+    except Interrupted as stop:
+        interrupted, findings = True, stop.kept
+        if findings is None or findings.measurement is None:
+            outcome = _ended_by_the_user(record)
     ended = Pass(
         started_at=started_at,
         wall_s=time.time() - started_at,
         phases_s=_durations(marks, time.monotonic()),
         measurement=None if findings is None else findings.measurement,
     )
-    if findings is None:
-        return replace(record, outcome=outcome, passes=(*record.passes, ended))
-    return replace(
-        record,
-        outcome=outcome,
-        passes=(*record.passes, ended),
-        revision=findings.revision,
-        attestation=record.attestation or findings.attestation,
-        samples=findings.samples or record.samples,
-    )
+    grown = replace(record, outcome=outcome, passes=(*record.passes, ended))
+    if findings is not None:
+        grown = replace(
+            grown,
+            revision=findings.revision,
+            attestation=record.attestation or findings.attestation,
+            samples=findings.samples or record.samples,
+        )
+    return grown, interrupted
 
 
 def measure(announce: isolate.Announce, cell: Cell, wants_samples: bool) -> Any:

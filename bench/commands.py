@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, StoreError
 from bench.paths import CONF
 from bench.spec import parse_config
 
@@ -61,7 +61,10 @@ def _gate(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from bench.output.gate import gate
 
-    return gate(_place(given.current), _place(given.baseline), given.threshold)
+    try:
+        return gate(_place(given.current), _place(given.baseline), given.threshold)
+    except StoreError as error:
+        raise ConfigError([str(error)]) from error  # exit code 1 is for regressions
 
 
 def _doctor(arguments: list[str], compose: Compose) -> int:

@@ -26,7 +26,7 @@ from bench.output import calibration, table
 from bench.output.progress import ProgressLine
 from bench.result import Host, Peaks
 from bench.spec import Cell
-from bench.sweep import find_peaks, look_around
+from bench.surroundings import find_peaks, look_around
 
 _PROCESSES, _REPEATS = 8, 5
 
@@ -49,8 +49,7 @@ def doctor(default: Cell, variants: Sequence[tuple[str, str, Cell]], calibrate: 
     return 0
 
 
-def _machine(host: Host, peaks: Peaks) -> Table:
-    flops = ", ".join(f"{dtype} {rate / 1e9:,.0f} G/s" for dtype, rate in peaks.flops.items())
+def _machine(host: Host, peaks: Peaks | None) -> Table:
     rows = {
         "device": host.device_name,
         "CPU": f"{host.cpu_name}, {host.cpus} usable",
@@ -62,7 +61,9 @@ def _machine(host: Host, peaks: Peaks) -> Table:
         rows["device memory"] = (
             f"{host.device_memory_bytes / 2**30:.1f} GiB, driver {host.driver}, capability {host.capability}"
         )
-    rows["peaks"] = f"reads {peaks.read_bytes_s / 1e9:.1f} GB/s, matrix products {flops} ({peaks.source})"
+    if peaks is not None:
+        flops = ", ".join(f"{dtype} {rate / 1e9:,.0f} G/s" for dtype, rate in peaks.flops.items())
+        rows["peaks"] = f"reads {peaks.read_bytes_s / 1e9:.1f} GB/s, matrix products {flops} ({peaks.source})"
     found = calibration.read(host)
     rows["calibration"] = (
         ", ".join(f"{metric} {each.deviation:.1%} between processes" for metric, each in found.items())
@@ -76,7 +77,7 @@ def _machine(host: Host, peaks: Peaks) -> Table:
 
 def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
     shown = Table(box=None, pad_edge=False)
-    for heading in ("axis", "value", "works here"):
+    for heading in ("axis", "value", "can run here"):
         shown.add_column(heading)
     for axis, value, cell in variants:
         obstacle = plan.why_not(plan.resolve(cell, host), host)
@@ -90,7 +91,9 @@ def _calibrate(cell: Cell, host: Host, progress: ProgressLine) -> None:
     record = begin(replace(cell, measure=replace(cell.measure, repeats=_REPEATS)), host, "calibration")
     for index in range(_PROCESSES):
         progress.cell(f"calibration {index + 1}/{_PROCESSES}, {cell.label}")
-        record = run_pass(record, False, folder / "log.txt", progress.show)
+        record, interrupted = run_pass(record, False, folder / "log.txt", progress.show)
+        if interrupted:
+            raise KeyboardInterrupt
         if record.outcome.status != "ok":
             raise BenchError(f"{cell.label}: {record.outcome.status}: {record.outcome.reason}; log in {folder}")
         progress.finished()

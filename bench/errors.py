@@ -40,6 +40,14 @@ class CellFailure(BenchError):
         self.kept = kept
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user ended the sweep while a measured process ran; ``kept`` is what that process had handed over."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = kept
+
+
 class StoreError(BenchError):
     """A result file that cannot be read."""
 

@@ -7,6 +7,7 @@ not cause a measurement. Precision flags are set in those files, so they are cov
 
 import functools
 import hashlib
+from pathlib import Path
 
 from bench.paths import PACKAGE, PROMPT_SETS, TEXTS
 from bench.result import Host
@@ -24,7 +25,15 @@ def resume_key(cell: Cell, host: Host) -> str:
         host.memory_bytes,
         host.python,
     ]
-    return digest([cell, machine, host.versions, measuring_digest()])
+    return digest([cell, machine, host.versions, measuring_digest(), _weights_of(cell)])
+
+
+def _weights_of(cell: Cell) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a local folder's files: its weights may be saved anew under the same path."""
+    if cell.model.path is None:
+        return []
+    files = sorted(file for file in Path(cell.model.path).glob("*") if file.is_file())
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @functools.cache

@@ -43,7 +43,8 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
     used_before = nvml_used_bytes(cuda_uuid()) if cell.device == "cuda" else None
     before = read_sentinel(cell.device)
     if cell.device == "cuda":
-        torch.cuda.empty_cache()  # the reference kernels' memory is not the model's
+        torch._C._cuda_clearCublasWorkspaces()  # the reference kernels' memory is not the model's
+        torch.cuda.empty_cache()
 
     announce("load", "")
     subject, load_s, load_memory = _load(cell, folder, used_before)

@@ -30,3 +30,19 @@ def as_interrupts() -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+def ignore() -> None:
+    """From now on, until ``as_interrupts`` is left: what is being recorded is recorded to its end."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """A signal that comes meanwhile counts when the block has ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)

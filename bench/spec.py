@@ -144,7 +144,7 @@ class Measure:
     target: float | None  # relative half width of the interval at which they end earlier; null: never
     budget_s: float | None = field(metadata=_at_least(0))  # time after which they end earlier; null: never
     passes: int = field(metadata=_at_least(1))  # processes; the whole grid runs so many times
-    telemetry_s: float = field(metadata={"identity": False, "minimum": 0})  # on a GPU, of each window; 0 for none
+    telemetry_s: float = field(metadata=_at_least(0))  # on a GPU, of each window; 0 for none
     resume: bool = field(metadata=_NOT_IDENTITY)  # whether resume=null means that ok results are not measured again
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
 

@@ -5,35 +5,34 @@ All cells are known and valid before the first one runs. What ends a cell never 
 whole grid runs in passes, each in another order, so that a drift of the machine falls on all cells alike.
 """
 
-import importlib
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import fit, paths, plan, signals
 from bench.analysis.compare import unknown_baseline
+from bench.analysis.verdict import Spread
 from bench.attempt import begin, run_pass
 from bench.errors import ConfigError
-from bench.meter import isolate
 from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
 from bench.meter.telemetry import other_processes
 from bench.output import calibration, dry, store, table
 from bench.output.progress import ProgressLine
-from bench.result import Host, Peaks, Result, is_complete
+from bench.result import Host, Result, is_complete
 from bench.resume import resume_key
 from bench.spec import Cell, Config, Settings, cell_id, sample_key
+from bench.surroundings import look_around, with_peaks
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
     from bench.output.record import Recorder
 
-_PROBE_LIMIT_S = 300.0
 _MOST_WORDS = 3
 _OF_NO_CONCERN = {"ok", "skipped", "oom"}  # outcomes with exit code 0
 
@@ -63,7 +62,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
                 cells = list({cell_id(cell): cell for cell in cells}.values())  # two that resolve alike are one
                 records = [_begin(cell, host, settings, outputs) for cell in cells]
                 if not settings.dry_run:
-                    records = _with_peaks(records, progress.show)
+                    records = with_peaks(records, progress.show)
                     recorder, folder = _open(records, settings, overrides, outputs)
                     interrupted = _run_all(records, folder, recorder, progress)
         except KeyboardInterrupt:
@@ -75,27 +74,6 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
     table.console().print(table.summary(recorder.results, recorder.sweep))
     _say_what_next(recorder, folder)
     return 130 if interrupted else _exit_code(recorder)
-
-
-def look_around(show: Callable[[str], None], with_mlflow: bool = False) -> Host:
-    """Start the fork server, and see from within one of its processes what this machine is."""
-    show("starting")
-    isolate.begin_server()
-    if with_mlflow:
-        importlib.import_module("bench.output.record")  # while the server imports torch
-    notice = isolate.check_server(lambda *_: show("importing torch and transformers"))
-    if notice:
-        _say(notice)
-    limits_s = {"start": _PROBE_LIMIT_S}
-    host: Host = isolate.run_isolated(probe, (), limits_s, lambda *_: show("looking around"), Path("/dev/null"))
-    return host
-
-
-def probe(announce: isolate.Announce) -> Host:
-    """This machine, from within a measured process."""
-    from bench.meter.host import probe_host  # imports torch: not in this process
-
-    return probe_host()
 
 
 def _resolved(config: Config, host: Host, progress: ProgressLine) -> Cell:
@@ -111,38 +89,6 @@ def _resolved(config: Config, host: Host, progress: ProgressLine) -> Cell:
     return cell
 
 
-def _with_peaks(records: Sequence[Result], show: Callable[[str], None]) -> list[Result]:
-    """What the device can do at most, beside each cell that will run; measured once for each number of threads."""
-    known: dict[tuple[str, int], Peaks] = {}
-    for record in records:
-        if not is_complete(record):
-            key = record.cell.device, int(record.cell.threads)
-            known[key] = known.get(key) or find_peaks(record.host, *key, show)
-    return [
-        record if is_complete(record) else replace(record, peaks=known[record.cell.device, int(record.cell.threads)])
-        for record in records
-    ]
-
-
-def find_peaks(host: Host, device: str, threads: int, show: Callable[[str], None]) -> Peaks:
-    """The device's data sheet, or what simple kernels find here: in a process of its own, whose memory goes with it."""
-    show("measuring the peaks of this machine")
-    found: Peaks = isolate.run_isolated(
-        probe_peaks, (host, device, threads), {"start": _PROBE_LIMIT_S}, lambda *_: None, Path("/dev/null")
-    )
-    return found
-
-
-def probe_peaks(announce: isolate.Announce, host: Host, device: str, threads: int) -> Peaks:
-    """The task of that process."""
-    import torch
-
-    from bench.meter.peaks import host_peaks  # imports torch: not in this process
-
-    torch.set_num_threads(threads)
-    return host_peaks(host, device)
-
-
 def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
     """What is known of a cell before this sweep: nothing, why it cannot run here, or what an earlier sweep measured."""
     obstacle = plan.why_not(cell, host)
@@ -150,7 +96,7 @@ def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
         return begin(cell, host, "", obstacle)
     resume = cell.measure.resume if settings.resume is None else settings.resume
     earlier = store.find_earlier(outputs, cell_id(cell), resume_key(cell, host)) if resume else None
-    return earlier or begin(cell, host, "")
+    return begin(cell, host, "") if earlier is None else replace(earlier, cell=cell)  # limits may be others now
 
 
 def _open(records: list[Result], settings: Settings, overrides: Sequence[str], outputs: Path) -> tuple["Recorder", Path]:
@@ -165,7 +111,7 @@ def _open(records: list[Result], settings: Settings, overrides: Sequence[str], o
         tracking=settings.tracking,
         baseline=settings.baseline,
         margin=settings.margin,
-        calibration=calibration.read(records[0].host),
+        calibration=_calibration(records),
         cells=tuple(record.cell_id for record in records),
         git_commit=commit,
         git_dirty=dirty,
@@ -175,6 +121,12 @@ def _open(records: list[Result], settings: Settings, overrides: Sequence[str], o
     if recorder.untracked:
         _say(f"{recorder.untracked}; the sweep goes on, results are kept in {folder}")
     return recorder, folder
+
+
+def _calibration(records: Sequence[Result]) -> Mapping[str, Spread]:
+    """This host's spread between processes, if it was found on the device that the cells run on."""
+    host = records[0].host
+    return calibration.read(host) if all(record.cell.device == host.device for record in records) else {}
 
 
 def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
@@ -194,6 +146,7 @@ def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progre
     except KeyboardInterrupt:
         return True
     finally:
+        signals.ignore()
         recorder.close(status, time.time())
     return False
 
@@ -214,16 +167,17 @@ def _run_passes(records: dict[str, Result], folder: Path, recorder: "Recorder", 
         cell, key = record.cell, _sample_key(record)
         progress.cell(cell.label)
         wants_samples = cell.quality.prompts is not None and cell.model.weights == "pretrained" and key not in answered
-        record = run_pass(record, wants_samples, store.cell_folder(folder, which) / "log.txt", progress.show)
+        record, interrupted = run_pass(record, wants_samples, store.cell_folder(folder, which) / "log.txt", progress.show)
         if record.samples and key not in answered:
             answered[key] = record
         if not record.samples and key in answered and record.attestation is not None:
             record = replace(record, samples=answered[key].samples, samples_from=answered[key].cell_id)
         records[which] = record
-        recorder.keep(record)
+        with signals.deferred():
+            recorder.keep(record)
         progress.finished()
-        if record.outcome.status == "killed" or (record.passes[-1].measurement is None and record.outcome.status == "ok"):
-            return True  # the user's Ctrl-C
+        if interrupted:
+            return True
         held = wait_until_free(host.device_uuid, baseline_bytes)
         if held:
             _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")

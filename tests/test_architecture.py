@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf", "yaml"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
     "bench.signals": set(),
+    "bench.surroundings": {*TYPES, "bench.meter.isolate"},
     "bench.fit": {*TYPES, "bench.analysis", "bench.meter.isolate"},
     "bench.attempt": {*TYPES, "bench.meter.isolate", "bench.resume"},
     "bench.commands": {*TYPES, "bench.doctor", "bench.fetch", "bench.output", "bench.paths", "yaml"},
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.output",
         "bench.plan",
         "bench.signals",
-        "bench.sweep",
+        "bench.surroundings",
         "rich",
     },
     "bench.sweep": {
@@ -65,7 +66,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.attempt",
         "bench.fit",
         "bench.meter.device",
-        "bench.meter.isolate",
         "bench.meter.lock",
         "bench.meter.telemetry",
         "bench.output",
@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.plan",
         "bench.resume",
         "bench.signals",
+        "bench.surroundings",
     },
     "bench.__main__": {
         *TYPES,
@@ -85,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT_IN_A_FUNCTION = {
-    "bench.sweep": {"bench.meter.host", "bench.meter.peaks", "torch"},  # what runs in the measured process
+    "bench.surroundings": {"bench.meter.host", "bench.meter.peaks", "torch"},  # what runs in the measured process
     "bench.attempt": {"bench.run"},
     "bench.fit": {"bench.run"},
     "bench.fetch": {"bench.model"},  # once the names of the models are known to be right

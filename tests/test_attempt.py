@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import attempt
-from bench.errors import CellFailure
+from bench.errors import CellFailure, Interrupted
 from bench.output.store import Sweep, find_earlier, last_wall_s, write_result, write_sweep
 from bench.result import Findings, Outcome, Pass, Result, is_complete
 from bench.spec import Baseline, Tracking
@@ -33,7 +33,9 @@ def after(record: Result, ending: Any, monkeypatch: pytest.MonkeyPatch) -> Resul
         return ending
 
     monkeypatch.setattr(attempt.isolate, "run_isolated", run_isolated)
-    return attempt.run_pass(record, False, Path("/dev/null"), lambda phase, detail: None)
+    grown, interrupted = attempt.run_pass(record, False, Path("/dev/null"), lambda phase, detail: None)
+    assert interrupted is isinstance(ending, KeyboardInterrupt)
+    return grown
 
 
 def test_a_cell_is_complete_with_its_last_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +71,15 @@ def test_a_process_that_ends_after_its_last_timed_request_has_a_number(monkeypat
 
 
 def test_ctrl_c_kills_a_cell_without_a_process_and_keeps_one_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert after(begun(), KeyboardInterrupt(), monkeypatch).outcome.status == "killed"
-    record = after(after(begun(), FOUND, monkeypatch), KeyboardInterrupt(), monkeypatch)
+    assert after(begun(), Interrupted(None), monkeypatch).outcome.status == "killed"
+    record = after(after(begun(), FOUND, monkeypatch), Interrupted(None), monkeypatch)
     assert record.outcome == Outcome("ok", "1 of 3 processes: ended by the user")
     assert len(record.measurements) == 1
+
+
+def test_ctrl_c_after_the_last_timed_request_keeps_what_was_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = after(begun(), Interrupted(FOUND), monkeypatch)
+    assert (record.outcome, len(record.measurements)) == (Outcome("ok"), 1)
 
 
 def test_every_pass_holds_every_cell_in_an_order_of_its_own() -> None:

@@ -30,9 +30,11 @@ def test_each_cell_says_what_it_needs_how_long_it_takes_and_what_becomes_of_it(t
     done = replace(done, passes=(fakes.process(),) * 3, reused_from="an earlier sweep")
     earlier(tmp_path, "2026-01-01_00-00-00", partly)
     text = shown([fresh, skipped, partly, done], tmp_path)
-    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.split()[:1] != []}
+    rows = {
+        line.split()[0]: " ".join(line.split()[1:]) for line in text.partition("4 cells")[0].splitlines() if line.strip()
+    }
     assert rows["1"].endswith("? 3 processes")
-    assert rows["1"].startswith("513 ")  # 134,515,008 x 4 bytes and a little cache, in MiB
+    assert rows["1"].startswith("514 ")  # 134,515,008 x 4 bytes and a little cache, in MiB
     assert rows["2"].endswith("0 skipped: because")
     assert rows["4"].endswith("25 2 processes more, 1 taken from an earlier sweep")  # twice 12.5 s
     assert rows["8"].endswith("0 taken from an earlier sweep (ok)")

@@ -219,7 +219,7 @@ def test_the_gate_compares_two_sweeps(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("0 regressions beyond 90% in 4 comparisons of 2 cells\n")
     missing = bench(tmp_path, "gate", "nowhere", "--baseline", first)
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert missing.stderr.startswith("nowhere: no such folder; want the folder of a sweep")
 
 

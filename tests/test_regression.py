@@ -91,3 +91,10 @@ def test_nothing_in_common_is_a_mistake(tmp_path: Path) -> None:
     one, other = folder(tmp_path / "one", THEN[:1]), folder(tmp_path / "other", THEN[1:])
     with pytest.raises(StoreError, match="nothing to compare"):
         gate(one, other, 0.05)
+
+
+def test_cells_that_a_sweep_did_not_come_to_are_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    then, half = folder(tmp_path / "then", THEN), folder(tmp_path / "half", THEN)
+    (half / THEN[1].cell_id / "result.json").unlink()
+    assert gate(half, then, 0.05) == 1
+    assert f"{EIGHT.label}: had a number in the baseline; the sweep ended before" in capsys.readouterr().out

@@ -89,7 +89,7 @@ def test_a_commit_that_leaves_the_measuring_files_alone_keeps_the_key(checkout: 
 
 def test_a_new_measuring_file_asks_for_a_new_measurement(checkout: Path) -> None:
     before = resume_key(CELL, HOST)
-    (checkout / "meter" / "energy.py").touch()
+    (checkout / "meter" / "another.py").touch()
     resume.measuring_digest.cache_clear()
     assert resume_key(CELL, HOST) != before
 
@@ -99,3 +99,12 @@ def test_the_place_of_the_checkout_does_not_matter(checkout: Path, monkeypatch: 
     monkeypatch.undo()
     resume.measuring_digest.cache_clear()
     assert resume_key(CELL, HOST) == in_copy
+
+
+def test_weights_saved_anew_under_the_same_path_are_other_weights(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    cell = fakes.cell(model=fakes.group("model", "gpt2", path=str(tmp_path)))
+    before = resume_key(cell, HOST)
+    assert resume_key(cell, HOST) == before
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+    assert resume_key(cell, HOST) != before

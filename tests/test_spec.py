@@ -69,6 +69,7 @@ OTHER_VALUES: dict[str, Any] = {
     "measure.target": 0.5,
     "measure.budget_s": 1.0,
     "measure.passes": 2,
+    "measure.telemetry_s": 5.0,
     "quality.name": "other",
     "quality.prompts": "other",
     "quality.max_new_tokens": 49,
@@ -83,7 +84,6 @@ WITHOUT_IDENTITY: dict[str, Any] = {
     "attn.requires": Requires(capability=9.0),
     "measure.limits_s": {"load": 1.0},
     "measure.resume": True,
-    "measure.telemetry_s": 5.0,
 }
 
 

@@ -13,7 +13,6 @@ from bench.analysis.stats import (
     looks,
     outliers,
     readings_needed,
-    step_quantile,
     t_cdf,
     t_quantile,
 )
@@ -92,21 +91,3 @@ def test_outliers_are_found_by_the_modified_z_score() -> None:
 def test_a_quantile_takes_the_readings_that_a_theorem_says() -> None:
     assert [readings_needed(q) for q in (0.5, 0.9, 0.95, 0.99)] == [5, 29, 59, 299]
     assert 0.99**299 <= 0.05 < 0.99**298
-
-
-def test_a_quantile_without_enough_steps_is_none() -> None:
-    assert step_quantile([[1.0] * 29] * 2, 0.95) is None
-    found = step_quantile([[1.0, 2.0] * 15] * 2, 0.95)
-    assert found is not None
-    assert (found.value, found.n) == (2.0, 60)
-
-
-def test_the_spread_of_a_quantile_is_that_of_whole_requests() -> None:
-    slow_request = [[1.0] * 30, [1.0] * 30, [1.0] * 30, [2.0] * 30]
-    found = step_quantile(slow_request, 0.95)
-    assert found is not None
-    assert (found.low, found.value, found.high) == (1.0, 2.0, 2.0)  # without the slow request it would be 1
-    mixed = [[1.0] * 22 + [2.0] * 8] * 4  # as many slow steps, in every request: no doubt about it
-    found = step_quantile(mixed, 0.95)
-    assert found is not None
-    assert found.low == found.high == 2.0

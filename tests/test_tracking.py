@@ -172,3 +172,12 @@ def test_a_result_of_an_earlier_sweep_says_so(folder: Path, client: MlflowClient
     (run,) = cells(client, tracked)
     assert run.data.tags["bench.reused_from"] == "an earlier sweep"
     assert "decode_tok_s" in run.data.metrics
+
+
+def test_a_cell_that_was_pushed_too_early_is_replaced_when_it_has_grown(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(OK)
+    later = replace(OK.passes[0], started_at=OK.passes[0].started_at + 60)
+    tracked.log_cell(replace(OK, passes=(*OK.passes, later)))
+    (run,) = cells(client, tracked)
+    assert run.data.metrics["processes"] == 2

@@ -117,3 +117,14 @@ def test_a_planted_difference_of_five_percent_is_found(metric: str) -> None:
     found = int(np.isin(words[:, [0, len(PAIRS)]], ("slower", "different")).all(axis=1).sum())
     print(f"{metric}: {found} of {SWEEPS} sweeps find it")
     assert found >= 0.8 * SWEEPS
+
+
+def test_a_calibration_counts_where_it_knows_more_than_the_sweep() -> None:
+    logs = {"base": [0.0, 0.5], "cell": [-1.0, -0.9]}  # one degree of freedom
+    alone = compare(logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=400)["cell"]
+    assert alone.word == "cannot tell"
+    assert alone.high is not None
+    assert math.isfinite(alone.high)
+    calm = Spread(0.01, 7)
+    helped = compare(logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=4, calibration=calm)["cell"]
+    assert helped.word == "faster"

@@ -11,17 +11,19 @@ from bench.spec import digest, identity
 def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
     """By cell_id; cells without a number, or on a device without known peaks, are left out."""
     measured = [each for each in results if each.measurements and each.attestation is not None and each.peaks is not None]
-    plain = {
-        _elsewhere(each): _tpot_s(each)
+    plain: dict[tuple[str, str], float] = {
+        (_elsewhere(each), each.cell.quant.dtype): _tpot_s(each)
         for each in measured
-        if each.attestation is not None and not is_quantized(each.attestation) and each.cell.quant.dtype != "fp32"
+        if each.attestation is not None and not is_quantized(each.attestation)
     }
     found = {}
     for each in measured:
         assert each.attestation is not None
         assert each.peaks is not None
         context, _ = readings.contexts(each, each.measurements[0])
-        peer_s = plain.get(_elsewhere(each))
+        other = {"fp16": "bf16", "bf16": "fp16"}.get(each.cell.quant.dtype, "bf16")
+        peers = [plain.get((_elsewhere(each), dtype)) for dtype in (each.cell.quant.dtype, other)]
+        peer_s = next((seconds for seconds in peers if seconds is not None), None)
         reading = read_step(each.attestation, each.peaks, context, each.cell.batch, _tpot_s(each), peer_s)
         found[each.cell_id] = bottleneck(reading)
     return found

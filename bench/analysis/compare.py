@@ -100,7 +100,7 @@ def verdicts(
         return {}
     times = {cell: process_times_s(result.measurements) for cell, result in measured.items()}
     passes = {len(result.measurements) for result in measured.values()}
-    blocked = len(passes) == 1 and len({result.reused_from for result in measured.values()}) == 1
+    blocked = len(passes) == 1 and all(result.reused_from is None for result in measured.values())
     return {
         metric: compare(
             {cell: [math.log(value) for value in each[metric]] for cell, each in times.items()},

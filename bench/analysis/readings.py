@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from statistics import median
 
+import numpy as np
+
 from bench.analysis import cost, roofline
-from bench.analysis.stats import outliers, step_quantile
+from bench.analysis.stats import outliers, readings_needed
 from bench.result import Attestation, Measurement, Memory, Peaks, Repeat, Result, Telemetry
 
 
@@ -39,8 +41,9 @@ def drift(measurement: Measurement) -> float:
 
 
 def step_quantile_s(m: Measurement, quantile: float) -> float | None:
-    found = step_quantile([r.decode_step_s for r in m.repeats], quantile)
-    return None if found is None else found.value
+    """Of all decode steps of all requests; None where they are too few to tell."""
+    steps = [step for repeat in m.repeats for step in repeat.decode_step_s]
+    return float(np.quantile(steps, quantile)) if len(steps) >= readings_needed(quantile) else None
 
 
 def share_of_time(m: Measurement, part: float | None) -> float | None:

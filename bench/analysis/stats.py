@@ -8,8 +8,7 @@ interval of it is an interval of ratios. Three rules, each from a simulation or 
 * An outlier is told by its modified z-score (Iglewicz and Hoaglin 1993): 0.6745 x distance from the median / median
   absolute deviation, above 3.5. It is counted and named, never dropped: it was measured.
 * A quantile is claimed only from so many readings that the largest of them lies above it with 95 % probability
-  (1 - q^n >= 0.95): 59 for the 95th percentile, 299 for the 99th. Decode steps of one request resemble each other, so
-  their spread is found by resampling whole requests.
+  (1 - q^n >= 0.95): 59 for the 95th percentile, 299 for the 99th.
 
 Student's t comes from the regularized incomplete beta function as a continued fraction (Abramowitz and Stegun 26.5.8,
 26.7.1), because scipy would be a large dependency for one number.
@@ -22,12 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-import numpy as np
-
 ALPHA = 0.05  # how often an interval may miss, all looks or all comparisons together
 _FIRST_LOOK = 5
 _OUTLIER_SCORE = 3.5
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +116,3 @@ def outliers(values: Sequence[float]) -> list[int]:
 def readings_needed(quantile: float) -> int:
     """How many readings a quantile takes."""
     return math.ceil(math.log(ALPHA) / math.log(quantile))
-
-
-def step_quantile(requests: Sequence[Sequence[float]], quantile: float) -> Estimate | None:
-    """A quantile over all decode steps of several requests; None where there are too few steps for it.
-
-    The interval (95 %) is that of whole requests drawn again, 1,000 times, always the same draws.
-    """
-    steps = np.asarray(requests)  # (requests, steps)
-    if steps.size < readings_needed(quantile):
-        return None
-    draws = np.random.default_rng(0).integers(len(steps), size=(_RESAMPLES, len(steps)))
-    again = np.quantile(steps[draws].reshape(_RESAMPLES, -1), quantile, axis=1)
-    low, high = np.quantile(again, [ALPHA / 2, 1 - ALPHA / 2])
-    return Estimate(float(np.quantile(steps, quantile)), float(low), float(high), steps.size)

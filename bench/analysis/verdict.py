@@ -7,8 +7,8 @@ process's median time, each pass is a block: what is left of y after its cell's 
 all cells, with (C - 1)(R - 1) degrees of freedom (randomized complete block design, Montgomery, Design and Analysis of
 Experiments, ch. 4). Where passes are no blocks (some came from another sweep) only the cells' means are taken out. The
 difference of two cells is uncertain by t x s x sqrt(1/Ra + 1/Rb), where t takes all comparisons of the table together
-(Bonferroni). One process a cell has no noise to estimate; then a calibration of this host stands in: the spread of one
-cell over several processes.
+(Bonferroni). One process a cell has no noise to estimate, and few have little; then a calibration of this host stands in:
+the spread of one cell over several processes.
 
 One interval, one margin (3 % unless said otherwise): all of it beyond the margin is ``faster`` or ``slower``; excluding 1
 but touching the margin ``different``, of unclear size; the 90 % interval all inside the margin ``equivalent`` (two
@@ -22,6 +22,8 @@ from statistics import fmean
 from typing import Literal
 
 from bench.analysis.stats import ALPHA, t_quantile
+
+_UNBOUNDED = 100.0  # on the scale of logarithms: with a single degree of freedom an interval knows no end
 
 Word = Literal["faster", "slower", "equivalent", "different", "cannot tell", "uncalibrated"]
 
@@ -79,7 +81,9 @@ def compare(
         logs: logarithms of times, one a process, of every cell of the sweep; more cells tell more about the noise.
         comparisons: how many are read side by side, in all metrics together.
     """
-    noise = spread(list(logs.values()), blocked) or calibration
+    own = spread(list(logs.values()), blocked)
+    known = [each for each in (own, calibration) if each is not None]
+    noise = max(known, key=lambda each: each.df, default=None)  # few processes tell less than a calibration does
     found = {}
     for cell, base in pairs:
         gain = fmean(logs[base]) - fmean(logs[cell])  # times: less is faster
@@ -90,7 +94,8 @@ def compare(
         wide = error * t_quantile(1 - ALPHA / (2 * comparisons), noise.df)
         narrow = error * t_quantile(1 - ALPHA / comparisons, noise.df)  # of the 90 % interval
         word = _word(gain, wide, narrow, math.log1p(margin))
-        found[cell] = Verdict(math.exp(gain), math.exp(gain - wide), math.exp(gain + wide), word)
+        low, high = (math.exp(max(-_UNBOUNDED, min(_UNBOUNDED, gain + side))) for side in (-wide, wide))
+        found[cell] = Verdict(math.exp(gain), low, high, word)
     return found
 
 

@@ -47,7 +47,7 @@ def _throttled_s() -> float | None:
             found.append(int(values["throttled_usec"]) / 1e6)
         elif "throttled_time" in values:  # version 1
             found.append(int(values["throttled_time"]) / 1e9)
-    return max(found, default=None)
+    return sum(found) if found else None  # at whichever level: the largest total need not be the one that grows
 
 
 def _steal_s() -> float | None:

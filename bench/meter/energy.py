@@ -7,7 +7,7 @@ process doing nothing is read last, with the model in memory, and is subtracted 
 import torch
 
 from bench.meter.memory import cuda_uuid
-from bench.meter.telemetry import idle_power_w, watch
+from bench.meter.telemetry import SHORTEST_ENERGY_WINDOW_S, idle_power_w, watch
 from bench.model.attn import pinned
 from bench.model.decode import LOOPS
 from bench.model.load import Subject
@@ -42,5 +42,5 @@ def read_energy(cell: Cell, subject: Subject, prompt_ids: torch.Tensor) -> Energ
     with pinned(cell.attn):
         prefill = watch(uuid, lambda: run(1), window_s)
         request = watch(uuid, lambda: run(cell.workload.new_tokens), window_s)
-    idle_w = idle_power_w(uuid, window_s=window_s)
-    return Energy(prefill, request, idle_w)
+    counts = window_s >= SHORTEST_ENERGY_WINDOW_S  # else there is no energy to subtract it from
+    return Energy(prefill, request, idle_power_w(uuid, window_s=window_s) if counts else None)

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.errors import BenchError, CellFailure, FailureStatus
+from bench.errors import BenchError, CellFailure, FailureStatus, Interrupted
 
 
 class Announce(Protocol):
@@ -104,12 +104,23 @@ def run_isolated(
 
 
 def _follow(process: Any, ours: Connection, limits_s: Mapping[Any, float], on_phase: OnPhase, kills_before: int) -> Any:
-    phase, detail, limit_s, kept = "start", "", _START_LIMIT_S, None
+    kept: list[Any] = [None]
+    try:
+        return _until_its_end(process, ours, limits_s, on_phase, kills_before, kept)
+    except KeyboardInterrupt:
+        raise Interrupted(kept[0]) from None
+
+
+def _until_its_end(
+    process: Any, ours: Connection, limits_s: Mapping[Any, float], on_phase: OnPhase, kills_before: int, last: list[Any]
+) -> Any:
+    """``last`` holds, as its only item, what the task handed over last."""
+    phase, detail, limit_s, kept = "start", "", limits_s.get("start", _START_LIMIT_S), None
     deadline = time.monotonic() + limit_s
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            setting = f" (measure.limits_s.{phase})" if phase in limits_s else ""
+            setting = f" (measure.limits_s.{phase})" if phase in limits_s and phase != "start" else ""
             raise CellFailure("timeout", f"phase {phase} took longer than its {limit_s:g} s{setting}", kept)
         wait([ours, process.sentinel], left if phase in TIMED_PHASES else min(left, 1.0))
         if ours.poll():
@@ -130,6 +141,7 @@ def _follow(process: Any, ours: Connection, limits_s: Mapping[Any, float], on_ph
                 phase, limit_s = message[0], limits_s.get(message[0], _START_LIMIT_S)
                 deadline = time.monotonic() + limit_s
             detail, kept = message[1], kept if message[2] is None else message[2]
+            last[0] = kept
             on_phase(phase, detail)
             ours.send("go on")
         elif not process.is_alive():

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.analysis.verdict import Spread
-from bench.errors import StoreError
+from bench.errors import ConfigError, StoreError
 from bench.parse import parse
 from bench.paths import cache_folder
 from bench.result import Host
@@ -21,7 +21,7 @@ def read(host: Host) -> Mapping[str, Spread]:
         return {}
     try:
         return {metric: parse(Spread, mapping) for metric, mapping in json.loads(file.read_text(encoding="utf-8")).items()}
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
         raise StoreError(f"{file}: not a calibration ({error}); delete it and run doctor --calibrate again") from error
 
 

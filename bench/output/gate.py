@@ -1,6 +1,6 @@
 """``python -m bench gate CURRENT --baseline RUN_OR_SWEEP``: exit code 1 when something has become slower, else 0."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.analysis.regression import Change, changes
@@ -27,6 +27,9 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
         raise StoreError(f"no cell of {baseline} that has a number is in {current}: nothing to compare")
     if now[0].host != then[0].host:
         print("the two ran on different machines or versions:", _difference(now[0], then[0]))
+    lost = _not_reached(current, now, then)
+    for label in lost:
+        print(f"{label}: had a number in the baseline; the sweep ended before it was measured")
     worse = [each for each in found if each.word in ("regression", "lost")]
     for each in worse:
         print(_sentence(each, threshold))
@@ -35,7 +38,15 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
         print(f"{unclear} comparisons cannot be told: one process each; measure=standard, or doctor --calibrate once")
     cells = len({each.label for each in found})
     print(f"{len(worse)} regressions beyond {threshold:.0%} in {len(found)} comparisons of {cells} cells")
-    return 1 if worse else 0
+    return 1 if worse or lost else 0
+
+
+def _not_reached(current: Path, now: Sequence[Result], then: Sequence[Result]) -> list[str]:
+    """Cells of the baseline that the current sweep was to measure and did not come to."""
+    if not (current / "sweep.json").is_file():  # one cell was asked about
+        return []
+    missing = set(read_sweep(current).cells) - {result.cell_id for result in now}
+    return [each.cell.label for each in then if each.measurements and each.cell_id in missing]
 
 
 def _sentence(change: Change, threshold: float) -> str:

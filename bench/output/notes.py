@@ -12,8 +12,8 @@ _CLOCKS_AGREE = 0.01
 _STEADY = 0.10  # reference kernels move by some percent on a quiet machine
 _UNDISTURBED = 0.01
 _DISTURBANCES = {
-    "throttled_share": "the cgroup's CPU quota was used up for a share of the time",
-    "steal_share": "other virtual machines took a share of the CPUs",
+    "throttled_s": "the cgroup's CPU quota was used up for a share of the time",
+    "steal_s": "other virtual machines took a share of the CPUs",
 }
 
 
@@ -58,7 +58,8 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
     if not measured:
         return []
     doubts = []
-    if not all(m.settled for m in measured):
+    could_settle = result.cell.measure.warmups >= 2 * result.cell.measure.window
+    if could_settle and not all(m.settled for m in measured):
         doubts.append(("the warm-ups never settled", ""))
     if target is not None and any(m.stopped != "target" for m in measured):
         doubts.append((f"its requests ended before they were known to within {target:.0%}", ""))
@@ -68,15 +69,21 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
     moved = max((drift(m) for m in measured), key=abs)
     if abs(moved) > _STEADY:
         doubts.append(("the machine itself became slower or faster meanwhile", f"{moved:+.0%}"))
-    values = derive(result)
-    disturbed = [(text, values[key]) for key, text in _DISTURBANCES.items() if values.get(key, 0.0) > _UNDISTURBED]
-    doubts += [(text, f"{share:.0%}") for text, share in disturbed]
+    for field, text in _DISTURBANCES.items():
+        share = max((getattr(m.contamination, field) or 0.0) / m.contamination.wall_s for m in measured)
+        if share > _UNDISTURBED:
+            doubts.append((text, f"{share:.0%}"))
+    if result.reused_from is not None:
+        doubts.append(("taken from an earlier sweep; the machine may have changed since", result.reused_from))
+    if len(measured) < result.cell.measure.passes and result.outcome.reason is None:
+        doubts.append(("fewer processes than wanted", f"{len(measured)} of {result.cell.measure.passes}"))
     mismatch = max(m.clock_mismatch or 0.0 for m in measured)
     if mismatch > _CLOCKS_AGREE:
         doubts.append(("host and device clocks differ", f"{mismatch:.1%}"))
     held = sorted({reason for m in measured for reason in _throttling(m)})
     if held:
         doubts.append(("the GPU's clocks were held down", ", ".join(held)))
+    values = derive(result)
     beyond = max((values.get(key, 0.0) for key in ("mbu", "mfu")), default=0.0)
     if beyond > 1 and result.peaks is not None and not result.peaks.measured:
         doubts.append(("more than the data sheet allows: another device, or a wrong count", f"{beyond:.2f}"))

@@ -7,6 +7,7 @@ from bench.analysis.bottlenecks import bottlenecks
 from bench.output import table
 from bench.output.store import read_results, read_sweep
 from bench.output.tracking import Tracker, tracking_uri
+from bench.result import is_complete
 
 
 def push(folder: Path) -> int:
@@ -25,7 +26,8 @@ def push(folder: Path) -> int:
     for result in results:
         tracker.log_cell(result)
     ended_at = max((result.ended_at for result in results), default=sweep.started_at)
-    complete = len(results) == len(sweep.cells) and all(result.outcome.status != "killed" for result in results)
+    complete = len(results) == len(sweep.cells) and all(map(is_complete, results))
+    complete = complete and all(result.outcome.status != "killed" for result in results)
     tracker.close("FINISHED" if complete else "KILLED", table.as_text(results, sweep), ended_at, bottlenecks(results))
     print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {uri}")
     return 0

@@ -142,7 +142,7 @@ class Tracker:
         same_cell = f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"
         with _translated(self._uri):
             for run in self._client.search_runs([self.experiment_id], same_cell):
-                if run.info.status != "RUNNING":
+                if run.info.status != "RUNNING" and run.info.end_time == _ms(result.ended_at):
                     return
                 self._client.delete_run(run.info.run_id)
             run_id = self._client.create_run(

@@ -62,8 +62,8 @@ def time_both_ways(announce: Announce, cell: Cell) -> tuple[tuple[Repeat, ...], 
     new_tokens = cell.workload.new_tokens
     waiting_steps, whole = [], []
     with torch.inference_mode():
-        time_requests(cell, subject, ids, 3, lambda index: None)
-        repeats, mismatch = time_requests(cell, subject, ids, 10, lambda index: None)
+        time_requests(cell, subject, ids, lambda done: len(done) < 3)
+        repeats, mismatch = time_requests(cell, subject, ids, lambda done: len(done) < 10)
         for _ in range(10):
             clock = Waiting()
             loop(subject.model, ids, new_tokens, clock)

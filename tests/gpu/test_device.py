@@ -75,12 +75,12 @@ def allocate(announce: Announce) -> tuple[Memory, Memory]:
     reset_peaks("cuda")
     block = torch.ones(GIB, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
-    with_block = read_peaks("cuda", before)
+    with_block = read_peaks("cuda", before, True)
     del block
     torch.cuda.empty_cache()
     reset_peaks("cuda")
     torch.ones(1024, device="cuda")
-    return with_block, read_peaks("cuda", before)
+    return with_block, read_peaks("cuda", before, True)
 
 
 def multiply_until_killed(announce: Announce, number: int) -> None:
