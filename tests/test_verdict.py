@@ -85,13 +85,13 @@ PAIRS = [(str(cell), str(cell % 3)) for cell in range(3, CELLS)]  # two values a
 
 
 def sweeps_with(rng: np.random.Generator, noise: np.ndarray, passes: int, planted: float) -> np.ndarray:
-    """Words of simulated sweeps: recorded processes drawn again; cell 3 is ``planted`` slower (in logs)."""
+    """Words of simulated sweeps: recorded processes drawn again; cell 3 is slower in the first metric."""
     words = []
     for _ in range(SWEEPS):
         words.append([])
-        for _metric in range(2):
+        for metric in range(2):
             logs = rng.choice(noise, size=(CELLS, passes)) + rng.normal(0, 0.02, size=passes)  # blocks drift as well
-            logs[3] += planted
+            logs[3] += planted if metric == 0 else 0.0
             rows = {str(i): list(map(float, row)) for i, row in enumerate(logs)}
             found = compare(rows, PAIRS, blocked=True, margin=0.03, comparisons=2 * len(PAIRS))
             words[-1] += [found[cell].word for cell, _ in PAIRS]
@@ -114,7 +114,7 @@ def test_simulated_sweeps_of_equal_cells_rarely_alarm(metric: str) -> None:
 def test_a_planted_difference_of_five_percent_is_found(metric: str) -> None:
     noise = np.log(NOISE["processes"][metric])
     words = sweeps_with(np.random.default_rng(1), noise - noise.mean(), PASSES, planted=math.log(1.05))
-    found = int(np.isin(words[:, [0, len(PAIRS)]], ("slower", "different")).all(axis=1).sum())
+    found = int(np.isin(words[:, 0], ("slower", "different")).sum())
     print(f"{metric}: {found} of {SWEEPS} sweeps find it")
     assert found >= 0.8 * SWEEPS
 
