@@ -14,7 +14,7 @@ import pytest
 from bench.meter import isolate
 from bench.paths import ROOT
 from bench.result import Host
-from bench.sweep import probe
+from bench.surroundings import probe
 
 
 @pytest.fixture(scope="session")
