@@ -25,6 +25,7 @@ def fetch(names: Sequence[str]) -> int:
 
     for name in names:
         model = parse(Model, yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8")), "model")
+        print(f"{name}: fetching it, unless it is here", file=sys.stderr)
         try:
             folder = sources.fetch(model)
         except CellFailure as failure:

@@ -1,6 +1,7 @@
 """Running the real command in a folder of its own, and looking at what it leaves behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ def start(folder: Path, arguments: Sequence[str], **extra: str) -> "subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     )
 
 

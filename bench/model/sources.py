@@ -123,7 +123,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Dequantized to fp32, which holds the values of every GGUF type exactly, with the tokenizer beside it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # They are ordinary tensors now; save_pretrained refuses a model that still says it is quantized.
