@@ -146,9 +146,9 @@ def _observe(
         hook.remove()
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
-    on_device = DeviceType.CUDA
-    kernels = {event.name[:_LONGEST_NAME] for event in profile.events() if event.device_type == on_device}
-    names = {event.key for event in profile.key_averages()}
+    events = profile.events() or ()
+    kernels = {event.name[:_LONGEST_NAME] for event in events if event.device_type == DeviceType.CUDA}
+    names = {event.name for event in events}  # key_averages would walk through them once more, for seconds
     attention = tuple(sorted(n for n in names if any(part in n for part in _ATTENTION)))
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     kept = sum(layer.keys.shape[-2] for layer in cache.layers) / len(cache.layers)
