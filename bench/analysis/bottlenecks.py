@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 from bench.analysis import readings
+from bench.analysis.compare import identity_without
 from bench.analysis.roofline import Bottleneck, bottleneck, is_quantized, read_step
 from bench.result import Result
-from bench.spec import digest, identity
 
 
 def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
     """By cell_id; cells without a number, or on a device without known peaks, are left out."""
     measured = [each for each in results if each.measurements and each.attestation is not None and each.peaks is not None]
     plain: dict[tuple[str, str], float] = {
-        (_elsewhere(each), each.cell.quant.dtype): _tpot_s(each)
+        (identity_without(each.cell, {"quant"}), each.cell.quant.dtype): _tpot_s(each)
         for each in measured
         if each.attestation is not None and not is_quantized(each.attestation)
     }
@@ -22,7 +22,8 @@ def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
         assert each.peaks is not None
         context, _ = readings.contexts(each, each.measurements[0])
         other = {"fp16": "bf16", "bf16": "fp16"}.get(each.cell.quant.dtype, "bf16")
-        peers = [plain.get((_elsewhere(each), dtype)) for dtype in (each.cell.quant.dtype, other)]
+        elsewhere = identity_without(each.cell, {"quant"})
+        peers = [plain.get((elsewhere, dtype)) for dtype in (each.cell.quant.dtype, other)]
         peer_s = next((seconds for seconds in peers if seconds is not None), None)
         reading = read_step(each.attestation, each.peaks, context, each.cell.batch, _tpot_s(each), peer_s)
         found[each.cell_id] = bottleneck(reading)
@@ -32,8 +33,3 @@ def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
 def _tpot_s(result: Result) -> float:
     times = readings.process_times_s(result.measurements)["tpot_s"]
     return sorted(times)[len(times) // 2]
-
-
-def _elsewhere(result: Result) -> str:
-    """The cell without its quantization: equal for a quantized cell and its 16-bit peer."""
-    return digest({name: value for name, value in identity(result.cell).items() if name != "quant"})

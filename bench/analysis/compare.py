@@ -6,7 +6,7 @@ by default that is the first value of the first axis that varies. What a speedup
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,12 @@ def _pairs(measured: Sequence[Result], against: Reference) -> list[tuple[str, st
     baselines: dict[str, str | None] = {}
     for result in measured:
         if _is_baseline(result.cell, against):
-            place = _elsewhere(result.cell, against)
+            place = identity_without(result.cell, against.values)
             # Two baselines for one cell differ in something that their names hide: neither is the one.
             baselines[place] = None if place in baselines else result.cell_id
     found = []
     for result in measured:
-        base = baselines.get(_elsewhere(result.cell, against))
+        base = baselines.get(identity_without(result.cell, against.values))
         if base is not None and not _is_baseline(result.cell, against):
             found.append((result.cell_id, base))
     return found
@@ -134,7 +134,6 @@ def _is_baseline(cell: Cell, against: Reference) -> bool:
     return all(coordinate(cell, axis) == value for axis, value in against.values.items())
 
 
-def _elsewhere(cell: Cell, against: Reference) -> str:
-    """The cell without the compared axes: equal for a cell and its baseline."""
-    rest = {name: value for name, value in identity(cell).items() if name not in against.values}
-    return digest(rest)
+def identity_without(cell: Cell, axes: Collection[str]) -> str:
+    """A digest of the cell without these axes: equal for cells that differ in nothing else."""
+    return digest({name: value for name, value in identity(cell).items() if name not in axes})

@@ -97,11 +97,7 @@ def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
     ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come again. A cell that failed,
     was killed or took too long gets another try.
     """
-    for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
-        try:
-            found = from_json(file.read_bytes(), str(file))
-        except StoreError:  # of an older version, or damaged: no result to go on from
-            continue
+    for found in _newest_first(outputs, cell_id):
         if found.resume_key == resume_key and found.outcome.status in ("ok", "oom"):
             kept = tuple(each for each in found.passes if each.measurement is not None or found.outcome.status == "oom")
             outcome = found.outcome if len(kept) == len(found.passes) else Outcome("ok")
@@ -111,14 +107,20 @@ def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
 
 def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:
     """How long a process of this cell took when it last ran on this machine; None: it never did."""
+    for found in _newest_first(outputs, cell_id):
+        if found.host.device_name == host.device_name and found.host.cpus == host.cpus and found.measurements:
+            return median(each.wall_s for each in found.passes)
+    return None
+
+
+def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
+    """The results of a cell in all sweeps of a folder; one of an older version, or damaged, is passed over."""
     for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
         try:
             found = from_json(file.read_bytes(), str(file))
         except StoreError:
             continue
-        if found.host.device_name == host.device_name and found.host.cpus == host.cpus and found.measurements:
-            return median(each.wall_s for each in found.passes)
-    return None
+        yield found
 
 
 def library_words(folder: Path) -> list[str]:
