@@ -146,9 +146,9 @@ def _observe(
         hook.remove()
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
-    events = profile.events() or ()
-    kernels = {event.name[:_LONGEST_NAME] for event in events if event.device_type == DeviceType.CUDA}
-    names = {event.name for event in events}  # key_averages would walk through them once more, for seconds
+    events = profile.profiler.kineto_results.events()  # profile.events() builds a tree of them, for seconds
+    kernels = {event.name()[:_LONGEST_NAME] for event in events if event.device_type() == DeviceType.CUDA}
+    names = {event.name() for event in events}
     attention = tuple(sorted(n for n in names if any(part in n for part in _ATTENTION)))
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     kept = sum(layer.keys.shape[-2] for layer in cache.layers) / len(cache.layers)
