@@ -16,13 +16,13 @@ from bench.meter.device import nvml_used_bytes
 from bench.meter.energy import read_energy
 from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
-from bench.meter.memory import cuda_uuid, read_peaks, release_heap, reset_peaks, status_bytes
+from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
 from bench.meter.repeat import measure, warm_up
 from bench.meter.samples import answer_samples
 from bench.meter.sentinel import read_sentinel
 from bench.meter.speed import decode_syncs, time_requests
 from bench.model import sources
-from bench.model.load import Subject, load
+from bench.model.load import Subject, load, release_heap
 from bench.model.prompts import prompt_ids
 from bench.model.verify import attest, mismatches
 from bench.result import Findings, Measurement, Memory

@@ -7,7 +7,6 @@ peaks, and NVML tells what the whole device holds: by the UUID of the device, be
 CUDA_VISIBLE_DEVICES.
 """
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -27,13 +26,6 @@ def status_bytes(field: str) -> int | None:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def release_heap() -> None:
-    """Give back what loading has freed and the C library keeps: else the peak of running depends on how loading went."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc's
-        libc.malloc_trim(0)
 
 
 def reset_peaks(device: str) -> bool:
