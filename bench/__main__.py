@@ -42,7 +42,7 @@ def _sweep(arguments: list[str]) -> int:
     collected = collect(arguments)
     if not collected:  # --help, --cfg, --info: Hydra has answered
         return 0
-    from bench.spec import Config, parse_config
+    from bench.config import Config, parse_config
 
     problems: dict[str, None] = {}  # ordered, each once: a mistake repeats in every cell
     configs: list[Config] = []

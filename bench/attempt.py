@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.afterwards import Afterwards
 from bench.errors import CellFailure, Interrupted
 from bench.meter import isolate
 from bench.result import SCHEMA, Findings, Host, Outcome, Pass, Result
@@ -32,7 +33,7 @@ def begin(cell: Cell, host: Host, sweep_id: str, outcome: Outcome | None = None)
     )
 
 
-def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str, str], None]) -> tuple[Result, bool]:
+def run_pass(record: Result, afterwards: Afterwards, log: Path, show: Callable[[str, str], None]) -> tuple[Result, bool]:
     """The record with one pass more, and whether the user has interrupted it.
 
     Args:
@@ -51,7 +52,7 @@ def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str
     outcome, interrupted = record.outcome, False
     findings: Findings | None = None
     try:
-        findings = isolate.run_isolated(measure, (cell, wants_samples), cell.measure.limits_s, on_phase, log)
+        findings = isolate.run_isolated(measure, (cell, afterwards), cell.measure.limits_s, on_phase, log)
     except CellFailure as failure:
         trace = "\n".join(getattr(failure, "__notes__", [])) or None
         findings = failure.kept
@@ -77,15 +78,16 @@ def run_pass(record: Result, wants_samples: bool, log: Path, show: Callable[[str
             revision=findings.revision,
             attestation=record.attestation or findings.attestation,
             samples=findings.samples or record.samples,
+            profile=record.profile or findings.profile,
         )
     return grown, interrupted
 
 
-def measure(announce: isolate.Announce, cell: Cell, wants_samples: bool) -> Any:
+def measure(announce: isolate.Announce, cell: Cell, afterwards: Afterwards) -> Any:
     """The task of the measured process."""
     from bench.run import run_cell  # imports torch: not in this process
 
-    return run_cell(announce, cell, wants_samples)
+    return run_cell(announce, cell, afterwards)
 
 
 def _ended_by_the_user(record: Result) -> Outcome:

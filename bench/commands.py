@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from bench.config import parse_config
 from bench.errors import ConfigError, StoreError
 from bench.paths import CONF
-from bench.spec import parse_config
 
 Compose = Callable[[list[str]], list[Mapping[str, Any]]]
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import plan, signals
+from bench.afterwards import Afterwards
 from bench.analysis.compare import COMPARED
 from bench.analysis.readings import process_times_s
 from bench.analysis.verdict import spread
@@ -91,7 +92,7 @@ def _calibrate(cell: Cell, host: Host, progress: ProgressLine) -> None:
     record = begin(replace(cell, measure=replace(cell.measure, repeats=_REPEATS)), host, "calibration")
     for index in range(_PROCESSES):
         progress.cell(f"calibration {index + 1}/{_PROCESSES}, {cell.label}")
-        record, interrupted = run_pass(record, False, folder / "log.txt", progress.show)
+        record, interrupted = run_pass(record, Afterwards(), folder / "log.txt", progress.show)
         if interrupted:
             raise KeyboardInterrupt
         if record.outcome.status != "ok":

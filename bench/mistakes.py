@@ -15,10 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bench.config import parse_config
 from bench.errors import ConfigError
 from bench.parse import unknown_key
 from bench.paths import CONF, ROOT
-from bench.spec import parse_config
 
 
 def explain(arguments: Sequence[str], error: Exception) -> list[str]:

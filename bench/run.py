@@ -1,7 +1,7 @@
 """One cell, from nothing to a result: the straight line that runs in the measured process.
 
-prepare -> load -> warm up -> measure -> attest -> samples, with the reference kernels before the load and after the
-timed requests. ``announce`` tells the parent where we are and returns when it has gone back to sleep.
+prepare -> load -> warm up -> measure -> attest -> telemetry, profile, samples; the reference kernels run before the load
+and after the timed requests. ``announce`` tells the parent where we are and returns when it has gone back to sleep.
 """
 
 import time
@@ -10,13 +10,16 @@ from pathlib import Path
 
 import torch
 
+from bench.afterwards import Afterwards
 from bench.errors import CellFailure
+from bench.measurement import Measurement, Memory
 from bench.meter.contamination import counters, since
 from bench.meter.device import nvml_used_bytes
 from bench.meter.energy import read_energy
 from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
 from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
+from bench.meter.profile import profile
 from bench.meter.repeat import measure, warm_up
 from bench.meter.samples import answer_samples
 from bench.meter.sentinel import read_sentinel
@@ -25,11 +28,11 @@ from bench.model import sources
 from bench.model.load import Subject, load, release_heap
 from bench.model.prompts import prompt_ids
 from bench.model.verify import attest, mismatches
-from bench.result import Findings, Measurement, Memory
+from bench.result import Findings
 from bench.spec import Cell
 
 
-def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
+def run_cell(announce: Announce, cell: Cell, afterwards: Afterwards) -> Findings:
     """Measure a cell whose ``auto`` values have been resolved.
 
     Raises:
@@ -83,11 +86,11 @@ def run_cell(announce: Announce, cell: Cell, wants_samples: bool) -> Findings:
         clock_mismatch=mismatch,
         decode_syncs=syncs,
     )
-    return _afterwards(announce, cell, subject, ids, Findings(revision, attestation, measurement), wants_samples)
+    return _afterwards(announce, cell, subject, ids, Findings(revision, attestation, measurement), afterwards)
 
 
 def _afterwards(
-    announce: Announce, cell: Cell, subject: Subject, ids: torch.Tensor, findings: Findings, wants_samples: bool
+    announce: Announce, cell: Cell, subject: Subject, ids: torch.Tensor, findings: Findings, wanted: Afterwards
 ) -> Findings:
     """What is read after the timed requests; if the process ends here, the numbers are with the parent already."""
     if cell.device == "cuda" and cell.measure.telemetry_s and findings.measurement is not None:
@@ -95,7 +98,11 @@ def _afterwards(
         with torch.inference_mode():
             energy = read_energy(cell, subject, ids)
         findings = replace(findings, measurement=replace(findings.measurement, energy=energy))
-    if wants_samples and subject.tokenizer is not None:
+    if wanted.trace is not None:
+        announce("profile", "", findings)
+        with torch.inference_mode():
+            findings = replace(findings, profile=profile(cell, subject, ids, wanted.trace))
+    if wanted.samples and subject.tokenizer is not None:
         announce("samples", "", findings)
         findings = replace(findings, samples=answer_samples(cell, subject))
     return findings

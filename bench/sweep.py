@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import fit, paths, plan, signals
+from bench.afterwards import Afterwards
 from bench.analysis.compare import unknown_baseline
 from bench.analysis.verdict import Spread
 from bench.attempt import begin, run_pass
+from bench.config import Config, Settings
 from bench.errors import ConfigError
 from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
@@ -27,7 +29,7 @@ from bench.output import calibration, dry, store, table
 from bench.output.progress import ProgressLine
 from bench.result import Host, Result, is_complete
 from bench.resume import resume_key
-from bench.spec import Cell, Config, Settings, cell_id, sample_key
+from bench.spec import Cell, cell_id, sample_key
 from bench.surroundings import look_around, with_peaks
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
@@ -45,7 +47,9 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
     """
     settings = configs[0].settings
     if any(config.settings != settings for config in configs):
-        raise ConfigError(["tracking, baseline, output_dir, margin, resume and dry_run are no axes: want one value of each"])
+        raise ConfigError(
+            ["tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes: want one value of each"]
+        )
     problems = unknown_baseline([config.cell for config in configs], settings.baseline)
     if problems:
         raise ConfigError(problems)
@@ -64,7 +68,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
                 if not settings.dry_run:
                     records = with_peaks(records, progress.show)
                     recorder, folder = _open(records, settings, overrides, outputs)
-                    interrupted = _run_all(records, folder, recorder, progress)
+                    interrupted = _run_all(records, settings, folder, recorder, progress)
         except KeyboardInterrupt:
             _say("interrupted before the first cell")
             return 130
@@ -96,7 +100,9 @@ def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
         return begin(cell, host, "", obstacle)
     resume = cell.measure.resume if settings.resume is None else settings.resume
     earlier = store.find_earlier(outputs, cell_id(cell), resume_key(cell, host)) if resume else None
-    return begin(cell, host, "") if earlier is None else replace(earlier, cell=cell)  # limits may be others now
+    if earlier is None or (settings.profile and earlier.profile is None and earlier.outcome.status == "ok"):
+        return begin(cell, host, "")
+    return replace(earlier, cell=cell)  # limits may be others now
 
 
 def _open(records: list[Result], settings: Settings, overrides: Sequence[str], outputs: Path) -> tuple["Recorder", Path]:
@@ -129,7 +135,9 @@ def _calibration(records: Sequence[Result]) -> Mapping[str, Spread]:
     return calibration.read(host) if all(record.cell.device == host.device for record in records) else {}
 
 
-def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
+def _run_all(
+    begun: Sequence[Result], settings: Settings, folder: Path, recorder: "Recorder", progress: ProgressLine
+) -> bool:
     """Every pass of every cell; returns whether the user ended it."""
     records = {record.cell_id: replace(record, sweep_id=folder.name) for record in begun}
     status = "KILLED"
@@ -140,7 +148,7 @@ def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progre
         reused = sum(record.reused_from is not None for record in records.values() if is_complete(record))
         if reused:
             _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
-        if _run_passes(records, folder, recorder, progress):
+        if _run_passes(records, settings.profile, folder, recorder, progress):
             return True
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -151,7 +159,9 @@ def _run_all(begun: Sequence[Result], folder: Path, recorder: "Recorder", progre
     return False
 
 
-def _run_passes(records: dict[str, Result], folder: Path, recorder: "Recorder", progress: ProgressLine) -> bool:
+def _run_passes(
+    records: dict[str, Result], wants_profiles: bool, folder: Path, recorder: "Recorder", progress: ProgressLine
+) -> bool:
     answered = {_sample_key(record): record for record in records.values() if record.samples}
     host = next(iter(records.values())).host
     baseline_bytes = nvml_used_bytes(host.device_uuid)
@@ -167,7 +177,9 @@ def _run_passes(records: dict[str, Result], folder: Path, recorder: "Recorder", 
         cell, key = record.cell, _sample_key(record)
         progress.cell(cell.label)
         wants_samples = cell.quality.prompts is not None and cell.model.weights == "pretrained" and key not in answered
-        record, interrupted = run_pass(record, wants_samples, store.cell_folder(folder, which) / "log.txt", progress.show)
+        place = store.cell_folder(folder, which)
+        trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
+        record, interrupted = run_pass(record, Afterwards(wants_samples, trace), place / "log.txt", progress.show)
         if record.samples and key not in answered:
             answered[key] = record
         if not record.samples and key in answered and record.attestation is not None:

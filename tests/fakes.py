@@ -9,23 +9,10 @@ from typing import Any
 
 import yaml
 
+from bench.measurement import Contamination, Measurement, Memory, Repeat, Sentinel
 from bench.parse import parse
 from bench.paths import CONF
-from bench.result import (
-    SCHEMA,
-    Attestation,
-    Contamination,
-    Host,
-    Measurement,
-    Memory,
-    ModelShape,
-    Outcome,
-    Pass,
-    Peaks,
-    Repeat,
-    Result,
-    Sentinel,
-)
+from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Result
 from bench.spec import Cell, cell_id
 
 _NAMES = {
@@ -76,6 +63,7 @@ def config_mapping(**changes: Any) -> dict[str, Any]:
         "output_dir": "outputs",
         "margin": 0.03,
         "resume": None,
+        "profile": False,
         "dry_run": False,
     } | changes
 

@@ -13,7 +13,7 @@ import pytest
 
 from bench.paths import PACKAGE, ROOT
 
-TYPES = {"bench.errors", "bench.result", "bench.spec"}
+TYPES = {"bench.afterwards", "bench.config", "bench.errors", "bench.measurement", "bench.result", "bench.spec"}
 MODEL_LIBRARIES = {"bitsandbytes", "gguf", "huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -22,7 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.paths": {"platformdirs"},
     "bench.parse": {"bench.errors"},
     "bench.spec": {"bench.errors", "bench.parse"},
-    "bench.result": {"bench.errors", "bench.parse", "bench.spec"},
+    "bench.config": {"bench.errors", "bench.parse", "bench.spec"},
+    "bench.afterwards": set(),
+    "bench.measurement": set(),
+    "bench.result": {"bench.errors", "bench.measurement", "bench.parse", "bench.spec"},
     "bench.plan": {*TYPES, "bench.analysis"},
     "bench.resume": {*TYPES, "bench.paths"},
     "bench.analysis": {*TYPES, "bench.analysis", "numpy"},

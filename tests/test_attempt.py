@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from bench import attempt
+from bench.afterwards import Afterwards
+from bench.config import Baseline, Tracking
 from bench.errors import CellFailure, Interrupted
 from bench.output.store import Sweep, find_earlier, last_wall_s, write_result, write_sweep
 from bench.result import Findings, Outcome, Pass, Result, is_complete
-from bench.spec import Baseline, Tracking
 from bench.sweep import schedule
 from tests import fakes
 
@@ -33,7 +34,7 @@ def after(record: Result, ending: Any, monkeypatch: pytest.MonkeyPatch) -> Resul
         return ending
 
     monkeypatch.setattr(attempt.isolate, "run_isolated", run_isolated)
-    grown, interrupted = attempt.run_pass(record, False, Path("/dev/null"), lambda phase, detail: None)
+    grown, interrupted = attempt.run_pass(record, Afterwards(), Path("/dev/null"), lambda phase, detail: None)
     assert interrupted is isinstance(ending, KeyboardInterrupt)
     return grown
 

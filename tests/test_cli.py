@@ -43,7 +43,7 @@ HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
         (["-m", "batch=1,0", "quant=fp16,nf4"], ["batch=0: want an integer, at least 1"]),
         (
             ["-m", "tracking=local,none"],
-            ["tracking, baseline, output_dir, margin, resume and dry_run are no axes: want one value of each"],
+            ["tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes: want one value of each"],
         ),
         (["model=gpt2", "model.revision=abc", "quant=nf5"], [NO_NF5]),
         (["baseline.quant=fp61"], ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),

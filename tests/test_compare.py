@@ -6,8 +6,9 @@ import pytest
 
 from bench.analysis.compare import Reference, coordinate, reference, unknown_baseline, varying_columns, verdicts
 from bench.analysis.verdict import Spread
+from bench.config import Baseline
 from bench.result import Outcome, Result
-from bench.spec import Baseline, Cell, cell_id
+from bench.spec import Cell, cell_id
 from tests import fakes
 
 

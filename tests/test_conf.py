@@ -9,8 +9,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from bench.config import Config, parse_config
 from bench.paths import CONF, ROOT
-from bench.spec import Config, Model, parse_config
+from bench.spec import Model
 
 AT_LEAST = {
     "model": 7,

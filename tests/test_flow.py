@@ -1,5 +1,6 @@
 """Real sweeps through the command line, with real models and a real SQLite store."""
 
+import gzip
 import json
 import random
 import signal
@@ -82,6 +83,31 @@ def test_a_cell_that_cannot_run_here_is_an_answer(tmp_path: Path) -> None:
     assert len(cells) == 4
     skipped = next(run for run in cells if run.data.tags["bench.status"] == "skipped")
     assert skipped.data.metrics == {}
+
+
+def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
+    done = bench(tmp_path, "-m", *TINY, "quant=fp32,nf4", "profile=true")
+    assert done.returncode == 0, done.stderr
+    assert "quant=nf4: a decode step takes " in done.stdout
+
+    for result in results(tmp_path):
+        assert result.profile is not None
+        assert [(phase.phase, phase.steps) for phase in result.profile.phases] == [("prefill", 1), ("decode", 3)]
+        for phase in result.profile.phases:
+            assert sum(phase.seconds.values()) == pytest.approx(phase.wall_s)
+            assert phase.seconds["matrix product"] > 0
+            assert phase.seconds["attention"] > 0
+        trace = sweep_folder(tmp_path) / result.cell_id / "trace.json.gz"
+        assert "bench::prefill" in {
+            event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+        }
+    plain, packed = results(tmp_path)
+    assert plain.profile is not None
+    assert packed.profile is not None
+    assert "product with packed weights" in packed.profile.phases[1].seconds
+    assert "product with packed weights" not in plain.profile.phases[1].seconds
+    _, cells = runs(tmp_path)
+    assert all("profile_decode_s/matrix product" in run.data.metrics for run in cells)
 
 
 def test_a_killed_process_costs_its_cell_and_no_other(tmp_path: Path) -> None:

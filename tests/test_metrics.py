@@ -7,7 +7,8 @@ import pytest
 
 from bench.analysis.metrics import METRICS, derive
 from bench.analysis.readings import median_step_s, outlying, tpot_s
-from bench.result import Energy, Outcome, Repeat, Result, Telemetry
+from bench.measurement import Energy, Repeat, Telemetry
+from bench.result import Outcome, Result
 from tests import fakes
 
 ENERGY = Energy(
@@ -19,6 +20,7 @@ ON_GPU = fakes.result(
     cell=fakes.cell(batch=2, device="cuda"),
     attestation=fakes.attestation(outlier_share=0.125),
     measurement=fakes.measurement(
+        repeats=tuple(replace(each, enqueue_s=0.125) for each in fakes.measurement().repeats),
         energy=ENERGY,
         load_memory=fakes.memory(rss_peak_bytes=7000, allocated_peak_bytes=9000),
         run_memory=fakes.memory(
@@ -47,6 +49,8 @@ BY_HAND = {
     "vram_peak_reserved_bytes": 3000.0,
     "device_used_bytes": 4000.0,
     "rss_peak_bytes": 5000.0,
+    "rss_growth_bytes": 4000.0,  # 5000 - 1000
+    "enqueue_share": 0.25,  # 0.125 / 0.5
     "load_peak_bytes": 9000.0,
     "outlier_share": 0.125,
     "mbu": 0.48,  # 960 / 0.5 / 4000
@@ -86,6 +90,7 @@ def test_a_metric_is_what_the_readings_say(key: str, value: float | None) -> Non
         "vram_peak_bytes",
         "vram_peak_reserved_bytes",
         "device_used_bytes",
+        "enqueue_share",
         "outlier_share",
         "idle_power_w",
         "j_per_prompt_tok",

@@ -6,11 +6,11 @@ import pytest
 
 from bench.analysis.regression import changes
 from bench.analysis.verdict import Spread
+from bench.config import Baseline, Tracking
 from bench.errors import StoreError
 from bench.output.gate import gate
 from bench.output.store import Sweep, write_result, write_sweep
 from bench.result import Outcome, Result
-from bench.spec import Baseline, Tracking
 from tests import fakes
 
 ONE, EIGHT = fakes.cell(), fakes.cell(batch=8)

@@ -10,26 +10,11 @@ from typing import Any
 
 import pytest
 
+from bench.config import Baseline, Settings, Tracking, parse_config
 from bench.errors import ConfigError
 from bench.parse import parse
 from bench.paths import ROOT
-from bench.spec import (
-    Attn,
-    Baseline,
-    Cell,
-    Measure,
-    Model,
-    Package,
-    Quant,
-    Requires,
-    Settings,
-    Tracking,
-    Workload,
-    cell_id,
-    digest,
-    parse_config,
-    sample_key,
-)
+from bench.spec import Attn, Cell, Measure, Model, Package, Quant, Requires, Workload, cell_id, digest, sample_key
 from tests import fakes
 
 BASE = fakes.cell(
@@ -167,7 +152,13 @@ def test_a_configuration_is_a_cell_and_its_settings() -> None:
     config = parse_config(fakes.config_mapping(baseline={"quant": "fp16"}))
     assert config.cell == fakes.cell()
     assert config.settings == Settings(
-        Tracking("none", False, "tests"), Baseline(quant="fp16"), "outputs", 0.03, None, False
+        Tracking("none", False, "tests"),
+        Baseline(quant="fp16"),
+        "outputs",
+        margin=0.03,
+        resume=None,
+        profile=False,
+        dry_run=False,
     )
 
 

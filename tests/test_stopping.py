@@ -3,7 +3,7 @@
 import pytest
 
 from bench.analysis.stopping import is_warm, why_stop
-from bench.result import Repeat
+from bench.measurement import Repeat
 from bench.spec import Measure
 from tests import fakes
 

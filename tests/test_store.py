@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.analysis.verdict import Spread
+from bench.config import Baseline, Tracking
 from bench.errors import StoreError
 from bench.output.store import (
     Sweep,
@@ -21,7 +22,6 @@ from bench.output.store import (
     write_sweep,
 )
 from bench.result import Outcome, Result
-from bench.spec import Baseline, Tracking
 from tests import fakes
 
 ONE, TWO, THREE = (fakes.result(cell=fakes.cell(batch=batch)) for batch in (1, 2, 3))

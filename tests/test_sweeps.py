@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from bench.__main__ import collect
+from bench.config import parse_config
 from bench.paths import ROOT
-from bench.spec import Cell, cell_id, parse_config
+from bench.spec import Cell, cell_id
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 

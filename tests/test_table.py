@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.config import Baseline, Tracking
+from bench.measurement import Contamination, Energy, Telemetry
 from bench.output import table
 from bench.output.store import Sweep, read_results, write_result, write_sweep
 from bench.plan import resolve
-from bench.result import Contamination, Energy, Outcome, Peaks, Result, Telemetry
-from bench.spec import Baseline, Cell, Tracking, cell_id
+from bench.result import Outcome, Peaks, Result
+from bench.spec import Cell, cell_id
 from tests import fakes
 
 NO_BASELINE = Baseline()

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import pynvml
 import pytest
 
+from bench.measurement import Reading, Telemetry
 from bench.meter.telemetry import SHORTEST_ENERGY_WINDOW_S, GpuProcess
 from bench.parse import parse
 from bench.paths import ROOT
-from bench.result import Reading, Telemetry
 
 GPU = {
     "init": "ok",

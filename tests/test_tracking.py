@@ -8,12 +8,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench.analysis.metrics import derive
+from bench.config import Baseline, Tracking
 from bench.errors import TrackingError
 from bench.output import store
 from bench.output.push import push
 from bench.output.tracking import Tracker, tracking_uri
 from bench.result import Outcome, Result, Sample
-from bench.spec import Baseline, Tracking
 from tests import fakes
 
 SAMPLES = (Sample("Why?", "Because.", 2, True), Sample("How?", "Slowly", 1, False))

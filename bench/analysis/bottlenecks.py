@@ -1,6 +1,7 @@
 """What bounds the decode steps of each cell: ``roofline``'s rules, with a 16-bit cell beside each quantized one."""
 
 from collections.abc import Sequence
+from statistics import median
 
 from bench.analysis import readings
 from bench.analysis.compare import identity_without
@@ -25,11 +26,15 @@ def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
         elsewhere = identity_without(each.cell, {"quant"})
         peers = [plain.get((elsewhere, dtype)) for dtype in (each.cell.quant.dtype, other)]
         peer_s = next((seconds for seconds in peers if seconds is not None), None)
-        reading = read_step(each.attestation, each.peaks, context, each.cell.batch, _tpot_s(each), peer_s)
+        reading = read_step(each.attestation, each.peaks, context, each.cell.batch, _tpot_s(each), peer_s, _enqueue_s(each))
         found[each.cell_id] = bottleneck(reading)
     return found
 
 
+def _enqueue_s(result: Result) -> float | None:
+    read = [found for m in result.measurements if (found := readings.enqueue_s(m)) is not None]
+    return median(read) if read else None
+
+
 def _tpot_s(result: Result) -> float:
-    times = readings.process_times_s(result.measurements)["tpot_s"]
-    return sorted(times)[len(times) // 2]
+    return median(readings.process_times_s(result.measurements)["tpot_s"])

@@ -12,8 +12,9 @@ from typing import Any
 
 from bench.analysis.readings import process_times_s
 from bench.analysis.verdict import Spread, Verdict, compare
+from bench.config import Baseline
 from bench.result import Result
-from bench.spec import Baseline, Cell, digest, identity
+from bench.spec import Cell, digest, identity
 
 COMPARED = ("tpot_s", "ttft_s")
 _ORDER = ("quant", "attn", "decode", "model", "workload", "threads", "seed")  # what one asks about first
@@ -95,8 +96,8 @@ def verdicts(
         calibration: by metric, the spread between processes that was found on this host; for sweeps of a single pass.
     """
     measured = {result.cell_id: result for result in results if result.measurements}
-    pairs = _pairs(list(measured.values()), against) if against is not None else []
-    if not pairs:
+    compared = pairs(list(measured.values()), against) if against is not None else []
+    if not compared:
         return {}
     times = {cell: process_times_s(result.measurements) for cell, result in measured.items()}
     passes = {len(result.measurements) for result in measured.values()}
@@ -104,17 +105,17 @@ def verdicts(
     return {
         metric: compare(
             {cell: [math.log(value) for value in each[metric]] for cell, each in times.items()},
-            pairs,
+            compared,
             blocked=blocked,
             margin=margin,
-            comparisons=len(pairs) * len(COMPARED),
+            comparisons=len(compared) * len(COMPARED),
             calibration=calibration.get(metric),
         )
         for metric in COMPARED
     }
 
 
-def _pairs(measured: Sequence[Result], against: Reference) -> list[tuple[str, str]]:
+def pairs(measured: Sequence[Result], against: Reference) -> list[tuple[str, str]]:
     """Each cell that is no baseline, with the one that is equal to it on every other axis."""
     baselines: dict[str, str | None] = {}
     for result in measured:

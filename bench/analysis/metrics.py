@@ -12,7 +12,8 @@ from typing import Literal
 from bench.analysis import cost, readings, roofline
 from bench.analysis.footprint import predict
 from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level
-from bench.result import Attestation, Measurement, Result
+from bench.measurement import Measurement
+from bench.result import Attestation, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,20 @@ METRICS: tuple[Metric, ...] = (
         "lower",
         "peak resident set of the process in the timed requests, libraries and file pages included",
         lambda r, m, a: m.run_memory.rss_peak_bytes,
+    ),
+    Metric(
+        "rss_growth_bytes",
+        "B",
+        "lower",
+        "peak resident set in the timed requests, minus that before loading; freed memory that the heap keeps counts too",
+        lambda r, m, a: readings.rss_growth_bytes(m),
+    ),
+    Metric(
+        "enqueue_share",
+        "1",
+        "lower",
+        "host time to enqueue the first decode step / TPOT; near 1 the device waits for the host; only on a GPU",
+        lambda r, m, a: None if (host_s := readings.enqueue_s(m)) is None else host_s / readings.tpot(m),
     ),
     Metric(
         "load_peak_bytes",

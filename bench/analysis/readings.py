@@ -8,7 +8,8 @@ import numpy as np
 
 from bench.analysis import cost, roofline
 from bench.analysis.stats import outliers, readings_needed
-from bench.result import Attestation, Measurement, Memory, Peaks, Repeat, Result, Telemetry
+from bench.measurement import Measurement, Memory, Repeat, Telemetry
+from bench.result import Attestation, Peaks, Result
 
 
 def tpot_s(repeat: Repeat) -> float:
@@ -60,6 +61,17 @@ def tpot(m: Measurement) -> float:
 
 def e2e(m: Measurement) -> float:
     return median(r.e2e_s for r in m.repeats)
+
+
+def enqueue_s(m: Measurement) -> float | None:
+    """What the host needs to enqueue one decode step; None on a CPU, where it computes the step itself."""
+    read = [r.enqueue_s for r in m.repeats if r.enqueue_s is not None]
+    return median(read) if read else None
+
+
+def rss_growth_bytes(m: Measurement) -> float | None:
+    peak, before = m.run_memory.rss_peak_bytes, m.rss_before_load_bytes
+    return None if peak is None or before is None else peak - before
 
 
 def contexts(r: Result, m: Measurement) -> tuple[float, int]:

@@ -13,7 +13,7 @@ from statistics import median
 
 from bench.analysis.readings import tpot_s
 from bench.analysis.stats import is_narrow, look_level, looks
-from bench.result import Repeat, Stopped
+from bench.measurement import Repeat, Stopped
 from bench.spec import Measure
 
 _AGREE = 0.05

@@ -12,7 +12,7 @@ import time
 import torch
 
 from bench.errors import CellFailure
-from bench.result import Repeat
+from bench.measurement import Repeat
 
 
 class CpuClock:
@@ -46,7 +46,7 @@ class CudaClock:
         for event in self.events:
             event.record(self.stream)  # only at its first record does torch make the CUDA event
         self.recorded = 0
-        self.started = self.first = 0.0
+        self.started = self.first = self.enqueued = 0.0
 
     def start(self) -> None:
         torch.cuda.synchronize()
@@ -59,6 +59,8 @@ class CudaClock:
     def token(self) -> None:
         self.events[self.recorded].record(self.stream)
         self.recorded += 1
+        if self.recorded == 2:  # the first step finds the queue empty; later the host may wait for room in it
+            self.enqueued = time.perf_counter()
 
     def read(self, new_tokens: int) -> tuple[Repeat, float | None]:
         """The request's times, and by how much host and device totals of the decode steps disagree (relative)."""
@@ -67,7 +69,8 @@ class CudaClock:
         used = self.events[: self.recorded]
         steps = tuple(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(used))  # elapsed_time is in ms
         host_total, device_total = ended - self.first, sum(steps)
-        repeat = Repeat(self.first - self.started, steps, self.first - self.started + device_total)
+        ttft_s = self.first - self.started
+        repeat = Repeat(ttft_s, steps, ttft_s + device_total, self.enqueued - self.first)
         return _checked(repeat, new_tokens), abs(host_total - device_total) / host_total
 
 

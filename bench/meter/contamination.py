@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.measurement import Contamination
 from bench.meter.host import cgroup_files
-from bench.result import Contamination
 
 _STAT = Path("/proc/stat")
 _PRESSURE = Path("/proc/pressure/cpu")

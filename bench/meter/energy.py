@@ -6,12 +6,12 @@ process doing nothing is read last, with the model in memory, and is subtracted 
 
 import torch
 
+from bench.measurement import Energy
 from bench.meter.memory import cuda_uuid
 from bench.meter.telemetry import SHORTEST_ENERGY_WINDOW_S, idle_power_w, watch
 from bench.model.attn import pinned
 from bench.model.decode import LOOPS
 from bench.model.load import Subject
-from bench.result import Energy
 from bench.spec import Cell
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench.analysis.stopping import is_warm, why_stop
+from bench.measurement import Repeat, Stopped
 from bench.meter.isolate import Announce
 from bench.meter.speed import time_requests
 from bench.model.load import Subject
-from bench.result import Repeat, Stopped
 from bench.spec import Cell
 
 _BETWEEN_ANNOUNCEMENTS_S = 2.0

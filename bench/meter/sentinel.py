@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.result import Sentinel
+from bench.measurement import Sentinel
 
 _READ_FLOATS = 16 * 2**20  # 64 MiB of fp32
 _SIDE = 512

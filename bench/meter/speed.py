@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from bench.errors import CellFailure
+from bench.measurement import Repeat
 from bench.meter.clock import clock
 from bench.model.attn import pinned
 from bench.model.decode import LOOPS
 from bench.model.load import Subject
-from bench.result import Repeat
 from bench.spec import Cell
 
 

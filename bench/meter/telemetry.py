@@ -21,7 +21,7 @@ from typing import Any
 import pynvml
 
 from bench.errors import CellFailure
-from bench.result import Reading, Telemetry
+from bench.measurement import Reading, Telemetry
 
 SHORTEST_ENERGY_WINDOW_S = 10.0
 

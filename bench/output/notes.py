@@ -6,11 +6,13 @@ from bench.analysis.compare import coordinate
 from bench.analysis.metrics import derive
 from bench.analysis.readings import drift, outlying
 from bench.analysis.verdict import Verdict
-from bench.result import Measurement, Result
+from bench.measurement import Measurement
+from bench.result import Result
 
 _CLOCKS_AGREE = 0.01
 _STEADY = 0.10  # reference kernels move by some percent on a quiet machine
 _UNDISTURBED = 0.01
+_PROFILED_ALIKE = 1.5
 _DISTURBANCES = {
     "throttled_s": "the cgroup's CPU quota was used up for a share of the time",
     "steal_s": "other virtual machines took a share of the CPUs",
@@ -87,6 +89,8 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
     beyond = max((values.get(key, 0.0) for key in ("mbu", "mfu")), default=0.0)
     if beyond > 1 and result.peaks is not None and not result.peaks.measured:
         doubts.append(("more than the data sheet allows: another device, or a wrong count", f"{beyond:.2f}"))
+    if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
+        doubts.append(("the profiler made its request slower, in host time above all", f"{result.profile.slowdown:.1f}x"))
     syncs = max(m.decode_syncs or 0 for m in measured)
     if syncs and result.cell.decode.loop == "loop":
         doubts.append(("operations waited for the device while decoding", str(syncs)))

@@ -15,10 +15,12 @@ from statistics import median
 from typing import Any
 
 from bench.analysis.verdict import Spread
+from bench.config import Baseline, Tracking
 from bench.errors import ConfigError, StoreError
 from bench.parse import parse
 from bench.result import Host, Outcome, Result, from_json
-from bench.spec import Baseline, Tracking
+
+TRACE = "trace.json.gz"  # of a cell's profiled request
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from bench.analysis.bottlenecks import bottlenecks
 from bench.analysis.compare import coordinate, reference, varying_columns, verdicts
 from bench.analysis.metrics import derive
 from bench.analysis.verdict import Verdict
+from bench.output import breakdown
 from bench.output.notes import notes
 from bench.output.store import Sweep
 from bench.result import Result
@@ -62,8 +63,9 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
             row.append(bound_by[result.cell_id].name if result.cell_id in bound_by else "-")
         row.append(result.outcome.status if result.outcome.status != "ok" else "")
         table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
-    below = [Text(note) for note in notes(results, columns, found, str(against))]
-    return Group(_conditions(results), table, *below)
+    profiles = breakdown.tables(results, columns)
+    said = [*breakdown.reasons(results, columns, against), *notes(results, columns, found, str(against))]
+    return Group(_conditions(results), table, *profiles, *map(Text, said))
 
 
 def _conditions(results: Sequence[Result]) -> Text:

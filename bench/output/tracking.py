@@ -27,13 +27,15 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench import paths
+from bench.analysis.kinds import per_step_s
 from bench.analysis.metrics import derive
 from bench.analysis.readings import median_step_s
 from bench.analysis.roofline import Bottleneck
+from bench.config import Tracking
 from bench.errors import TrackingError
-from bench.output.store import Sweep, cell_folder
+from bench.output.store import TRACE, Sweep, cell_folder
 from bench.result import Result
-from bench.spec import Tracking, digest, identity
+from bench.spec import digest, identity
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 # requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
@@ -168,6 +170,8 @@ class Tracker:
                 "ended": [sample.ended for sample in result.samples],
             }
             self._client.log_table(run_id, columns, "samples.json")
+        if result.profile is not None and (folder / TRACE).is_file():
+            self._client.log_artifact(run_id, str(folder / TRACE))
         if result.outcome.status != "ok" and (folder / "log.txt").is_file():
             self._client.log_artifact(run_id, str(folder / "log.txt"))
 
@@ -213,6 +217,10 @@ def _metrics(result: Result) -> list[LoggedMetric]:
     if result.measurements:
         curve = median_step_s(result.measurements)[:_MOST_STEPS]
         logged += [LoggedMetric("decode_step_s", float(f"{step:.6g}"), at, i) for i, step in enumerate(curve)]
+    for phase in result.profile.phases if result.profile is not None else ():
+        # A slash makes a group of charts in the UI; spaces in names it takes as they are.
+        parts = per_step_s(phase).items()
+        logged += [LoggedMetric(f"profile_{phase.phase}_s/{kind}", float(f"{s:.6g}"), at, 0) for kind, s in parts]
     return logged
 
 

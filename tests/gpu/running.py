@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import plan
+from bench.afterwards import Afterwards
 from bench.attempt import measure
 from bench.meter import isolate
 from bench.result import Host
@@ -36,5 +37,5 @@ def run(task: Callable[..., Any], *arguments: Any, log: Path, limits_s: dict[str
 
 
 def measured(cell: Cell, log: Path) -> "Findings":
-    findings: Findings = run(measure, cell, False, log=log)
+    findings: Findings = run(measure, cell, Afterwards(), log=log)
     return findings

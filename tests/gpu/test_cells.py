@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench import plan
+from bench.afterwards import Afterwards
+from bench.attempt import measure
 from bench.errors import CellFailure
 from bench.meter.isolate import Announce
 from bench.output.store import read_results
@@ -22,6 +24,30 @@ if TYPE_CHECKING:
     from bench.run import Findings
 
 pytestmark = pytest.mark.gpu
+
+
+def test_a_profile_gives_kernels_the_kind_of_what_launched_them(host: Host, tmp_path: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant="fp16"))
+    trace = tmp_path / "trace.json.gz"
+    found: Findings = run(measure, cell, Afterwards(trace=str(trace)), log=tmp_path / "log.txt")
+    assert found.profile is not None
+    assert trace.is_file()
+    for phase in found.profile.phases:
+        assert sum(phase.seconds.values()) == pytest.approx(phase.wall_s)
+        assert phase.seconds["matrix product"] > 0
+        assert phase.seconds["attention"] > 0
+        assert phase.seconds["idle"] >= 0
+        assert "interpreter" not in phase.seconds  # of the device, not of the host
+
+
+def test_what_the_host_needs_to_enqueue_a_step_is_read(host: Host, tmp_path: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant="fp16", batch=256))
+    found = measured(cell, tmp_path / "log.txt")
+    assert found.measurement is not None
+    for each in found.measurement.repeats:
+        assert each.enqueue_s is not None
+        assert 0 < each.enqueue_s < each.e2e_s
+
 
 QUANTS = sorted(file.stem for file in (CONF / "quant").glob("*.yaml"))
 ATTNS = sorted(file.stem for file in (CONF / "attn").glob("*.yaml"))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bench.measurement import Repeat
 from bench.meter.isolate import Announce
-from bench.result import Host, Repeat
+from bench.result import Host
 from bench.spec import Cell
 from tests.gpu.running import QUICK, RANDOM_GPT2, gpu_cell, run
 

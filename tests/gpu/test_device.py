@@ -12,9 +12,10 @@ import pynvml
 import pytest
 
 from bench.errors import CellFailure
+from bench.measurement import Memory
 from bench.meter.isolate import Announce
 from bench.paths import ROOT
-from bench.result import Host, Memory
+from bench.result import Host
 from tests.gpu.running import RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 pytestmark = pytest.mark.gpu
