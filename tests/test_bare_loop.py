@@ -1,9 +1,10 @@
 """Does the tool read what is there? Its TTFT and TPOT against a bare loop of torch and transformers alone.
 
 Both sides run in fresh processes, in pairs of which every other one begins with the other side, so that the machine's
-moods fall on both. The bare side shares no code with the package: model, loop and clock are written out below, with the
-same shapes, threads and settings. They are equivalent when the 90 % interval of the mean log ratio over the pairs lies
-within 3 % (two one-sided tests). Not in the default run: `pytest -m slow -s tests/test_bare_loop.py` prints the ratios.
+moods fall on both. The bare side (`bare_loop.py`) shares no code with the package: model, loop and clock are written out
+there, with the same shapes, threads and settings. They are equivalent when the 90 % interval of the mean log ratio over
+the pairs lies within 3 % (two one-sided tests). Not in the default run: `pytest -m slow -s tests/test_bare_loop.py`
+prints the ratios.
 """
 
 import json
@@ -22,48 +23,16 @@ from bench.model import sources
 from tests import fakes
 from tests.command_line import bench, environment, results
 
+BARE_LOOP = Path(__file__).parent / "bare_loop.py"
 PAIRS = 10
 MARGIN = 0.03
 PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS = 32, 16, 4, 10
-
-BARE_LOOP = """
-import json, statistics, sys, time
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
-
-folder, text, quant, batch, threads, *counts = sys.argv[1:]
-prompt_tokens, new_tokens, warmups, repeats = map(int, counts)
-batch = int(batch)
-torch.set_num_threads(int(threads))
-options = {"dtype": torch.float32}
-if quant == "nf4":
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    options = {"dtype": torch.bfloat16, "quantization_config": config}
-model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options).eval()
-ring = AutoTokenizer.from_pretrained(folder)(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
-step = len(ring) // batch
-ids = torch.stack([ring.roll(-row * step)[:prompt_tokens] for row in range(batch)])
-ttft, tpot = [], []
-with torch.inference_mode():
-    for _ in range(warmups + repeats):
-        start = time.perf_counter()
-        cache = DynamicCache(config=model.config)
-        token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
-        token.tolist()
-        first = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
-        end = time.perf_counter()
-        ttft.append(first - start)
-        tpot.append((end - first) / (new_tokens - 1))
-print(json.dumps([statistics.median(ttft[warmups:]), statistics.median(tpot[warmups:])]))
-"""
 
 
 def bare(folder: Path, quant: str, batch: int, tmp_path: Path) -> tuple[float, float]:
     text = Path(__file__).parent.parent / "bench" / "data" / "text" / "prose.txt"
     shapes = [batch, usable_cpus(), PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS]
-    command = [sys.executable, "-c", BARE_LOOP, str(folder), str(text), quant, *map(str, shapes)]
+    command = [sys.executable, str(BARE_LOOP), str(folder), str(text), quant, *map(str, shapes)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(tmp_path))
     ttft_s, tpot_s = json.loads(done.stdout.splitlines()[-1])
     return ttft_s, tpot_s
