@@ -64,6 +64,7 @@ def _missing_files(cell: "Cell") -> list[str]:
     named = (
         ("workload.text", cell.workload.text, paths.TEXTS),
         ("quality.prompts", cell.quality.prompts, paths.PROMPT_SETS),
+        *(("quality.texts", text, paths.TEXTS) for text in cell.quality.texts),
     )
     return [
         f"{key}={name}: no such file; want one of {', '.join(known)}"

@@ -128,3 +128,39 @@ class Profile:
 
     phases: tuple[PhaseProfile, ...]
     slowdown: float  # how many times as long the request took under the profiler
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt and the greedy answer to it."""
+
+    prompt: str
+    answer: str
+    tokens: tuple[int, ...]  # of the answer
+    ended: bool  # by the model's own end of sequence, not by the limit
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A piece of a text, read by a cell's model and by the reference. All but counts: means over its positions."""
+
+    text: str
+    bytes: int  # of the scored tokens
+    tokens: int  # scored
+    kl_nats: float  # KL(reference || cell)
+    kl_median_nats: float
+    kl_p99_nats: float
+    top1_agreement: float
+    nll_nats: float
+    reference_nll_nats: float
+    floor_kl_nats: float  # the reference in 16 bits against itself, at another batch size and attention
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """What a configuration does to the predictions of its model."""
+
+    reference: str  # the quant that it is compared with, like fp32
+    begins_with_bos: bool  # each window begins with the tokenizer's mark, so that its first token is scored too
+    windows: tuple[Window, ...]
+    answers: tuple[Sample, ...]  # the reference's, to the prompts of the cell's samples

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.errors import ConfigError, StoreError
-from bench.measurement import Measurement, Profile
+from bench.measurement import Divergence, Measurement, Profile, Sample
 from bench.parse import parse
 from bench.spec import Cell
 
@@ -85,16 +85,6 @@ class Attestation:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One prompt and the greedy answer to it."""
-
-    prompt: str
-    answer: str
-    new_tokens: int
-    ended: bool  # by the model's own end of sequence, not by the limit
-
-
-@dataclass(frozen=True, slots=True)
 class Findings:
     """What the measured process hands back, or leaves behind when it fails later on."""
 
@@ -102,6 +92,7 @@ class Findings:
     attestation: Attestation
     measurement: Measurement | None  # None: what is in memory does not deserve the cell's name
     samples: tuple[Sample, ...] = ()
+    divergence: Divergence | None = None
     profile: Profile | None = None
 
 
@@ -141,7 +132,8 @@ class Result:
     revision: str | None = None
     attestation: Attestation | None = None  # of the first pass; each is checked against the cell
     samples: tuple[Sample, ...] = ()
-    samples_from: str | None = None  # cell_id of the cell that answered for this one too
+    divergence: Divergence | None = None
+    samples_from: str | None = None  # cell_id of the cell that answered, and was evaluated, for this one too
     profile: Profile | None = None  # profile=true
     reused_from: str | None = None  # sweep_id of the sweep that measured it
 

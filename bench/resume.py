@@ -25,10 +25,10 @@ def resume_key(cell: Cell, host: Host) -> str:
         host.memory_bytes,
         host.python,
     ]
-    return digest([cell, machine, host.versions, measuring_digest(), _weights_of(cell)])
+    return digest([cell, machine, host.versions, measuring_digest(), weights_of(cell)])
 
 
-def _weights_of(cell: Cell) -> list[tuple[str, int, int]]:
+def weights_of(cell: Cell) -> list[tuple[str, int, int]]:
     """Name, size and time of change of a local folder's files: its weights may be saved anew under the same path."""
     if cell.model.path is None:
         return []

@@ -20,6 +20,7 @@ from bench.meter.host import import_libraries, prepare_process
 from bench.meter.isolate import Announce
 from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
 from bench.meter.profile import profile
+from bench.meter.quality import evaluate
 from bench.meter.repeat import measure, warm_up
 from bench.meter.samples import answer_samples
 from bench.meter.sentinel import read_sentinel
@@ -105,6 +106,9 @@ def _afterwards(
     if wanted.samples and subject.tokenizer is not None:
         announce("samples", "", findings)
         findings = replace(findings, samples=answer_samples(cell, subject))
+    if wanted.reference is not None:
+        announce("quality", "", findings)
+        findings = replace(findings, divergence=evaluate(cell, subject, wanted.reference))
     return findings
 
 

@@ -21,7 +21,7 @@ Scheme = Literal["none", "bnb_int8", "bnb_4bit"]
 Implementation = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
 DecodeLoop = Literal["loop", "generate"]
-Phase = Literal["prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "samples"]
+Phase = Literal["prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "samples", "quality"]
 
 _NOT_IDENTITY = {"identity": False}
 
@@ -155,11 +155,14 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What the model is asked besides being timed; ``prompts`` null for nothing."""
+    """What the model is asked besides being timed; ``prompts`` null for no answers, no ``texts`` for no divergence."""
 
     name: str
     prompts: str | None = None  # a shipped prompt set
     max_new_tokens: int = field(default=48, metadata=_at_least(1))
+    texts: tuple[str, ...] = ()  # shipped texts, on which predictions are compared with the unquantized model's
+    text_tokens: int = field(default=2048, metadata=_at_least(1))  # of each text, at most
+    window_tokens: int = field(default=256, metadata=_at_least(8))
 
 
 @dataclass(frozen=True, slots=True)

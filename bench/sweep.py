@@ -27,6 +27,7 @@ from bench.meter.lock import machine_lock
 from bench.meter.telemetry import other_processes
 from bench.output import calibration, dry, store, table
 from bench.output.progress import ProgressLine
+from bench.references import find_references
 from bench.result import Host, Result, is_complete
 from bench.resume import resume_key
 from bench.spec import Cell, cell_id, sample_key
@@ -67,8 +68,9 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
                 records = [_begin(cell, host, settings, outputs) for cell in cells]
                 if not settings.dry_run:
                     records = with_peaks(records, progress.show)
+                    references = find_references(records, settings.baseline.quant, progress.show)
                     recorder, folder = _open(records, settings, overrides, outputs)
-                    interrupted = _run_all(records, settings, folder, recorder, progress)
+                    interrupted = _run_all(records, references, settings.profile, folder, recorder, progress)
         except KeyboardInterrupt:
             _say("interrupted before the first cell")
             return 130
@@ -136,9 +138,18 @@ def _calibration(records: Sequence[Result]) -> Mapping[str, Spread]:
 
 
 def _run_all(
-    begun: Sequence[Result], settings: Settings, folder: Path, recorder: "Recorder", progress: ProgressLine
+    begun: Sequence[Result],
+    references: Mapping[str, str],
+    wants_profiles: bool,
+    folder: Path,
+    recorder: "Recorder",
+    progress: ProgressLine,
 ) -> bool:
-    """Every pass of every cell; returns whether the user ended it."""
+    """Every pass of every cell; returns whether the user ended it.
+
+    Args:
+        references: by cell_id, the file of the model that its predictions are compared with.
+    """
     records = {record.cell_id: replace(record, sweep_id=folder.name) for record in begun}
     status = "KILLED"
     try:
@@ -148,7 +159,7 @@ def _run_all(
         reused = sum(record.reused_from is not None for record in records.values() if is_complete(record))
         if reused:
             _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
-        if _run_passes(records, settings.profile, folder, recorder, progress):
+        if _run_passes(records, references, wants_profiles, folder, recorder, progress):
             return True
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -160,9 +171,14 @@ def _run_all(
 
 
 def _run_passes(
-    records: dict[str, Result], wants_profiles: bool, folder: Path, recorder: "Recorder", progress: ProgressLine
+    records: dict[str, Result],
+    references: Mapping[str, str],
+    wants_profiles: bool,
+    folder: Path,
+    recorder: "Recorder",
+    progress: ProgressLine,
 ) -> bool:
-    answered = {_sample_key(record): record for record in records.values() if record.samples}
+    answered = {sample_key(record.cell): record for record in records.values() if record.samples or record.divergence}
     host = next(iter(records.values())).host
     baseline_bytes = nvml_used_bytes(host.device_uuid)
     for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
@@ -174,17 +190,16 @@ def _run_passes(
         if is_complete(record):  # an earlier pass of it failed
             progress.finished()
             continue
-        cell, key = record.cell, _sample_key(record)
+        cell, place = record.cell, store.cell_folder(folder, which)
         progress.cell(cell.label)
-        wants_samples = cell.quality.prompts is not None and cell.model.weights == "pretrained" and key not in answered
-        place = store.cell_folder(folder, which)
-        trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
-        record, interrupted = run_pass(record, Afterwards(wants_samples, trace), place / "log.txt", progress.show)
-        if record.samples and key not in answered:
-            answered[key] = record
-        if not record.samples and key in answered and record.attestation is not None:
-            record = replace(record, samples=answered[key].samples, samples_from=answered[key].cell_id)
-        records[which] = record
+        first = sample_key(cell) not in answered
+        wanted = Afterwards(
+            samples=first and cell.quality.prompts is not None and cell.model.weights == "pretrained",
+            reference=references.get(which) if first else None,
+            trace=str(place / store.TRACE) if wants_profiles and record.profile is None else None,
+        )
+        record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
+        records[which] = record = _with_shared_quality(record, answered)
         with signals.deferred():
             recorder.keep(record)
         progress.finished()
@@ -206,8 +221,13 @@ def schedule(records: Sequence[Result]) -> list[str]:
     return jobs
 
 
-def _sample_key(record: Result) -> str:
-    return sample_key(record.cell)
+def _with_shared_quality(record: Result, answered: dict[str, Result]) -> Result:
+    """What a model says does not depend on batch or workload: the first cell answers for all that differ in these alone."""
+    other = answered.setdefault(sample_key(record.cell), record) if record.samples or record.divergence else None
+    other = other or answered.get(sample_key(record.cell))
+    if other is None or other.cell_id == record.cell_id or record.attestation is None:
+        return record
+    return replace(record, samples=other.samples, divergence=other.divergence, samples_from=other.cell_id)
 
 
 def _exit_code(recorder: "Recorder") -> int:

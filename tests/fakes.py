@@ -4,12 +4,13 @@ The numbers are chosen so that what is derived from them can be computed in the 
 """
 
 import dataclasses
+import math
 from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from bench.measurement import Contamination, Measurement, Memory, Repeat, Sentinel
+from bench.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
 from bench.parse import parse
 from bench.paths import CONF
 from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Result
@@ -158,6 +159,32 @@ def attestation(**changes: Any) -> Attestation:
         "outlier_share": None,
     }
     return Attestation(**values | changes)
+
+
+def window(**changes: Any) -> Window:
+    """255 positions whose NLL is ln 8 here and ln 4 in the reference."""
+    values: dict[str, Any] = {
+        "text": "alice",
+        "bytes": 1020,
+        "tokens": 255,
+        "kl_nats": 0.5,
+        "kl_median_nats": 0.25,
+        "kl_p99_nats": 2.0,
+        "top1_agreement": 0.75,
+        "nll_nats": math.log(8),
+        "reference_nll_nats": math.log(4),
+        "floor_kl_nats": 0.125,
+    }
+    return Window(**values | changes)
+
+
+def sample(*tokens: int, prompt: str = "why?") -> Sample:
+    """An answer that is its tokens in words."""
+    return Sample(prompt, " ".join(map(str, tokens)), tokens, ended=True)
+
+
+def divergence(*windows: Window, answers: tuple[Sample, ...] = ()) -> Divergence:
+    return Divergence("fp32", False, windows or (window(), window()), answers)
 
 
 def process(**changes: Any) -> Pass:

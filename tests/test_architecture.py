@@ -37,7 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.model",
         "bench.paths",
         "filelock",
+        "numpy",
         "pynvml",
+        "safetensors",
         "torch",
         "tqdm",
         "transformers",
@@ -63,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.surroundings",
         "rich",
     },
+    "bench.references": {*TYPES, "bench.meter.isolate", "bench.paths", "bench.plan", "bench.resume"},
     "bench.sweep": {
         *TYPES,
         "bench.analysis",
@@ -74,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.output",
         "bench.paths",
         "bench.plan",
+        "bench.references",
         "bench.resume",
         "bench.signals",
         "bench.surroundings",
@@ -92,6 +96,7 @@ MAY_IMPORT_IN_A_FUNCTION = {
     "bench.surroundings": {"bench.meter.host", "bench.meter.peaks", "torch"},  # what runs in the measured process
     "bench.attempt": {"bench.run"},
     "bench.fit": {"bench.run"},
+    "bench.references": {"bench.meter.reference"},
     "bench.fetch": {"bench.model"},  # once the names of the models are known to be right
 }
 

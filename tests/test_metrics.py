@@ -17,6 +17,8 @@ ENERGY = Energy(
     idle_power_w=5.0,
 )
 ON_GPU = fakes.result(
+    samples=(fakes.sample(1, 2, 3, 4), fakes.sample(5, 6, prompt="how?")),
+    divergence=fakes.divergence(answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?"))),
     cell=fakes.cell(batch=2, device="cuda"),
     attestation=fakes.attestation(outlier_share=0.125),
     measurement=fakes.measurement(
@@ -72,6 +74,19 @@ BY_HAND = {
     "steal_share": 0.005,
     "pressure_share": 0.05,
     "switches_per_s": 2.0,
+    "kl_nats": 0.5,
+    "kl_median_nats": 0.25,
+    "kl_p99_nats": 2.0,
+    "kl_floor_nats": 0.125,
+    "top1_agreement": 0.75,
+    "perplexity": 8.0,
+    "reference_perplexity": 4.0,
+    "perplexity_ratio": 2.0,
+    "bits_per_byte": 0.75,  # 3 bits x 255 / 1020
+    "equal_tokens": 0.875,  # 3 of 4 and 2 of 2
+    "first_difference": None,  # 2, and never
+    "answers_looping": 0.0,
+    "answers_empty": 0.0,
 }
 
 
@@ -147,7 +162,7 @@ def test_the_step_curve_is_the_median_at_each_position() -> None:
 
 
 def test_units_are_si_base_units() -> None:
-    assert {row.unit for row in METRICS} == {"s", "tok/s", "B", "bit", "1", "1/s", "J", "W"}
+    assert {row.unit for row in METRICS} == {"s", "tok/s", "token", "B", "bit", "nat", "1", "1/s", "J", "W"}
     assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s", "1/s")] == []
     assert [row.key for row in METRICS if row.key.endswith("_bytes") and row.unit != "B"] == []
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from bench.errors import StoreError
-from bench.result import Outcome, Result, Sample, from_json
+from bench.measurement import PhaseProfile, Profile, Sample
+from bench.result import Outcome, Result, from_json
 from tests import fakes
 
 FULL = fakes.result(
@@ -17,8 +18,10 @@ FULL = fakes.result(
         outlier_share=0.1, compute_dtypes=("bfloat16", "float32"), attention_operators=("aten::a", "aten::b")
     ),
     measurement=fakes.measurement(clock_mismatch=0.001),
-    samples=(Sample("Why?", "Because “ünïcode” \U0001f600.\n", 5, True), Sample("", "", 0, False)),
+    samples=(Sample("Why?", "Because “ünïcode” \U0001f600.\n", (1, 2), True), Sample("", "", (), False)),
     samples_from="ba9876543210",
+    divergence=fakes.divergence(fakes.window(kl_nats=-1e-17), answers=(fakes.sample(1, 2),)),
+    profile=Profile((PhaseProfile("decode", 0.5, 4, {"matrix product": 0.5}),), 1.25),
 )
 
 
@@ -58,10 +61,10 @@ def edited(result: Result, **changes: Any) -> str:
     [
         ("", r"^here: not a result file \(Expecting value"),
         (FULL.to_json()[:-10], r"^here: not a result file \("),
-        ("[]", r"^here: schema None, this version reads 2$"),
-        ("null", r"^here: schema None, this version reads 2$"),
-        (edited(FULL, schema=0), r"^here: schema 0, this version reads 2$"),
-        (edited(FULL, schema=3), r"^here: schema 3, this version reads 2$"),
+        ("[]", r"^here: schema None, this version reads 3$"),
+        ("null", r"^here: schema None, this version reads 3$"),
+        (edited(FULL, schema=0), r"^here: schema 0, this version reads 3$"),
+        (edited(FULL, schema=2), r"^here: schema 2, this version reads 3$"),
         (edited(FULL, colour="red"), r"^here: colour=red: unknown key; known are schema, "),
         (edited(FULL, started_at=float("nan")), r"^here: started_at=nan: want a number$"),
         (edited(FULL, outcome={"status": "fine"}), r"^here: outcome\.status=fine: want one of ok, skipped, oom, "),

@@ -58,6 +58,9 @@ OTHER_VALUES: dict[str, Any] = {
     "quality.name": "other",
     "quality.prompts": "other",
     "quality.max_new_tokens": 49,
+    "quality.texts": ("prose",),
+    "quality.text_tokens": 49,
+    "quality.window_tokens": 49,
     "batch": 2,
     "device": "cuda",
     "seed": 1,
@@ -142,7 +145,16 @@ def test_sample_key_is_shared_by_cells_that_give_the_same_answers(path: str) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["model.revision", "quant.threshold", "attn.backend", "quality.max_new_tokens", "device", "seed", "threads"],
+    [
+        "model.revision",
+        "quant.threshold",
+        "attn.backend",
+        "quality.max_new_tokens",
+        "quality.texts",
+        "device",
+        "seed",
+        "threads",
+    ],
 )
 def test_sample_key_changes_with_what_can_change_an_answer(path: str) -> None:
     assert sample_key(changed(BASE, path, OTHER_VALUES[path])) != sample_key(BASE)

@@ -10,13 +10,14 @@ from mlflow.entities import Run
 from bench.analysis.metrics import derive
 from bench.config import Baseline, Tracking
 from bench.errors import TrackingError
+from bench.measurement import Sample
 from bench.output import store
 from bench.output.push import push
 from bench.output.tracking import Tracker, tracking_uri
-from bench.result import Outcome, Result, Sample
+from bench.result import Outcome, Result
 from tests import fakes
 
-SAMPLES = (Sample("Why?", "Because.", 2, True), Sample("How?", "Slowly", 1, False))
+SAMPLES = (Sample("Why?", "Because.", (1, 2), True), Sample("How?", "Slowly", (3,), False))
 OK = replace(fakes.result(), samples=SAMPLES)
 FAILED = fakes.result(cell=fakes.cell(batch=2), outcome=Outcome("oom", "no memory left"))
 

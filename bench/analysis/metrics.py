@@ -4,28 +4,15 @@ The scope is offline: one fixed batch, no queue and no arrivals; a TTFT here is 
 whoever prints them scales. A metric is None where its reading does not exist (no GPU, no such file), never 0.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from statistics import median
-from typing import Literal
 
 from bench.analysis import cost, readings, roofline
 from bench.analysis.footprint import predict
+from bench.analysis.metric import Metric
+from bench.analysis.quality import QUALITY_METRICS, by_text, estimates
 from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level
-from bench.measurement import Measurement
-from bench.result import Attestation, Result
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One row of the table."""
-
-    key: str
-    unit: str
-    better: Literal["lower", "higher", "neither"]
-    doc: str
-    value: Callable[[Result, Measurement, Attestation], float | None]
-
+from bench.result import Result
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -255,6 +242,7 @@ METRICS: tuple[Metric, ...] = (
         "how often the scheduler took a CPU from this process",
         lambda r, m, a: readings.share_of_time(m, m.contamination.involuntary_switches),
     ),
+    *QUALITY_METRICS,
 )
 
 
@@ -263,6 +251,7 @@ def derive(result: Result) -> dict[str, float]:
 
     Of TTFT and TPOT also intervals at 95 %: ``_low`` and ``_high`` of the geometric mean over the processes, where there
     are several; ``_repeat_low`` and ``_repeat_high`` over the requests of the first one, which say nothing about others.
+    Of what was read of a text, intervals over its windows.
     """
     measurements, attestation = result.measurements, result.attestation
     if not measurements or attestation is None:
@@ -271,8 +260,8 @@ def derive(result: Result) -> dict[str, float]:
     for row in METRICS:
         values = [row.value(result, m, attestation) for m in measurements]
         kept = [value for value in values if value is not None]
-        if kept:
-            found[row.key] = float(median(kept))
+        if kept and math.isfinite(typical := float(median(kept))):
+            found[row.key] = typical
     found["processes"] = float(len(measurements))
     first = measurements[0].repeats
     requests = {"ttft_s": [r.ttft_s for r in first], "tpot_s": [readings.tpot_s(r) for r in first]}
@@ -282,8 +271,14 @@ def derive(result: Result) -> dict[str, float]:
             found |= _ends(key, geometric_interval(processes, 1 - ALPHA))
         if len(first) > 1:
             found |= _ends(f"{key}_repeat", geometric_interval(requests[key], level))
+    if result.divergence is not None:
+        for key, estimate in estimates(result.divergence).items():
+            found |= _ends(key, estimate)
+        for text, of_text in by_text(result.divergence).items():
+            found |= {f"{key}_{text}": of_text[key].value for key in ("kl_nats", "perplexity")}
     return found
 
 
 def _ends(key: str, found: Estimate) -> dict[str, float]:
-    return {f"{key}_low": found.low, f"{key}_high": found.high}
+    """An interval from a single reading has no end, and then none is given."""
+    return {f"{key}_low": found.low, f"{key}_high": found.high} if found.n > 1 else {}

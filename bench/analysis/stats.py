@@ -84,6 +84,15 @@ def geometric_interval(values: Sequence[float], level: float) -> Estimate:
     return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
 
 
+def mean_interval(values: Sequence[float], level: float) -> Estimate:
+    """The mean of readings of any sign with its t interval; from a single one the interval is unbounded."""
+    centre, n = fmean(values), len(values)
+    if n == 1:
+        return Estimate(centre, -math.inf, math.inf, 1)
+    half = t_quantile((1 + level) / 2, n - 1) * stdev(values) / math.sqrt(n)
+    return Estimate(centre, centre - half, centre + half, n)
+
+
 def looks(repeats: int) -> tuple[int, ...]:
     """The numbers of repeats after which to look whether it is enough: doubling from 5, the last is ``repeats``."""
     before = itertools.takewhile(lambda n: n < repeats, (_FIRST_LOOK * 2**i for i in itertools.count()))

@@ -9,9 +9,9 @@ import torch
 import yaml
 from transformers import GenerationConfig
 
+from bench.measurement import Sample
 from bench.model.load import Subject
 from bench.paths import PROMPT_SETS
-from bench.result import Sample
 from bench.spec import Cell
 
 
@@ -50,4 +50,4 @@ def _sample(prompt: str, ids: list[int], ends: set[int], subject: Subject) -> Sa
     stop = next((i for i, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[:stop]
     assert subject.tokenizer is not None
-    return Sample(prompt, subject.tokenizer.decode(kept, skip_special_tokens=True), len(kept), stop is not None)
+    return Sample(prompt, subject.tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), stop is not None)

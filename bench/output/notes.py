@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.analysis.compare import coordinate
 from bench.analysis.metrics import derive
+from bench.analysis.quality import is_above_floor
 from bench.analysis.readings import drift, outlying
 from bench.analysis.verdict import Verdict
 from bench.measurement import Measurement
@@ -91,6 +92,11 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
         doubts.append(("more than the data sheet allows: another device, or a wrong count", f"{beyond:.2f}"))
     if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
         doubts.append(("the profiler made its request slower, in host time above all", f"{result.profile.slowdown:.1f}x"))
+    if result.divergence is not None and not is_above_floor(result.divergence):
+        doubts.append(("its divergence is no more than another batch size does to the reference", ""))
+    for key, sentence in (("answers_looping", "answers that end in a loop"), ("answers_empty", "empty answers")):
+        if values.get(key):
+            doubts.append((sentence, f"{values[key]:.0f} of {len(result.samples)}"))
     syncs = max(m.decode_syncs or 0 for m in measured)
     if syncs and result.cell.decode.loop == "loop":
         doubts.append(("operations waited for the device while decoding", str(syncs)))

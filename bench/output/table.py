@@ -27,6 +27,8 @@ _NUMBERS = (
     ("TPOT ms", "tpot_s", 1e3, 2),
     ("decode tok/s", "decode_tok_s", 1, 1),
     ("weights MiB", "weight_bytes", 1 / MIB, 1),
+    ("KL nat", "kl_nats", 1, 4),
+    ("top-1 %", "top1_agreement", 1e2, 1),
     ("VRAM peak MiB", "vram_peak_bytes", 1 / MIB, 0),
     ("RSS peak MiB", "rss_peak_bytes", 1 / MIB, 0),
 )

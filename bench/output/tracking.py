@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bench import paths
 from bench.analysis.kinds import per_step_s
 from bench.analysis.metrics import derive
+from bench.analysis.quality import answer_differences
 from bench.analysis.readings import median_step_s
 from bench.analysis.roofline import Bottleneck
 from bench.config import Tracking
@@ -166,9 +167,12 @@ class Tracker:
             columns: dict[str, Any] = {
                 "prompt": [sample.prompt for sample in result.samples],
                 "answer": [sample.answer for sample in result.samples],
-                "new_tokens": [sample.new_tokens for sample in result.samples],
+                "new_tokens": [len(sample.tokens) for sample in result.samples],
                 "ended": [sample.ended for sample in result.samples],
             }
+            if compared := answer_differences(result):
+                columns["first_difference"] = [each.first_difference for each in compared]
+                columns["equal_share"] = [round(each.equal_share, 3) for each in compared]
             self._client.log_table(run_id, columns, "samples.json")
         if result.profile is not None and (folder / TRACE).is_file():
             self._client.log_artifact(run_id, str(folder / TRACE))

@@ -1,0 +1,19 @@
+"""What a metric is: one row of the table of all numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.measurement import Measurement
+from bench.result import Attestation, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table."""
+
+    key: str
+    unit: str
+    better: Literal["lower", "higher", "neither"]
+    doc: str
+    value: Callable[[Result, Measurement, Attestation], float | None]
