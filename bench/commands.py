@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
+from bench.analysis.advice import Goal, Limits
 from bench.config import parse_config
 from bench.errors import ConfigError, StoreError
 from bench.paths import CONF
@@ -29,6 +30,7 @@ def run_command(name: str, arguments: list[str], compose: Compose) -> int:
         "push": _push,
         "fetch": _fetch,
         "gate": _gate,
+        "advise": _advise,
         "doctor": lambda rest: _doctor(rest, compose),
     }
     if name not in commands:
@@ -67,6 +69,22 @@ def _gate(arguments: list[str]) -> int:
         raise ConfigError([str(error)]) from error  # exit code 1 is for regressions
 
 
+def _advise(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("bench advise", description="Which configuration to take, and how sure that is.")
+    parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
+    parser.add_argument("--goal", choices=get_args(Goal), help="without it the usual questions are answered")
+    parser.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="of the GPU, or of the process: 8GiB, 500MB")
+    parser.add_argument("--max-ttft", type=_seconds, metavar="TIME", help="time to first token: 200ms, 1.5s")
+    parser.add_argument("--max-tpot", type=_seconds, metavar="TIME", help="time per output token")
+    parser.add_argument("--max-kl", type=_positive, metavar="NATS", help="divergence from the unquantized model: 0.05")
+    parser.add_argument("--min-throughput", type=_positive, metavar="TOK_S", help="output tokens per second of the batch")
+    given = parser.parse_args(arguments)
+    from bench.output.advise import advise_on
+
+    limits = Limits(given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput)
+    return advise_on(_newest() if given.folder is None else _place(given.folder), limits, given.goal)
+
+
 def _doctor(arguments: list[str], compose: Compose) -> int:
     parser = argparse.ArgumentParser("bench doctor", description="What this machine is, and what works on it.")
     parser.add_argument("--calibrate", action="store_true", help="find the spread between processes (a few minutes)")
@@ -80,6 +98,35 @@ def _doctor(arguments: list[str], compose: Compose) -> int:
     from bench.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, calibrate)
+
+
+_SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}
+_TIMES = {"ms": 1e-3, "s": 1.0}
+
+
+def _bytes(text: str) -> float:
+    return _with_unit(text, _SIZES)
+
+
+def _seconds(text: str) -> float:
+    return _with_unit(text, _TIMES)
+
+
+def _with_unit(text: str, units: Mapping[str, float]) -> float:
+    for unit, factor in units.items():
+        if text.endswith(unit):
+            return _positive(text.removesuffix(unit)) * factor
+    raise argparse.ArgumentTypeError(f"{text}: want a number with one of {', '.join(units)}")
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: want a number") from error
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: want a number above 0")
+    return value
 
 
 def _share(text: str) -> float:
@@ -96,5 +143,5 @@ def _place(given: str) -> Path:
 def _newest() -> Path:
     sweeps: Sequence[Path] = sorted(_SWEEPS.glob("*/sweep.json"))
     if not sweeps:
-        raise ConfigError([f"push: no sweep in {_SWEEPS}; want a folder like {_SWEEPS}/2026-01-31_12-00-00"])
+        raise ConfigError([f"no sweep in {_SWEEPS}; want a folder like {_SWEEPS}/2026-01-31_12-00-00"])
     return sweeps[-1].parent

@@ -1,0 +1,177 @@
+"""``python -m bench advise SWEEP``: advice in words, the same on the terminal and in the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.analysis.advice import USE_CASES, Advice, Excluded, Goal, Limits, advise
+from bench.analysis.compare import coordinate, reference, varying_columns
+from bench.analysis.crossover import crossovers, sentences
+from bench.analysis.metrics import derive
+from bench.analysis.plausible import ASSUMED, peak_memory_bytes, plausible
+from bench.output.store import Sweep, read_results, read_sweep
+from bench.result import Result
+
+USUAL_KL_NATS = 0.1  # of the table of use cases; where it is from: a judgement, so it is said and can be changed
+_MIB = 2**20
+_GOALS: dict[Goal, str] = {
+    "throughput": "most output tokens per second",
+    "ttft": "shortest time to first token",
+    "tpot": "shortest time per output token",
+    "memory": "least memory",
+}
+_LIMITS = {
+    "max_memory_bytes": "memory",
+    "max_ttft_s": "TTFT",
+    "max_tpot_s": "TPOT",
+    "max_kl_nats": "KL",
+    "min_output_tok_s": "throughput",
+}
+_MOST_EXCLUDED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Advice for people."""
+
+    question: str
+    headline: str  # the configuration, or that there is none
+    why: tuple[str, ...]  # one sentence each
+
+
+def answer(results: Sequence[Result], sweep: Sweep, limits: Limits, goal: Goal, one_row_only: bool = False) -> Answer:
+    """What to take of these cells (of those with batch 1 only), why, what binds and how sure that is."""
+    names = _names(results)
+    values = {result.cell_id: result for result in results}
+    asked_about = [result for result in results if result.cell.batch == 1 or not one_row_only]
+    found = advise(plausible(asked_about, sweep.calibration), limits, goal, sweep.margin)
+    asked = f"{_GOALS[goal]}{_limits_in_words(limits)}"
+    if found.word == "nothing measured":
+        return Answer(asked, "no cell has a number", ())
+    excluded = [_excluded(each, names, values, limits) for each in found.better_but_excluded[:_MOST_EXCLUDED]]
+    if found.best is None:
+        return Answer(asked, "no measured cell keeps these limits", ("nearest to the goal:", *excluded))
+    why = [_numbers(values[found.best])]
+    if found.word == "recommended":
+        sure = f"how sure: {found.probability:.0%} that nothing measured beats it by over {sweep.margin:.0%}"
+        why.append(sure + _ground(found))
+    else:
+        others = ", ".join(names[each] for each in found.in_question[:4])
+        why.append(f"{found.probability:.0%} for the likeliest{_ground(found)}; in question: {others}")
+        why.append(f"run this to tell: {command([values[each] for each in found.in_question], sweep)}")
+    if excluded:
+        why += ["what binds:", *excluded]
+    headline = names[found.best] if found.word == "recommended" else f"not enough data; likeliest {names[found.best]}"
+    return Answer(asked, headline, tuple(why))
+
+
+def use_cases(results: Sequence[Result], sweep: Sweep) -> list[tuple[str, Answer]]:
+    """The usual questions, each answered from the data."""
+    has_quality = any(result.divergence is not None for result in results if result.measurements)
+    limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
+    return [
+        (f"{case.name} ({case.what})", answer(results, sweep, limits, case.goal, case.one_row_only)) for case in USE_CASES
+    ]
+
+
+def turning_points(results: Sequence[Result], sweep: Sweep) -> list[str]:
+    """From where on which value of the compared axis is faster."""
+    against = reference([result.cell for result in results], sweep.baseline)
+    if against is None:
+        return []
+    known = plausible(results, sweep.calibration)
+    return [sentence for axis in against.values for sentence in sentences(crossovers(known, axis))]
+
+
+def advise_on(folder: Path, limits: Limits, goal: Goal | None) -> int:
+    """Print it; without a goal the usual questions are answered.
+
+    Raises:
+        StoreError: when the folder is not a sweep's.
+    """
+    sweep, results = read_sweep(folder), list(read_results(folder))
+    console = Console(highlight=False, soft_wrap=True)
+    if goal is not None or limits != Limits():
+        _print(console, answer(results, sweep, limits, goal or "throughput"), None)
+        return 0
+    for name, each in use_cases(results, sweep):
+        _print(console, each, name)
+    for sentence in turning_points(results, sweep):
+        console.print(sentence, markup=False)
+    return 0
+
+
+def _print(console: Console, found: Answer, name: str | None) -> None:
+    console.print(f"{name or found.question}: {found.headline}", markup=False, style="bold")
+    for sentence in found.why:
+        console.print(f"  {sentence}", markup=False)
+
+
+def command(results: Sequence[Result], sweep: Sweep) -> str:
+    """What measures these cells again, in more processes."""
+    cells = [result.cell for result in results]
+    changed = {column: list(dict.fromkeys(coordinate(cell, column) for cell in cells)) for column in varying_columns(cells)}
+    for axis in ("quant", "attn", "batch"):  # those that were swept and are down to one value
+        if any(word.startswith(f"{axis}=") for word in sweep.overrides):
+            changed.setdefault(axis, [coordinate(cells[0], axis)])
+    kept = [w for w in sweep.overrides if "=" in w and w.partition("=")[0] not in {*changed, "measure", "sweeps"}]
+    axes = [f"{axis}={','.join(values)}" for axis, values in changed.items()]
+    return " ".join(["python -m bench -m", *axes, *kept, "measure=rigorous"])
+
+
+def _names(results: Sequence[Result]) -> dict[str, str]:
+    columns = varying_columns([result.cell for result in results]) or ["quant", "batch"]
+    return {r.cell_id: " ".join(f"{column}={coordinate(r.cell, column)}" for column in columns) for r in results}
+
+
+def _limits_in_words(limits: Limits) -> str:
+    said = [_limit(field.name, limits) for field in fields(limits) if getattr(limits, field.name) is not None]
+    return f", {', '.join(said)}" if said else ""
+
+
+def _limit(name: str, limits: Limits) -> str:
+    word = "at least" if name.startswith("min_") else "at most"
+    return f"{_LIMITS[name]} {word} {_value(name, getattr(limits, name))}"
+
+
+def _value(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / _MIB:,.0f} MiB"
+    if name.endswith("_nats"):
+        return f"{value:.3g} nat"
+    return f"{value:,.1f} tok/s" if name.endswith("tok_s") else f"{value * 1e3:,.3g} ms"
+
+
+def _numbers(result: Result) -> str:
+    values = derive(result)
+    said = [
+        f"{values['output_tok_s']:,.1f} output tok/s, TTFT {values['ttft_s'] * 1e3:,.1f} ms, "
+        f"TPOT {values['tpot_s'] * 1e3:,.2f} ms, {peak_memory_bytes(result) / _MIB:,.0f} MiB at peak"
+    ]
+    if "kl_nats" in values:
+        said.append(f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.0%} of next tokens as unquantized")
+    return ", ".join(said)
+
+
+def _excluded(each: Excluded, names: dict[str, str], values: Mapping[str, Result], limits: Limits) -> str:
+    numbers = derive(values[each.cell_id])
+    read = {
+        "max_memory_bytes": peak_memory_bytes(values[each.cell_id]),
+        "max_ttft_s": numbers["ttft_s"],
+        "max_tpot_s": numbers["tpot_s"],
+        "max_kl_nats": numbers.get("kl_nats"),
+        "min_output_tok_s": numbers["output_tok_s"],
+    }
+    broken = [
+        f"{_limit(name, limits)}, it has {'none' if (value := read[name]) is None else _value(name, value)}"
+        for name in each.breaks
+    ]
+    return f"{names[each.cell_id]}: {'; '.join(broken)}"
+
+
+def _ground(found: Advice) -> str:
+    if not found.is_assumed:
+        return ""
+    return f", assuming that processes differ by {ASSUMED.deviation:.0%} (`doctor --calibrate` finds out)"
