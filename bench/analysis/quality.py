@@ -5,6 +5,7 @@ Intervals are Student's at 95 % over the windows: they tell of other texts of th
 A divergence is *above the floor* when the interval of its difference from the floor, window by window, excludes 0.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -18,6 +19,7 @@ from bench.result import Result
 _LEVEL = 1 - ALPHA
 
 
+@functools.lru_cache(maxsize=4096)
 def estimates(divergence: Divergence) -> dict[str, Estimate]:
     """By the key of the metric, over all windows."""
     return _estimates(divergence.windows)

@@ -19,7 +19,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import fmean, median
+
+import numpy as np
 
 ALPHA = 0.05  # how often an interval may miss, all looks or all comparisons together
 _FIRST_LOOK = 5
@@ -80,7 +82,7 @@ def geometric_interval(values: Sequence[float], level: float) -> Estimate:
     centre, n = fmean(logs), len(logs)
     if n == 1:
         return Estimate(values[0], 0.0, math.inf, 1)
-    half = t_quantile((1 + level) / 2, n - 1) * stdev(logs) / math.sqrt(n)
+    half = t_quantile((1 + level) / 2, n - 1) * float(np.std(logs, ddof=1)) / math.sqrt(n)
     return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
 
 
@@ -89,7 +91,7 @@ def mean_interval(values: Sequence[float], level: float) -> Estimate:
     centre, n = fmean(values), len(values)
     if n == 1:
         return Estimate(centre, -math.inf, math.inf, 1)
-    half = t_quantile((1 + level) / 2, n - 1) * stdev(values) / math.sqrt(n)
+    half = t_quantile((1 + level) / 2, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Estimate(centre, centre - half, centre + half, n)
 
 
