@@ -31,6 +31,7 @@ def run_command(name: str, arguments: list[str], compose: Compose) -> int:
         "fetch": _fetch,
         "gate": _gate,
         "advise": _advise,
+        "report": _report,
         "doctor": lambda rest: _doctor(rest, compose),
     }
     if name not in commands:
@@ -98,6 +99,17 @@ def _doctor(arguments: list[str], compose: Compose) -> int:
     from bench.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, calibrate)
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("bench report", description="Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
+    parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
+    given = parser.parse_args(arguments).folder
+    from bench.output.report import write_report
+
+    for file in write_report(_newest() if given is None else _place(given)):
+        print(file)
+    return 0
 
 
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}

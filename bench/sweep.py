@@ -248,6 +248,8 @@ def _say_what_next(recorder: "Recorder", folder: Path) -> None:
     if len(said) > _MOST_WORDS:
         _say(f"and {len(said) - _MOST_WORDS} lines more, in the log.txt of the cells")
     _say(f"results: {shown}")
+    if (folder / "report.html").is_file():
+        _say(f"report: {shown / 'report.html'}")
     if recorder.untracked:
         _say("not all of it is tracked; send it later: " + f"python -m bench push {shown}")
     elif recorder.tracker is not None:

@@ -99,7 +99,7 @@ def test_a_limit_that_nothing_keeps_is_said() -> None:
     assert (found.word, found.best) == ("nothing fits", None)
     said = answer(KNOWN, SWEEP, Limits(max_ttft_s=0.001), "throughput")
     assert said.headline == "no measured cell keeps these limits"
-    assert said.why[1] == "quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
+    assert said.why[0] == "nearest: quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
 
 
 def test_noise_gets_no_advice_but_a_command() -> None:

@@ -16,6 +16,9 @@ from bench.paths import PACKAGE, ROOT
 TYPES = {"bench.afterwards", "bench.config", "bench.errors", "bench.measurement", "bench.result", "bench.spec"}
 MODEL_LIBRARIES = {"bitsandbytes", "gguf", "huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"}
 
+TERMINAL_AND_STORE = {"mlflow", "rich", "sqlalchemy"}
+PAGE = {"jinja2", "markupsafe", "matplotlib", "numpy"}
+
 MAY_IMPORT: dict[str, set[str]] = {
     "bench.__init__": set(),
     "bench.errors": set(),
@@ -46,14 +49,32 @@ MAY_IMPORT: dict[str, set[str]] = {
         "yaml",
     },
     "bench.run": {*TYPES, "bench.analysis", "bench.meter", "bench.model", "torch"},
-    "bench.output": {*TYPES, "bench.analysis", "bench.output", "bench.parse", "bench.paths", "mlflow", "rich", "sqlalchemy"},
+    "bench.output": {
+        *TYPES,
+        "bench.analysis",
+        "bench.output",
+        "bench.parse",
+        "bench.paths",
+        *PAGE,
+        "mlflow",
+        "rich",
+        "sqlalchemy",
+    },
     "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf", "yaml"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
     "bench.signals": set(),
     "bench.surroundings": {*TYPES, "bench.meter.isolate"},
     "bench.fit": {*TYPES, "bench.analysis", "bench.meter.isolate"},
     "bench.attempt": {*TYPES, "bench.meter.isolate", "bench.resume"},
-    "bench.commands": {*TYPES, "bench.doctor", "bench.fetch", "bench.output", "bench.paths", "yaml"},
+    "bench.commands": {
+        *TYPES,
+        "bench.analysis.advice",
+        "bench.doctor",
+        "bench.fetch",
+        "bench.output",
+        "bench.paths",
+        "yaml",
+    },
     "bench.doctor": {
         *TYPES,
         "bench.analysis",

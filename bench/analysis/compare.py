@@ -26,6 +26,10 @@ class Reference:
 
     values: dict[str, str]
 
+    @property
+    def axes(self) -> str:
+        return " and ".join(self.values)
+
     def __str__(self) -> str:
         return " ".join(f"{axis}={value}" for axis, value in self.values.items())
 

@@ -123,5 +123,7 @@ def sentences(found: Sequence[Crossover]) -> list[str]:
             said.append(f"{start}{each.between[0]} to {each.between[1]}{unit} on, or not at all: cannot tell")
             continue
         text = f"{start}{each.at:.3g}{unit} on ({each.low:.3g} to {each.high:.3g})"
-        said.append(text if each.next_point is None else f"{text}; {each.next_point} would tell more")
+        said.append(
+            text if each.next_point is None else f"{text}; {names[each.along]} {each.next_point}{unit} would tell more"
+        )
     return said

@@ -1,7 +1,12 @@
-"""Which cells are worth a look at all: those that no other beats in speed, memory and quality at once."""
+"""Which cells are worth a look at all: those that no other beats in speed, memory and quality at once.
+
+And the comparison that a memory limit makes: what is smaller in memory can run a larger batch, so values of an axis are
+compared at equal memory, each with the batch that gives the most output within it.
+"""
 
 from collections.abc import Sequence
 
+from bench.analysis.compare import coordinate
 from bench.analysis.metrics import derive
 from bench.analysis.plausible import peak_memory_bytes
 from bench.result import Result
@@ -25,3 +30,29 @@ def _costs(result: Result, use_quality: bool) -> tuple[float, ...]:
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+_BUDGETS = 4
+
+
+def at_equal_memory(results: Sequence[Result], axis: str) -> tuple[list[str], list[tuple[float, list[Result | None]]]]:
+    """The values of the axis; and for a few budgets in bytes, the best cell of each value, None where none fits.
+
+    Empty where there is nothing to choose: a single value, or a single batch.
+    """
+    measured = [(result, peak_memory_bytes(result)) for result in results if result.measurements]
+    groups = list(dict.fromkeys(coordinate(result.cell, axis) for result, _ in measured))
+    if len(groups) < 2 or len({result.cell.batch for result, _ in measured}) < 2:
+        return [], []
+    sizes = sorted(size for _, size in measured)
+    budgets = dict.fromkeys(sizes[round(i * (len(sizes) - 1) / (_BUDGETS - 1))] for i in range(_BUDGETS))
+    rows = []
+    for budget in budgets:
+        fitting = [result for result, size in measured if size <= budget]
+        rows.append((budget, [_most_output(fitting, axis, group) for group in groups]))
+    return groups, rows
+
+
+def _most_output(results: Sequence[Result], axis: str, group: str) -> Result | None:
+    members = [result for result in results if coordinate(result.cell, axis) == group]
+    return max(members, key=lambda result: derive(result)["output_tok_s"], default=None)

@@ -52,17 +52,16 @@ def answer(results: Sequence[Result], sweep: Sweep, limits: Limits, goal: Goal, 
         return Answer(asked, "no cell has a number", ())
     excluded = [_excluded(each, names, values, limits) for each in found.better_but_excluded[:_MOST_EXCLUDED]]
     if found.best is None:
-        return Answer(asked, "no measured cell keeps these limits", ("nearest to the goal:", *excluded))
+        return Answer(asked, "no measured cell keeps these limits", tuple(f"nearest: {each}" for each in excluded))
     why = [_numbers(values[found.best])]
     if found.word == "recommended":
-        sure = f"how sure: {found.probability:.0%} that nothing measured beats it by over {sweep.margin:.0%}"
+        sure = f"how sure: {_sure(found.probability)} that nothing measured beats it by over {sweep.margin:.0%}"
         why.append(sure + _ground(found))
     else:
         others = ", ".join(names[each] for each in found.in_question[:4])
         why.append(f"{found.probability:.0%} for the likeliest{_ground(found)}; in question: {others}")
         why.append(f"run this to tell: {command([values[each] for each in found.in_question], sweep)}")
-    if excluded:
-        why += ["what binds:", *excluded]
+    why += [f"would be better, but: {each}" for each in excluded]
     headline = names[found.best] if found.word == "recommended" else f"not enough data; likeliest {names[found.best]}"
     return Answer(asked, headline, tuple(why))
 
@@ -151,7 +150,7 @@ def _numbers(result: Result) -> str:
         f"TPOT {values['tpot_s'] * 1e3:,.2f} ms, {peak_memory_bytes(result) / _MIB:,.0f} MiB at peak"
     ]
     if "kl_nats" in values:
-        said.append(f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.0%} of next tokens as unquantized")
+        said.append(f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.1%} of next tokens as unquantized")
     return ", ".join(said)
 
 
@@ -169,6 +168,10 @@ def _excluded(each: Excluded, names: dict[str, str], values: Mapping[str, Result
         for name in each.breaks
     ]
     return f"{names[each.cell_id]}: {'; '.join(broken)}"
+
+
+def _sure(probability: float) -> str:
+    return "over 99%" if probability > 0.99 else f"{probability:.0%}"
 
 
 def _ground(found: Advice) -> str:

@@ -1,6 +1,7 @@
 """Where the time went, of sweeps with ``profile=true``: a table for each phase, and why a cell is slower in one sentence."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -41,6 +42,13 @@ def _table(profiled: Sequence[Result], columns: Sequence[str], phase: ProfiledPh
             row = [coordinate(result.cell, column) for column in columns]
             table.add_row(*map(Text, row + ["-" if s is None else f"{s * 1e3:.2f}" for s in times]))
     return table
+
+
+def as_rows(table: Table) -> dict[str, Any]:
+    """The same without a terminal: title, headings, rows."""
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    headings = [str(column.header) for column in table.columns]
+    return {"title": table.title, "headings": headings, "rows": list(zip(*cells, strict=True))}
 
 
 def reasons(results: Sequence[Result], columns: Sequence[str], against: Reference | None) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bench.analysis import readings, roofline
 from bench.analysis.pareto import pareto_front
@@ -89,7 +90,7 @@ def _escaped(text: str) -> str:
 
 
 def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    style = {"font.size": 9, "axes.edgecolor": _GRID, "grid.color": _GRID, "grid.linewidth": 0.5}
+    style: Any = {"font.size": 9, "axes.edgecolor": _GRID, "grid.color": _GRID, "grid.linewidth": 0.5}
     style |= {"text.color": _TEXT, "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT}
     with mpl.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -103,6 +104,10 @@ def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any
 def _colours(cells: Sequence[Shown]) -> dict[str, str]:
     groups = dict.fromkeys(cell.group for cell in cells)
     return {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+
+
+def _legend(colours: Mapping[str, str]) -> list[Line2D]:
+    return [Line2D([], [], marker="o", linestyle="", color=colour, label=group) for group, colour in colours.items()]
 
 
 def _bar_height(cells: Sequence[Shown]) -> float:
@@ -145,9 +150,6 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
                     color=colour,
                     s=60 if on_front else 18,
                     edgecolors=_TEXT if on_front else "none",
-                    label=group
-                    if on_front or not any(c.result.cell_id in front for c in cells if c.group == group)
-                    else None,
                 )
         axis.set_xlabel(name)
         axis.set_yscale("log")
@@ -155,7 +157,7 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
     if has_quality:
         axes[1].set_xscale("log")
     axes[0].set_ylabel("output tokens / s")
-    axes[0].legend(frameon=False, labelcolor=_TEXT, fontsize=8)
+    axes[0].legend(handles=_legend(colours), frameon=False, labelcolor=_TEXT, fontsize=8)
     what = "speed, memory and divergence" if has_quality else "speed and memory"
     title = f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
     return Chart("tradeoffs", title, figure)
@@ -180,7 +182,7 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
         middle = np.nanmean([np.nanmin(np.log(grid)), np.nanmax(np.log(grid))])
         for row, column in np.argwhere(~np.isnan(grid)):
             colour = "white" if math.log(grid[row, column]) < middle else "black"
-            axis.text(column, row, f"{grid[row, column]:.3g}", ha="center", va="center", color=colour, fontsize=7)
+            axis.text(column, row, _three_digits(grid[row, column]), ha="center", va="center", color=colour, fontsize=7)
         axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
         axis.set_yticks(range(len(groups)), groups if axis is axes[0] else [])
         axis.set_title(name, color=_TEXT, fontsize=9)
@@ -188,6 +190,20 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
     slowest = max(cells, key=lambda c: c.values["ttft_s"])
     title = f"The longest wait for a first token is {slowest.values['ttft_s'] * 1e3:,.0f} ms, with {slowest.label}"
     return Chart("heat", title, figure)
+
+
+def _near_ones_together(flops: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Peaks whose lines would lie on each other, under one name."""
+    left = sorted(flops.items(), key=lambda item: -item[1])
+    while left:
+        highest = left[0][1]
+        near = [item for item in left if item[1] > 0.7 * highest]
+        left = left[len(near) :]
+        yield ", ".join(name for name, _ in near), highest
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _phases(cells: Sequence[Shown], few: str) -> Chart:
@@ -255,9 +271,10 @@ def _roofline(cells: Sequence[Shown]) -> Chart:
     for known in peaks.values():
         assert known is not None
         across = np.logspace(-1, 5, 50)
-        for dtype, peak in known.flops.items():
+        for names, peak in _near_ones_together(known.flops):
             axis.plot(across, np.minimum(across * known.read_bytes_s, peak), color=_TEXT, linewidth=0.8)
-            axis.text(across[-1], peak, dtype, fontsize=7, color=_TEXT, va="bottom", ha="right")
+            axis.text(across[-1], peak, names, fontsize=7, color=_TEXT, va="bottom", ha="right")
+    axis.legend(handles=_legend(colours), frameon=False, labelcolor=_TEXT, fontsize=8)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("operations per byte of weights and cache (circles: decode steps, triangles: prefill)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.analysis.bottlenecks import bottlenecks
 from bench.errors import TrackingError
 from bench.output import store, table
+from bench.output.report import write_report
 from bench.output.tracking import Tracker, tracking_uri
 from bench.result import Result, is_complete
 
@@ -48,10 +49,11 @@ class Recorder:
         """End the sweep; what is incomplete stays so. ``status``: FINISHED or KILLED."""
         self._pending += [each.cell_id for each in self.results if not is_complete(each)]
         self._flush()  # a Ctrl-C may have come between the disk and MLflow
+        report = write_report(self._folder) if status == "FINISHED" else []  # a Ctrl-C ends at once
         if self.tracker is not None and self.untracked is None:
             with self._untracked_on_error():
                 summary = table.as_text(self.results, self.sweep)
-                self.tracker.close(status, summary, ended_at, bottlenecks(self.results))
+                self.tracker.close(status, summary, ended_at, bottlenecks(self.results), report)
 
     def _flush(self) -> None:
         if self.tracker is None or self.untracked is not None:

@@ -27,7 +27,7 @@ _NUMBERS = (
     ("TPOT ms", "tpot_s", 1e3, 2),
     ("decode tok/s", "decode_tok_s", 1, 1),
     ("weights MiB", "weight_bytes", 1 / MIB, 1),
-    ("KL nat", "kl_nats", 1, 4),
+    ("KL nat", "kl_nats", 1, None),
     ("top-1 %", "top1_agreement", 1e2, 1),
     ("VRAM peak MiB", "vram_peak_bytes", 1 / MIB, 0),
     ("RSS peak MiB", "rss_peak_bytes", 1 / MIB, 0),
@@ -59,7 +59,7 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
     for result in results:
         values = metrics[result.cell_id]
         row = [coordinate(result.cell, column) for column in columns]
-        row += [f"{values[key] * factor:,.{digits}f}" if key in values else "-" for _, key, factor, digits in shown]
+        row += [figure(values[key] * factor, digits) if key in values else "-" for _, key, factor, digits in shown]
         row += [_verdict(each.get(result.cell_id)) for each in found.values()]
         if bound_by:
             row.append(bound_by[result.cell_id].name if result.cell_id in bound_by else "-")
@@ -67,11 +67,18 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
         table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
     profiles = breakdown.tables(results, columns)
     said = [*breakdown.reasons(results, columns, against), *notes(results, columns, found, str(against))]
-    return Group(_conditions(results), table, *profiles, *map(Text, said))
+    return Group(Text(conditions(results), "dim"), table, *profiles, *map(Text, said))
 
 
-def _conditions(results: Sequence[Result]) -> Text:
+def figure(value: float, digits: int | None) -> str:
+    """With so many digits after the point; None: two that matter, for what spans orders of magnitude."""
+    return f"{value:,.{digits}f}" if digits is not None else f"{value:.2g}"
+
+
+def conditions(results: Sequence[Result]) -> str:
     """What holds for every cell of the table."""
+    if not results:
+        return "no cell has ended"
     cells, host = [result.cell for result in results], results[0].host
     said = [cells[0].model.name] if len({cell.model.name for cell in cells}) == 1 else []
     if len({(workload := cell.workload).name for cell in cells}) == 1:
@@ -82,7 +89,7 @@ def _conditions(results: Sequence[Result]) -> Text:
     if devices == {"cpu"} and len(threads) == 1:
         said.append(f"{threads.pop()} threads")
     said += [f"{name} {host.versions[name]}" for name in _SHOWN_VERSIONS if name in host.versions]
-    return Text(", ".join(said), "dim")
+    return ", ".join(said)
 
 
 def _tokens(results: Sequence[Result]) -> str:

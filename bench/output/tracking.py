@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +197,14 @@ class Tracker:
             tags["mlflow.note.content"] = f"**{result.outcome.status}**: {result.outcome.reason}"
         return tags
 
-    def close(self, status: str, summary: str, ended_at: float, bound_by: Mapping[str, Bottleneck]) -> None:
+    def close(
+        self, status: str, summary: str, ended_at: float, bound_by: Mapping[str, Bottleneck], report: Sequence[Path]
+    ) -> None:
         """End the parent run with its description and table. ``status`` is MLflow's: FINISHED, FAILED or KILLED.
 
         Args:
             bound_by: what bounds each cell, by cell_id; known only when all have been measured.
+            report: files to keep with the run.
         """
         with _translated(self._uri):
             for run in self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"):
@@ -211,7 +214,8 @@ class Tracker:
             self._client.log_metric(self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3))
             self._client.set_tag(self.parent_id, "mlflow.note.content", f"```\n{summary}\n```")
             self._client.log_text(self.parent_id, summary, "summary.txt")
-            self._client.log_artifact(self.parent_id, str(self._folder / "sweep.json"))
+            for file in (self._folder / "sweep.json", *report):
+                self._client.log_artifact(self.parent_id, str(file))
             self._client.set_terminated(self.parent_id, status, _ms(ended_at))
 
 
