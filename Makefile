@@ -21,7 +21,7 @@ sweep: setup
 
 # 127.0.0.1 only, one worker and no job runner: 2 processes and 0.5 GB instead of 15 and 3 GB
 ui: .venv/.installed
-	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning  (Ctrl-C ends it)"
+	@echo "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=bench-latest&compareRunsMode=CHART&workflowType=machine_learning  (Ctrl-C ends it)"
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server \
 	  --host 127.0.0.1 --port 5000 --workers 1 \
 	  --backend-store-uri sqlite:///outputs/mlflow.db --default-artifact-root outputs/artifacts

@@ -218,6 +218,10 @@ def result(**changes: Any) -> Result:
     return Result(**values | changes)
 
 
+def in_sweep(of: Result, sweep_id: str) -> Result:
+    return replace(of, sweep_id=sweep_id)
+
+
 def paced(of: Cell, *steps_s: float, **changes: Any) -> Result:
     """A result of a cell with one process for each of ``steps_s``, which is the time of its every decode step."""
     steady = [Repeat(1.0, (step_s, step_s, step_s), 1.0 + 3 * step_s) for step_s in steps_s]

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench import plan
 from bench.measurement import PhaseProfile, Profile, Sample
 from bench.output import charts, report
 from bench.output.sidebyside import side_by_side
@@ -100,9 +101,8 @@ def test_profiles_stand_in_the_report(tmp_path: Path) -> None:
 
 def answering(quant: str, *answers: Sample, **changes: str) -> Result:
     theirs = (Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True))
-    return fakes.result(
-        cell=fakes.cell(quant=quant), samples=answers, divergence=fakes.divergence(answers=theirs), **changes
-    )
+    cell = plan.resolve(fakes.cell(quant=quant), fakes.host())
+    return fakes.result(cell=cell, samples=answers, divergence=fakes.divergence(answers=theirs), **changes)
 
 
 def test_the_prompts_that_changed_most_come_first_with_the_changed_part_apart() -> None:

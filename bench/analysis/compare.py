@@ -60,6 +60,12 @@ def _hidden_differences(values: list[Any]) -> list[str]:
     return found
 
 
+def is_group(column: str) -> bool:
+    """Whether a column stands for a whole group, whose values have names."""
+    field_type = {field.name: field.type for field in dataclasses.fields(Cell)}[column]
+    return dataclasses.is_dataclass(field_type)
+
+
 def coordinate(cell: Cell, column: str) -> str:
     """The cell's value in a column of ``varying_columns``, as text."""
     value: Any = cell

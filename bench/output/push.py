@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from bench.analysis.bottlenecks import bottlenecks
-from bench.output import table
 from bench.output.report import write_report
 from bench.output.store import read_results, read_sweep
 from bench.output.tracking import Tracker, tracking_uri
@@ -29,7 +27,6 @@ def push(folder: Path) -> int:
     ended_at = max((result.ended_at for result in results), default=sweep.started_at)
     complete = len(results) == len(sweep.cells) and all(map(is_complete, results))
     complete = complete and all(result.outcome.status != "killed" for result in results)
-    summary, bound_by = table.as_text(results, sweep), bottlenecks(results)
-    tracker.close("FINISHED" if complete else "KILLED", summary, ended_at, bound_by, write_report(folder))
+    tracker.close("FINISHED" if complete else "KILLED", results, ended_at, write_report(folder))
     print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {uri}")
     return 0

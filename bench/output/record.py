@@ -7,9 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.analysis.bottlenecks import bottlenecks
 from bench.errors import TrackingError
-from bench.output import store, table
+from bench.output import store
 from bench.output.report import write_report
 from bench.output.tracking import Tracker, tracking_uri
 from bench.result import Result, is_complete
@@ -52,8 +51,7 @@ class Recorder:
         report = write_report(self._folder) if status == "FINISHED" else []  # a Ctrl-C ends at once
         if self.tracker is not None and self.untracked is None:
             with self._untracked_on_error():
-                summary = table.as_text(self.results, self.sweep)
-                self.tracker.close(status, summary, ended_at, bottlenecks(self.results), report)
+                self.tracker.close(status, self.results, ended_at, report)
 
     def _flush(self) -> None:
         if self.tracker is None or self.untracked is not None:

@@ -27,13 +27,15 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench import paths
+from bench.analysis.bottlenecks import bottlenecks
+from bench.analysis.compare import is_group, varying_columns
 from bench.analysis.kinds import per_step_s
 from bench.analysis.metrics import derive
 from bench.analysis.quality import answer_differences
 from bench.analysis.readings import median_step_s
-from bench.analysis.roofline import Bottleneck
 from bench.config import Tracking
 from bench.errors import TrackingError
+from bench.output import table, views
 from bench.output.store import TRACE, Sweep, cell_folder
 from bench.result import Result
 from bench.spec import digest, identity
@@ -100,8 +102,7 @@ class Tracker:
     @property
     def how_to_look(self) -> str:
         """The page of the runs, and what serves it where no server runs yet."""
-        # A first visit without the workflow type opens on a page about something else.
-        page = f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        page = views.page(self.experiment_id, self._sweep.sweep_id)
         if self._uri.startswith("http"):
             return self._uri.rstrip("/") + page
         usual = self._uri == f"sqlite:///{paths.ROOT / 'outputs' / 'mlflow.db'}"
@@ -197,15 +198,9 @@ class Tracker:
             tags["mlflow.note.content"] = f"**{result.outcome.status}**: {result.outcome.reason}"
         return tags
 
-    def close(
-        self, status: str, summary: str, ended_at: float, bound_by: Mapping[str, Bottleneck], report: Sequence[Path]
-    ) -> None:
-        """End the parent run with its description and table. ``status`` is MLflow's: FINISHED, FAILED or KILLED.
-
-        Args:
-            bound_by: what bounds each cell, by cell_id; known only when all have been measured.
-            report: files to keep with the run.
-        """
+    def close(self, status: str, results: Sequence[Result], ended_at: float, report: Sequence[Path]) -> None:
+        """End the parent run with its description, table and files. ``status`` is MLflow's: FINISHED, FAILED or KILLED."""
+        summary, bound_by = table.as_text(results, self._sweep), bottlenecks(results)
         with _translated(self._uri):
             for run in self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"):
                 if found := bound_by.get(run.data.tags["bench.cell_id"]):
@@ -216,7 +211,23 @@ class Tracker:
             self._client.log_text(self.parent_id, summary, "summary.txt")
             for file in (self._folder / "sweep.json", *report):
                 self._client.log_artifact(self.parent_id, str(file))
+            self._prepare_view(results, ended_at)
             self._client.set_terminated(self.parent_id, status, _ms(ended_at))
+
+    def _prepare_view(self, results: Sequence[Result], ended_at: float) -> None:
+        metrics = {key for result in results for key in derive(result)}
+        columns = varying_columns([result.cell for result in results]) if results else []
+        axes = [_param_of(column) for column in columns] or [_param_of("quant"), _param_of("batch")]
+        tags = views.view_tags(self._sweep.sweep_id, metrics, axes, _ms(ended_at))
+        for key, value in {**tags, "mlflow.note.content": views.DESCRIPTION}.items():
+            self._client.set_experiment_tag(self.experiment_id, key, value)
+
+
+def _param_of(column: str) -> str:
+    """The parameter under which a column of the table is logged."""
+    if "." in column:
+        return column
+    return f"{column}.name" if is_group(column) else f"cell.{column}"
 
 
 def _metrics(result: Result) -> list[LoggedMetric]:

@@ -5,7 +5,7 @@ choice of windows is compared, only what becomes of weights and ids. llama-cpp-p
 where pip compiles it (a C++ compiler and cmake, about ten minutes on two cores):
 
     python -m venv PEER
-    PEER/bin/pip install llama-cpp-python==0.3.34 numpy
+    PEER/bin/pip install llama-cpp-python==0.3.36 numpy
     python -m tests.peers.perplexity PEER/bin/python
 
 The peer reads two files. From the published one, in Q4_1, it multiplies with activations rounded to 8 bits, which our fp32
