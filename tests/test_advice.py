@@ -97,7 +97,7 @@ def test_the_planted_answer_is_found(goal: Goal, limits: Limits, wanted: tuple[s
 def test_a_limit_that_nothing_keeps_is_said() -> None:
     found = advise(plausible(KNOWN, {}), Limits(max_ttft_s=0.001), "throughput", 0.03)
     assert (found.word, found.best) == ("nothing fits", None)
-    said = answer(KNOWN, SWEEP, Limits(max_ttft_s=0.001), "throughput")
+    said = answer(plausible(KNOWN, {}), SWEEP, Limits(max_ttft_s=0.001), "throughput")
     assert said.headline == "no measured cell keeps these limits"
     assert said.why[0] == "nearest: quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
 
@@ -108,7 +108,7 @@ def test_noise_gets_no_advice_but_a_command() -> None:
     found = advise(plausible(alike, {}), Limits(), "tpot", 0.03)
     assert found.word == "not enough data"
     assert len(found.in_question) > 1
-    said = answer(alike, sweep, Limits(), "tpot")
+    said = answer(plausible(alike, {}), sweep, Limits(), "tpot")
     assert said.headline.startswith("not enough data; likeliest quant=")
     asked = [line for line in said.why if line.startswith("run this to tell: ")]
     assert len(asked) == 1
@@ -143,9 +143,9 @@ def test_one_process_each_is_judged_by_the_calibration_or_by_an_assumption_that_
     single = [replace(each, passes=each.passes[:1]) for each in KNOWN]
     assert plausible(single, {}).is_assumed
     assert not plausible(single, {"ttft_s": Spread(0.01, 7), "tpot_s": Spread(0.01, 7)}).is_assumed
-    said = answer(single, SWEEP, Limits(), "tpot")
+    said = answer(plausible(single, {}), SWEEP, Limits(), "tpot")
     assert any("assuming that processes differ by 5%" in line for line in said.why)
-    assert not any("assuming" in line for line in answer(KNOWN, SWEEP, Limits(), "tpot").why)
+    assert not any("assuming" in line for line in answer(plausible(KNOWN, {}), SWEEP, Limits(), "tpot").why)
 
 
 def test_draws_are_the_same_for_the_same_results() -> None:
@@ -157,11 +157,11 @@ def test_draws_are_the_same_for_the_same_results() -> None:
 def test_without_a_number_there_is_no_advice() -> None:
     failed = fakes.result(outcome=Outcome("failed", "it broke"))
     assert advise(plausible([failed], {}), Limits(), "tpot", 0.03).word == "nothing measured"
-    assert answer([failed], SWEEP, Limits(), "tpot").headline == "no cell has a number"
+    assert answer(plausible([failed], {}), SWEEP, Limits(), "tpot").headline == "no cell has a number"
 
 
 def test_usual_questions_are_answered_within_the_usual_divergence() -> None:
-    found = {name.partition(" (")[0]: each.headline for name, each in use_cases(KNOWN, SWEEP)}
+    found = {name.partition(" (")[0]: each.headline for name, each in use_cases(plausible(KNOWN, {}), SWEEP)}
     assert found == {
         "single-user chat": "quant=bf16 batch=1",
         "batch processing": "quant=bf16 batch=32",
@@ -185,7 +185,7 @@ def test_the_planted_crossover_is_found_between_the_batches_around_it() -> None:
     assert each.next_point == 16
     assert any(
         sentence.startswith("quant=bf16 decodes faster than nf4 from batch 14.2 on (")
-        for sentence in turning_points(KNOWN, SWEEP)
+        for sentence in turning_points(plausible(KNOWN, {}), SWEEP)
     )
 
 

@@ -53,8 +53,15 @@ class Advice:
     is_assumed: bool  # the spread between processes was assumed
 
 
-def advise(known: Plausible, limits: Limits, goal: Goal, margin: float) -> Advice:
-    """The best cell for a goal under limits. ``margin``: what counts as no difference (0.03: 3 %)."""
+def advise(known: Plausible, limits: Limits, goal: Goal, margin: float, one_row_only: bool = False) -> Advice:
+    """The best cell for a goal under limits.
+
+    Args:
+        margin: what counts as no difference (0.03: 3 %).
+        one_row_only: leave out what was measured with more than one sequence at a time.
+    """
+    if one_row_only:
+        known = known.only([result.cell.batch == 1 for result in known.results])
     if not known.results:
         return Advice("nothing measured", goal, None, 0.0, (), (), known.is_assumed)
     score = _score(known, goal)  # (cells, draws), higher is better, on logarithms

@@ -9,13 +9,12 @@ on a GPU and a resident set on a CPU.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 
-from bench.analysis.metrics import derive
 from bench.analysis.quality import estimates
 from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
@@ -40,6 +39,19 @@ class Plausible:
     kl_nats: Array
     memory_bytes: Array
     is_assumed: bool  # the spread between processes was not measured
+
+    def only(self, wanted: Sequence[bool]) -> "Plausible":
+        """The same draws of some of the cells."""
+        kept = np.array(wanted, dtype=np.bool_)
+        return replace(
+            self,
+            results=tuple(result for result, keep in zip(self.results, wanted, strict=True) if keep),
+            ttft_s=self.ttft_s[kept],
+            tpot_s=self.tpot_s[kept],
+            output_tok_s=self.output_tok_s[kept],
+            kl_nats=self.kl_nats[kept],
+            memory_bytes=self.memory_bytes[kept],
+        )
 
 
 def plausible(results: Sequence[Result], calibration: Mapping[str, Spread]) -> Plausible:
@@ -86,6 +98,7 @@ def _memory_bytes(result: Result, generator: np.random.Generator) -> Array:
 
 def peak_memory_bytes(result: Result) -> float:
     """What running the cell takes: torch's reserved peak on a GPU, the whole process on a CPU; nan where nobody knows."""
-    values = derive(result)
-    key = "vram_peak_reserved_bytes" if result.cell.device == "cuda" else "rss_peak_bytes"
-    return values.get(key, math.nan)
+    memories = [m.run_memory for m in result.measurements]
+    read = [m.reserved_peak_bytes if result.cell.device == "cuda" else m.rss_peak_bytes for m in memories]
+    known = [size for size in read if size is not None]
+    return float(median(known)) if known else math.nan

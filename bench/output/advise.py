@@ -10,7 +10,7 @@ from bench.analysis.advice import USE_CASES, Advice, Excluded, Goal, Limits, adv
 from bench.analysis.compare import coordinate, reference, varying_columns
 from bench.analysis.crossover import crossovers, sentences
 from bench.analysis.metrics import derive
-from bench.analysis.plausible import ASSUMED, peak_memory_bytes, plausible
+from bench.analysis.plausible import ASSUMED, Plausible, peak_memory_bytes, plausible
 from bench.output.store import Sweep, read_results, read_sweep
 from bench.result import Result
 
@@ -41,12 +41,11 @@ class Answer:
     why: tuple[str, ...]  # one sentence each
 
 
-def answer(results: Sequence[Result], sweep: Sweep, limits: Limits, goal: Goal, one_row_only: bool = False) -> Answer:
+def answer(known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_only: bool = False) -> Answer:
     """What to take of these cells (of those with batch 1 only), why, what binds and how sure that is."""
-    names = _names(results)
-    values = {result.cell_id: result for result in results}
-    asked_about = [result for result in results if result.cell.batch == 1 or not one_row_only]
-    found = advise(plausible(asked_about, sweep.calibration), limits, goal, sweep.margin)
+    names = _names(known.results) if known.results else {}
+    values = {result.cell_id: result for result in known.results}
+    found = advise(known, limits, goal, sweep.margin, one_row_only)
     asked = f"{_GOALS[goal]}{_limits_in_words(limits)}"
     if found.word == "nothing measured":
         return Answer(asked, "no cell has a number", ())
@@ -66,21 +65,18 @@ def answer(results: Sequence[Result], sweep: Sweep, limits: Limits, goal: Goal, 
     return Answer(asked, headline, tuple(why))
 
 
-def use_cases(results: Sequence[Result], sweep: Sweep) -> list[tuple[str, Answer]]:
+def use_cases(known: Plausible, sweep: Sweep) -> list[tuple[str, Answer]]:
     """The usual questions, each answered from the data."""
-    has_quality = any(result.divergence is not None for result in results if result.measurements)
+    has_quality = any(result.divergence is not None for result in known.results)
     limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
-    return [
-        (f"{case.name} ({case.what})", answer(results, sweep, limits, case.goal, case.one_row_only)) for case in USE_CASES
-    ]
+    return [(f"{case.name} ({case.what})", answer(known, sweep, limits, case.goal, case.one_row_only)) for case in USE_CASES]
 
 
-def turning_points(results: Sequence[Result], sweep: Sweep) -> list[str]:
+def turning_points(known: Plausible, sweep: Sweep) -> list[str]:
     """From where on which value of the compared axis is faster."""
-    against = reference([result.cell for result in results], sweep.baseline)
+    against = reference([result.cell for result in known.results], sweep.baseline) if known.results else None
     if against is None:
         return []
-    known = plausible(results, sweep.calibration)
     return [sentence for axis in against.values for sentence in sentences(crossovers(known, axis))]
 
 
@@ -90,14 +86,15 @@ def advise_on(folder: Path, limits: Limits, goal: Goal | None) -> int:
     Raises:
         StoreError: when the folder is not a sweep's.
     """
-    sweep, results = read_sweep(folder), list(read_results(folder))
+    sweep = read_sweep(folder)
+    known = plausible(list(read_results(folder)), sweep.calibration)
     console = Console(highlight=False, soft_wrap=True)
     if goal is not None or limits != Limits():
-        _print(console, answer(results, sweep, limits, goal or "throughput"), None)
+        _print(console, answer(known, sweep, limits, goal or "throughput"), None)
         return 0
-    for name, each in use_cases(results, sweep):
+    for name, each in use_cases(known, sweep):
         _print(console, each, name)
-    for sentence in turning_points(results, sweep):
+    for sentence in turning_points(known, sweep):
         console.print(sentence, markup=False)
     return 0
 

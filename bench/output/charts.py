@@ -25,6 +25,7 @@ from bench.result import Result
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _TEXT, _GRID = "#010203", "#040506"  # stand for the page's own colours
 _MOST_BARS = 24
+_MOST_COLUMNS = 12  # of a heat map with its numbers in it
 _MIB = 2**20
 
 
@@ -157,7 +158,7 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
     if has_quality:
         axes[1].set_xscale("log")
     axes[0].set_ylabel("output tokens / s")
-    axes[0].legend(handles=_legend(colours), frameon=False, labelcolor=_TEXT, fontsize=8)
+    axes[0].legend(handles=_legend(colours), loc="upper left", frameon=False, labelcolor=_TEXT, fontsize=8)
     what = "speed, memory and divergence" if has_quality else "speed and memory"
     title = f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
     return Chart("tradeoffs", title, figure)
@@ -180,10 +181,12 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
             grid[groups.index(cell.group), batches.index(cell.result.cell.batch)] = value
         axis.imshow(np.log(grid), aspect="auto", cmap="viridis")
         middle = np.nanmean([np.nanmin(np.log(grid)), np.nanmax(np.log(grid))])
-        for row, column in np.argwhere(~np.isnan(grid)):
+        legible = len(batches) <= _MOST_COLUMNS
+        for row, column in np.argwhere(~np.isnan(grid)) if legible else ():
             colour = "white" if math.log(grid[row, column]) < middle else "black"
             axis.text(column, row, _three_digits(grid[row, column]), ha="center", va="center", color=colour, fontsize=7)
-        axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+        every = -(-len(batches) // _MOST_COLUMNS)
+        axis.set_xticks(range(0, len(batches), every), [str(batch) for batch in batches[::every]])
         axis.set_yticks(range(len(groups)), groups if axis is axes[0] else [])
         axis.set_title(name, color=_TEXT, fontsize=9)
         axis.set_xlabel("batch")
@@ -223,7 +226,7 @@ def _phases(cells: Sequence[Shown], few: str) -> Chart:
     axis.invert_yaxis()
     axis.set_xlabel("one request, ms")
     axis.grid(axis="x")
-    axis.legend(frameon=False, labelcolor=_TEXT, fontsize=8)
+    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
     title = f"Prefill takes {min(shares):.0%} to {max(shares):.0%} of a request{few}"
     return Chart("phases", title, figure)
 
@@ -246,7 +249,7 @@ def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
     axis.invert_yaxis()
     axis.set_xlabel("MiB")
     axis.grid(axis="x")
-    axis.legend(frameon=False, labelcolor=_TEXT, fontsize=8)
+    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
     title = f"Weights take {weights.min():,.0f} to {weights.max():,.0f} MiB, the KV cache up to {cache.max():,.1f} MiB{few}"
     return Chart("memory", title, figure)
 
@@ -256,25 +259,28 @@ def _roofline(cells: Sequence[Shown]) -> Chart:
     figure, (axis,) = _panels(1, 9, 3.8)
     colours, shares = _colours(cells), []
     peaks = {(c.result.cell.device, c.result.cell.threads): c.result.peaks for c in cells}
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}  # of each group and kind
     for cell in cells:
         result, found = cell.result, cell.result.attestation
         assert found is not None
         assert result.peaks is not None
         measurement = result.measurements[0]
         context, _ = readings.contexts(result, measurement)
-        flops = roofline.step_flops(found, context, result.cell.batch)
-        size = cell.values["step_bytes"]
-        shares.append(size / cell.values["tpot_s"] / result.peaks.read_bytes_s)
-        axis.scatter(flops / size, flops / cell.values["tpot_s"], color=colours[cell.group], marker="o", s=24)
+        size, tpot_s, ttft_s = (cell.values[key] for key in ("step_bytes", "tpot_s", "ttft_s"))
+        shares.append(size / tpot_s / result.peaks.read_bytes_s)
+        step = roofline.step_flops(found, context, result.cell.batch)
         prefill = roofline.forward_flops(found, measurement.prompt_tokens, result.cell.batch)
-        axis.scatter(prefill / size, prefill / cell.values["ttft_s"], color=colours[cell.group], marker="^", s=24)
+        points.setdefault((cell.group, "o"), []).append((step / size, step / tpot_s))
+        points.setdefault((cell.group, "^"), []).append((prefill / size, prefill / ttft_s))
+    for (group, marker), places in points.items():
+        axis.scatter(*zip(*places, strict=True), color=colours[group], marker=marker, s=24)
     for known in peaks.values():
         assert known is not None
         across = np.logspace(-1, 5, 50)
         for names, peak in _near_ones_together(known.flops):
             axis.plot(across, np.minimum(across * known.read_bytes_s, peak), color=_TEXT, linewidth=0.8)
             axis.text(across[-1], peak, names, fontsize=7, color=_TEXT, va="bottom", ha="right")
-    axis.legend(handles=_legend(colours), frameon=False, labelcolor=_TEXT, fontsize=8)
+    axis.legend(handles=_legend(colours), loc="lower right", frameon=False, labelcolor=_TEXT, fontsize=8)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("operations per byte of weights and cache (circles: decode steps, triangles: prefill)")

@@ -19,9 +19,10 @@ from bench.analysis.bottlenecks import bottlenecks
 from bench.analysis.compare import coordinate, reference, varying_columns, verdicts
 from bench.analysis.metrics import METRICS, derive
 from bench.analysis.pareto import at_equal_memory
+from bench.analysis.plausible import plausible
 from bench.analysis.verdict import Verdict
 from bench.output import breakdown, charts
-from bench.output.advise import USUAL_KL_NATS, turning_points, use_cases
+from bench.output.advise import USUAL_KL_NATS, Answer, turning_points, use_cases
 from bench.output.notes import notes
 from bench.output.sidebyside import side_by_side
 from bench.output.store import Sweep, read_results, read_sweep
@@ -58,6 +59,14 @@ class Entry:
     kind: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Counsel:
+    """What to use, as page and ticket say it."""
+
+    use_cases: list[tuple[str, Answer]]
+    turning_points: list[str]
+
+
 def write_report(folder: Path) -> list[Path]:
     """Report on a sweep's folder, in it; returns the files, the page first.
 
@@ -66,9 +75,10 @@ def write_report(folder: Path) -> list[Path]:
     """
     sweep, results = read_sweep(folder), list(read_results(folder))
     pictures = list(charts.charts(shown(results, _axis(results, sweep))))
+    advice = _advice(results, sweep)
     files: dict[str, bytes] = {
-        "report.html": page(results, sweep, pictures).encode(),
-        "report.md": markdown(results, sweep).encode(),
+        "report.html": page(results, sweep, advice, pictures).encode(),
+        "report.md": markdown(results, sweep, advice).encode(),
         "report.csv": table(results).encode(),
         **{f"{chart.name}.png": charts.png(chart) for chart in pictures if chart.name in ("throughput", "tradeoffs")},
     }
@@ -81,7 +91,7 @@ def write_report(folder: Path) -> list[Path]:
     return written
 
 
-def page(results: Sequence[Result], sweep: Sweep, pictures: Sequence[charts.Chart]) -> str:
+def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Sequence[charts.Chart]) -> str:
     """The whole page, with its pictures in it."""
     cells = [result.cell for result in results]
     columns = varying_columns(cells) or ["model", "quant", "batch"]
@@ -99,8 +109,8 @@ def page(results: Sequence[Result], sweep: Sweep, pictures: Sequence[charts.Char
         conditions=conditions(results),
         sections=sections,
         usual_kl=USUAL_KL_NATS if any(result.divergence for result in results) else None,
-        use_cases=use_cases(results, sweep),
-        turning_points=turning_points(results, sweep),
+        use_cases=advice.use_cases,
+        turning_points=advice.turning_points,
         at_equal_memory=[(f"{size / _MIB:,.0f} MiB", [_best(each) for each in best]) for size, best in budgets],
         memory_groups=groups,
         headings=headings,
@@ -115,6 +125,11 @@ def page(results: Sequence[Result], sweep: Sweep, pictures: Sequence[charts.Char
         environment=_environment(results),
         metrics=METRICS,
     )
+
+
+def _advice(results: Sequence[Result], sweep: Sweep) -> Counsel:
+    known = plausible(results, sweep.calibration)
+    return Counsel(use_cases(known, sweep), turning_points(known, sweep))
 
 
 @functools.cache
@@ -211,12 +226,12 @@ def _environment(results: Sequence[Result]) -> list[tuple[str, str]]:
     return rows
 
 
-def markdown(results: Sequence[Result], sweep: Sweep) -> str:
+def markdown(results: Sequence[Result], sweep: Sweep, advice: Counsel) -> str:
     """Advice and the table, for a ticket."""
     lines = [f"# {' '.join(w for w in sweep.overrides if '=' in w) or sweep.sweep_id}", "", "## What to use", ""]
-    for name, answer in use_cases(results, sweep):
+    for name, answer in advice.use_cases:
         lines += [f"- **{name}: {answer.headline}**", *(f"  - {sentence}" for sentence in answer.why)]
-    lines += [f"- {sentence}" for sentence in turning_points(results, sweep)]
+    lines += [f"- {sentence}" for sentence in advice.turning_points]
     return "\n".join([*lines, "", "## Every cell", "", "```", as_text(results, sweep), "```", ""])
 
 

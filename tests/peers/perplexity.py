@@ -37,7 +37,8 @@ TOLERANCE = 0.005
 JUDGE = "llama.cpp, F32"
 
 # Runs in the peer's environment, which has nothing of ours. The cache of keys and values is in F32 too: its default, F16,
-# would be a rounding that we do not have. Written out in float64, since its sum over a vocabulary is what is compared.
+# would be a rounding that we do not have. Extra buffers are weights repacked for the CPU, which Llama has no argument
+# for: on a CPU with AMX the code that they lead to dies of SIGSEGV where gcc 12 compiled it (ggml-org/llama.cpp#26954).
 _PEER = """
 import ctypes, json, sys
 import llama_cpp, numpy as np
@@ -49,6 +50,13 @@ if asked["unpack_from"]:
     names = asked["unpack_from"].encode(), asked["file"].encode()
     if llama_cpp.llama_model_quantize(*names, ctypes.byref(how)) != 0:
         sys.exit("llama.cpp could not unpack " + asked["unpack_from"])
+low = llama_cpp.llama_cpp
+defaults = low.llama_model_default_params
+def without_extra_buffers():
+    parameters = defaults()
+    parameters.use_extra_bufts = False
+    return parameters
+low.llama_model_default_params = without_extra_buffers
 length, threads = len(asked["windows"][0]), asked["threads"]
 model = llama_cpp.Llama(
     asked["file"], n_ctx=length, n_batch=length, n_ubatch=length, n_threads=threads, n_threads_batch=threads,
@@ -85,7 +93,7 @@ def theirs(python: str, file: Path, unpack_from: Path | None, windows: Sequence[
     asked = json.dumps({"file": str(file), "unpack_from": origin, "windows": windows, "threads": usable_cpus()})
     done = subprocess.run([python, "-c", _PEER], input=asked, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"the peer failed:\n{done.stderr}")
+        sys.exit(f"the peer ended with {done.returncode}:\n{done.stderr}")
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return str(said["version"]), list(said["nll_nats"])
 
