@@ -8,5 +8,6 @@ class Afterwards:
     """Each part is a pass of its own; what has been read is with the parent before the next one begins."""
 
     samples: bool = False  # answers to the prompts of the cell's quality
+    tasks: bool = False  # those of the cell's quality
     reference: str | None = None  # file of the model that its predictions are compared with; None: they are not
     trace: str | None = None  # file for the trace of a profiled request; None: no profile

@@ -78,6 +78,7 @@ def run_pass(record: Result, afterwards: Afterwards, log: Path, show: Callable[[
             revision=findings.revision,
             attestation=record.attestation or findings.attestation,
             samples=findings.samples or record.samples,
+            tasks=findings.tasks or record.tasks,
             divergence=findings.divergence or record.divergence,
             profile=record.profile or findings.profile,
         )

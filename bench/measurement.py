@@ -164,3 +164,13 @@ class Divergence:
     begins_with_bos: bool  # each window begins with the tokenizer's mark, so that its first token is scored too
     windows: tuple[Window, ...]
     answers: tuple[Sample, ...]  # the reference's, to the prompts of the cell's samples
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One number of one task of lm-evaluation-harness."""
+
+    task: str
+    metric: str  # as the harness calls it, like acc
+    value: float
+    standard_error: float | None

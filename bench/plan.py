@@ -77,6 +77,12 @@ def _library(cell: Cell, host: Host) -> str | None:
     return None
 
 
+def _tasks(cell: Cell, host: Host) -> str | None:
+    if cell.quality.tasks and "lm_eval" in host.missing:
+        return f"quality.tasks needs the package lm_eval ({host.missing['lm_eval']}); pip install lm-eval"
+    return None
+
+
 def _context(cell: Cell, host: Host) -> str | None:
     positions = cell.model.architecture.get("max_position_embeddings") or cell.model.architecture.get("n_positions")
     prompt_tokens = cell.workload.prompt_tokens or estimated_tokens(cell.workload.prompt or "")
@@ -125,6 +131,7 @@ RULES: tuple[tuple[Status, Callable[[Cell, Host], str | None]], ...] = (
     ("skipped", _requirements),
     ("skipped", _sdpa_flash),
     ("skipped", _library),
+    ("skipped", _tasks),
     ("skipped", _context),
     ("skipped", _cpus),
     ("skipped", _memory),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.errors import ConfigError, StoreError
-from bench.measurement import Divergence, Measurement, Profile, Sample
+from bench.measurement import Divergence, Measurement, Profile, Sample, TaskScore
 from bench.parse import parse
 from bench.spec import Cell
 
@@ -93,6 +93,7 @@ class Findings:
     measurement: Measurement | None  # None: what is in memory does not deserve the cell's name
     samples: tuple[Sample, ...] = ()
     divergence: Divergence | None = None
+    tasks: tuple[TaskScore, ...] = ()
     profile: Profile | None = None
 
 
@@ -133,6 +134,7 @@ class Result:
     attestation: Attestation | None = None  # of the first pass; each is checked against the cell
     samples: tuple[Sample, ...] = ()
     divergence: Divergence | None = None
+    tasks: tuple[TaskScore, ...] = ()
     samples_from: str | None = None  # cell_id of the cell that answered, and was evaluated, for this one too
     profile: Profile | None = None  # profile=true
     reused_from: str | None = None  # sweep_id of the sweep that measured it

@@ -25,6 +25,7 @@ from bench.meter.repeat import measure, warm_up
 from bench.meter.samples import answer_samples
 from bench.meter.sentinel import read_sentinel
 from bench.meter.speed import decode_syncs, time_requests
+from bench.meter.tasks import evaluate_tasks
 from bench.model import sources
 from bench.model.load import Subject, load, release_heap
 from bench.model.prompts import prompt_ids
@@ -109,6 +110,9 @@ def _afterwards(
     if wanted.reference is not None:
         announce("quality", "", findings)
         findings = replace(findings, divergence=evaluate(cell, subject, wanted.reference))
+    if wanted.tasks and cell.quality.tasks:
+        announce("quality", "tasks", findings)
+        findings = replace(findings, tasks=evaluate_tasks(cell, subject))
     return findings
 
 

@@ -163,6 +163,9 @@ class Quality:
     texts: tuple[str, ...] = ()  # shipped texts, on which predictions are compared with the unquantized model's
     text_tokens: int = field(default=2048, metadata=_at_least(1))  # of each text, at most
     window_tokens: int = field(default=256, metadata=_at_least(8))
+    tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
+    task_folder: str | None = None  # with files of tasks that it does not bring
+    task_limit: int | None = field(default=None, metadata=_at_least(1))  # questions of each task; null: all
 
 
 @dataclass(frozen=True, slots=True)

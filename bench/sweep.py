@@ -178,7 +178,7 @@ def _run_passes(
     recorder: "Recorder",
     progress: ProgressLine,
 ) -> bool:
-    answered = {sample_key(record.cell): record for record in records.values() if record.samples or record.divergence}
+    answered = {sample_key(record.cell): record for record in records.values() if _was_asked(record)}
     host = next(iter(records.values())).host
     baseline_bytes = nvml_used_bytes(host.device_uuid)
     for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
@@ -195,6 +195,7 @@ def _run_passes(
         first = sample_key(cell) not in answered
         wanted = Afterwards(
             samples=first and cell.quality.prompts is not None and cell.model.weights == "pretrained",
+            tasks=first and cell.model.weights == "pretrained",
             reference=references.get(which) if first else None,
             trace=str(place / store.TRACE) if wants_profiles and record.profile is None else None,
         )
@@ -223,11 +224,15 @@ def schedule(records: Sequence[Result]) -> list[str]:
 
 def _with_shared_quality(record: Result, answered: dict[str, Result]) -> Result:
     """What a model says does not depend on batch or workload: the first cell answers for all that differ in these alone."""
-    other = answered.setdefault(sample_key(record.cell), record) if record.samples or record.divergence else None
+    other = answered.setdefault(sample_key(record.cell), record) if _was_asked(record) else None
     other = other or answered.get(sample_key(record.cell))
     if other is None or other.cell_id == record.cell_id or record.attestation is None:
         return record
-    return replace(record, samples=other.samples, divergence=other.divergence, samples_from=other.cell_id)
+    return replace(record, samples=other.samples, divergence=other.divergence, tasks=other.tasks, samples_from=other.cell_id)
+
+
+def _was_asked(record: Result) -> bool:
+    return bool(record.samples or record.divergence or record.tasks)
 
 
 def _exit_code(recorder: "Recorder") -> int:

@@ -118,6 +118,7 @@ MAY_IMPORT_IN_A_FUNCTION = {
     "bench.attempt": {"bench.run"},
     "bench.fit": {"bench.run"},
     "bench.references": {"bench.meter.reference"},
+    "bench.meter.tasks": {"lm_eval"},  # optional, and slow to import
     "bench.fetch": {"bench.model"},  # once the names of the models are known to be right
 }
 

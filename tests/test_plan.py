@@ -121,6 +121,12 @@ OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
         Outcome("skipped", "quant=int8_nodecomp needs the package bitsandbytes (not installed)"),
     ),
     (
+        "_tasks",
+        fakes.cell(quality=fakes.group("quality", "none", tasks=["hellaswag"])),
+        fakes.host(missing={"lm_eval": "not installed"}),
+        Outcome("skipped", "quality.tasks needs the package lm_eval (not installed); pip install lm-eval"),
+    ),
+    (
         "_context",
         fakes.cell(workload=LONG),
         CPU,

@@ -271,6 +271,7 @@ def derive(result: Result) -> dict[str, float]:
             found |= _ends(key, geometric_interval(processes, 1 - ALPHA))
         if len(first) > 1:
             found |= _ends(f"{key}_repeat", geometric_interval(requests[key], level))
+    found |= {f"task_{score.task}_{score.metric}": score.value for score in result.tasks}
     if result.divergence is not None:
         for key, estimate in estimates(result.divergence).items():
             found |= _ends(key, estimate)

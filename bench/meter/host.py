@@ -7,6 +7,7 @@ by importing them: one that is installed may still not load.
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ PACKAGES = (
     "accelerate",
     "flash-attn",
     "flash-attn-3",
+    "lm_eval",
     "kernels",  # if installed, bitsandbytes and transformers take kernels from a hub
     "numpy",
     "safetensors",
@@ -166,7 +168,8 @@ def _versions(cuda: bool) -> dict[str, str]:
 
 
 def _missing() -> dict[str, str]:
-    reasons = {}
+    # The harness takes seconds to import, and is imported where it is used.
+    reasons = {} if importlib.util.find_spec("lm_eval") else {"lm_eval": "not installed"}
     for name in OPTIONAL_IMPORTS:
         try:
             importlib.import_module(name)

@@ -52,7 +52,7 @@ def answer(known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_o
     excluded = [_excluded(each, names, values, limits) for each in found.better_but_excluded[:_MOST_EXCLUDED]]
     if found.best is None:
         return Answer(asked, "no measured cell keeps these limits", tuple(f"nearest: {each}" for each in excluded))
-    why = [_numbers(values[found.best])]
+    why = [in_numbers(values[found.best])]
     if found.word == "recommended":
         sure = f"how sure: {_sure(found.probability)} that nothing measured beats it by over {sweep.margin:.0%}"
         why.append(sure + _ground(found))
@@ -140,7 +140,8 @@ def _value(name: str, value: float) -> str:
     return f"{value:,.1f} tok/s" if name.endswith("tok_s") else f"{value * 1e3:,.3g} ms"
 
 
-def _numbers(result: Result) -> str:
+def in_numbers(result: Result) -> str:
+    """A measured cell in one sentence."""
     values = derive(result)
     said = [
         f"{values['output_tok_s']:,.1f} output tok/s, TTFT {values['ttft_s'] * 1e3:,.1f} ms, "

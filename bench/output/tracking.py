@@ -36,6 +36,7 @@ from bench.analysis.readings import median_step_s
 from bench.config import Tracking
 from bench.errors import TrackingError
 from bench.output import table, views
+from bench.output.advise import in_numbers
 from bench.output.store import TRACE, Sweep, cell_folder
 from bench.result import Result
 from bench.spec import digest, identity
@@ -51,6 +52,7 @@ _PLAIN_WORDS = {  # what stands at the end of a paragraph about retries and pool
 _LONGEST_REASON = 200
 _LONGEST_VALUE = 500
 _LONGEST_NAME = 100
+_LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
 
@@ -196,6 +198,8 @@ class Tracker:
         if result.outcome.reason is not None:
             tags["bench.reason"] = result.outcome.reason[:_LONGEST_VALUE]
             tags["mlflow.note.content"] = f"**{result.outcome.status}**: {result.outcome.reason}"
+        elif result.measurements:
+            tags["mlflow.note.content"] = in_numbers(result)
         return tags
 
     def close(self, status: str, results: Sequence[Result], ended_at: float, report: Sequence[Path]) -> None:
@@ -207,7 +211,7 @@ class Tracker:
                     self._client.set_tag(run.info.run_id, "bench.bottleneck", found.name)
                     self._client.set_tag(run.info.run_id, "bench.bottleneck_evidence", found.evidence)
             self._client.log_metric(self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3))
-            self._client.set_tag(self.parent_id, "mlflow.note.content", f"```\n{summary}\n```")
+            self._client.set_tag(self.parent_id, "mlflow.note.content", _note(report, summary))
             self._client.log_text(self.parent_id, summary, "summary.txt")
             for file in (self._folder / "sweep.json", *report):
                 self._client.log_artifact(self.parent_id, str(file))
@@ -221,6 +225,12 @@ class Tracker:
         tags = views.view_tags(self._sweep.sweep_id, metrics, axes, _ms(ended_at))
         for key, value in {**tags, "mlflow.note.content": views.DESCRIPTION}.items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
+
+
+def _note(report: Sequence[Path], summary: str) -> str:
+    """The advice and the table, as far as a tag holds them."""
+    written = next((file.read_text(encoding="utf-8") for file in report if file.suffix == ".md"), f"```\n{summary}\n```")
+    return written if len(written) < _LONGEST_NOTE else written.partition("## Every cell")[0][:_LONGEST_NOTE]
 
 
 def _param_of(column: str) -> str:
