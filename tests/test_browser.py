@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.measurement import Sample
@@ -165,3 +166,15 @@ def test_mlflow_opens_on_charts_of_the_sweep(browser: Browser, server: str, key:
         seen.page.get_by_text(title).first.wait_for()
     assert seen.page.get_by_text("9 matching runs").count() == 1
     seen.keep(f"mlflow-{'sweep' if key else 'latest'}")
+
+
+def test_mlflow_shows_the_report_among_the_artifacts_of_the_sweep(browser: Browser, server: str) -> None:
+    client = MlflowClient(tracking_uri=server)
+    (parent,) = client.search_runs(["1"], "tags.`bench.kind` = 'sweep'")
+    seen = Seen(browser, 1400)
+    seen.page.goto(f"{server}/#/experiments/1/runs/{parent.info.run_id}/artifacts/report.html?workflowType=machine_learning")
+    inner = seen.page.frame_locator("iframe")
+    inner.locator("#advice").wait_for(timeout=60_000)
+    assert "batch processing" in inner.locator("#advice").inner_text()
+    assert inner.locator("figure svg").count() == 6
+    seen.keep("mlflow-report")

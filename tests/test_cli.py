@@ -48,10 +48,15 @@ HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
         (["model=gpt2", "model.revision=abc", "quant=nf5"], [NO_NF5]),
         (["baseline.quant=fp61"], ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),
         (["output_dir="], ["output_dir=: want the name of a folder"]),
-        (["workload.text=nope"], ["workload.text=nope: no such file; want one of prose"]),
+        (["workload.text=nope"], ["workload.text=nope: no such file; want one of alice, code, prose"]),
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),
-        (["frobnicate"], ["frobnicate: no such command; there are push, fetch, gate, doctor, and key=value starts a sweep"]),
-        (["push"], ["push: no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
+        (
+            ["frobnicate"],
+            [
+                "frobnicate: no such command; there are push, fetch, gate, advise, report, doctor, and key=value starts a sweep"
+            ],
+        ),
+        (["push"], ["no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
         (["--batch", "8"], ["--batch: keys are given as key=value; want batch=8"]),
         (["quant=nf4", "--batch=8"], ["--batch=8: keys are given as key=value; want batch=8"]),
         (["quant=nf4", "batch", "8"], ["batch: keys are given as key=value; want batch=8"]),

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bench.analysis.metrics import derive
+from bench.analysis.quality import is_above_floor
 from bench.output.store import read_results
 from bench.paths import cache_folder
 from bench.spec import cell_id
@@ -35,7 +36,7 @@ def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
     done = bench(tmp_path, "-m", *TINY, "quant=fp32,nf4", "batch=1,2")
     assert done.returncode == 0, done.stderr
     assert "speedup: how many times as fast as quant=fp32" in done.stdout
-    assert len(done.stderr.splitlines()) == 2, done.stderr  # where the results are, and how to look further
+    assert len(done.stderr.splitlines()) == 3, done.stderr  # where results and report are, and how to look further
 
     found = results(tmp_path)
     assert [(r.cell.quant.name, r.cell.batch) for r in found] == [("fp32", 1), ("fp32", 2), ("nf4", 1), ("nf4", 2)]
@@ -309,7 +310,13 @@ def test_a_second_sweep_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decode", ["loop", "generate"])
 def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode: str) -> None:
     quantizations = "fp32,fp16,bf16,int8,int8_nodecomp,nf4,nf4_double,fp4" if decode == "loop" else "bf16"
-    short = ["workload.new_tokens=4", "measure.warmups=1", "measure.repeats=1", "quality.max_new_tokens=12"]
+    short = [
+        "workload.new_tokens=4",
+        "measure.warmups=1",
+        "measure.repeats=1",
+        "quality.max_new_tokens=12",
+        "quality.text_tokens=1024",
+    ]
     done = bench(tmp_path, "-m", f"quant={quantizations}", "batch=1,2", f"decode={decode}", *short)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path)
@@ -325,6 +332,13 @@ def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode:
         assert bits["nf4"] == bits["fp4"]
         # On a CPU with AVX512-BF16 bitsandbytes unpacks the doubly quantized scales: nothing is saved then.
         assert bits["nf4_double"] <= bits["nf4"] * 1.001
+        divergence = {result.cell.quant.name: result.divergence for result in found}
+        kl = {result.cell.quant.name: derive(result)["kl_nats"] for result in found}
+        assert abs(kl["fp32"]) < 1e-6  # it is the reference
+        for name in ("int8", "nf4", "fp4"):
+            assert (compared := divergence[name]) is not None
+            assert is_above_floor(compared), name
+        assert kl["fp16"] < kl["bf16"] < kl["int8"] < kl["nf4"]
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     _, cells = runs(tmp_path)
     for run in cells[:2]:
