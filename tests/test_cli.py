@@ -11,6 +11,8 @@ from tests.command_line import bench, environment
 NO_NF5 = "quant=nf5: no such value; want one of bf16, fp16, fp32, fp4, int8, int8_nodecomp, nf4, nf4_double"
 HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
 
+COMMANDS = "push, fetch, gate, advise, report, doctor"
+
 
 @pytest.mark.parametrize(
     ("arguments", "lines"),
@@ -50,12 +52,7 @@ HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
         (["output_dir="], ["output_dir=: want the name of a folder"]),
         (["workload.text=nope"], ["workload.text=nope: no such file; want one of alice, code, prose"]),
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),
-        (
-            ["frobnicate"],
-            [
-                "frobnicate: no such command; there are push, fetch, gate, advise, report, doctor, and key=value starts a sweep"
-            ],
-        ),
+        (["frobnicate"], [f"frobnicate: no such command; there are {COMMANDS}, and key=value starts a sweep"]),
         (["push"], ["no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
         (["--batch", "8"], ["--batch: keys are given as key=value; want batch=8"]),
         (["quant=nf4", "--batch=8"], ["--batch=8: keys are given as key=value; want batch=8"]),
