@@ -31,6 +31,7 @@ def find_references(records: Sequence[Result], asked: str | None, show: Callable
             continue
         reference = reference_cell(record.cell, record.host, asked)
         if reference is None:
+            _say(f"{record.cell.model.name} fits unquantized in no dtype: no reference, so no divergence")
             continue
         file = str(_file(reference, record.host))
         if file not in files:
@@ -82,9 +83,13 @@ def _make(reference: Cell, host: Host, file: str, show: Callable[[str], None]) -
             *task, reference.measure.limits_s, lambda phase, detail: show(f"{label}: {detail or phase}"), Path(os.devnull)
         )
     except CellFailure as failure:
-        print(f"no reference, so no divergence: {failure.status}: {failure.reason}", file=sys.stderr)
+        _say(f"no reference, so no divergence: {failure.status}: {failure.reason}")
         return None
     return file
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def make(announce: isolate.Announce, reference: Cell, floor: Quant, file: str) -> None:

@@ -25,7 +25,7 @@ def resume_key(cell: Cell, host: Host) -> str:
         host.memory_bytes,
         host.python,
     ]
-    return digest([cell, machine, host.versions, measuring_digest(), weights_of(cell)])
+    return digest([cell, machine, host.versions, measuring_digest(), weights_of(cell), _tasks_of(cell)])
 
 
 def weights_of(cell: Cell) -> list[tuple[str, int, int]]:
@@ -36,6 +36,14 @@ def weights_of(cell: Cell) -> list[tuple[str, int, int]]:
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
+def _tasks_of(cell: Cell) -> list[str]:
+    """What stands in files of tasks that are not the harness's own."""
+    if cell.quality.task_folder is None:
+        return []
+    files = sorted(file for file in Path(cell.quality.task_folder).rglob("*") if file.is_file())
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
 @functools.cache
 def measuring_digest() -> str:
     """A hash of the files whose text can change a reading."""
@@ -43,6 +51,7 @@ def measuring_digest() -> str:
         *PACKAGE.glob("model/*.py"),
         *PACKAGE.glob("meter/*.py"),
         PACKAGE / "run.py",
+        PACKAGE / "analysis" / "kinds.py",  # of a trace only the time of each kind is kept
         PACKAGE / "analysis" / "stats.py",  # how many requests
         PACKAGE / "analysis" / "stopping.py",
         *TEXTS.values(),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import fit, paths, plan, signals
-from bench.afterwards import Afterwards
 from bench.analysis.compare import unknown_baseline
 from bench.analysis.verdict import Spread
 from bench.attempt import begin, run_pass
@@ -26,11 +25,13 @@ from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.lock import machine_lock
 from bench.meter.telemetry import other_processes
 from bench.output import calibration, dry, store, table
+from bench.output.advise import in_short
 from bench.output.progress import ProgressLine
-from bench.references import find_references
+from bench.references import find_references, reference_cell, wants_reference
 from bench.result import Host, Result, is_complete
 from bench.resume import resume_key
-from bench.spec import Cell, cell_id, sample_key
+from bench.shared_quality import share, still_to_ask
+from bench.spec import Cell, cell_id
 from bench.surroundings import look_around, with_peaks
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
@@ -77,7 +78,10 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
     if settings.dry_run:
         table.console().print(dry.grid(records, outputs))
         return 0
-    table.console().print(table.summary(recorder.results, recorder.sweep))
+    out = table.console()
+    out.print(table.summary(recorder.results, recorder.sweep))
+    for line in in_short(recorder.results, recorder.sweep):
+        out.print(line, markup=False)
     _say_what_next(recorder, folder)
     return 130 if interrupted else _exit_code(recorder)
 
@@ -102,9 +106,17 @@ def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
         return begin(cell, host, "", obstacle)
     resume = cell.measure.resume if settings.resume is None else settings.resume
     earlier = store.find_earlier(outputs, cell_id(cell), resume_key(cell, host)) if resume else None
-    if earlier is None or (settings.profile and earlier.profile is None and earlier.outcome.status == "ok"):
+    if earlier is None or (earlier.outcome.status == "ok" and _lacks(earlier, cell, host, settings)):
         return begin(cell, host, "")
     return replace(earlier, cell=cell)  # limits may be others now
+
+
+def _lacks(earlier: Result, cell: Cell, host: Host, settings: Settings) -> bool:
+    """Whether something that is asked for now was not read then: it takes a process again."""
+    if settings.profile and earlier.profile is None:
+        return True
+    is_due = wants_reference(cell) and reference_cell(cell, host, settings.baseline.quant) is not None
+    return is_complete(earlier) and is_due and earlier.divergence is None
 
 
 def _open(records: list[Result], settings: Settings, overrides: Sequence[str], outputs: Path) -> tuple["Recorder", Path]:
@@ -178,7 +190,9 @@ def _run_passes(
     recorder: "Recorder",
     progress: ProgressLine,
 ) -> bool:
-    answered = {sample_key(record.cell): record for record in records.values() if _was_asked(record)}
+    answered: dict[str, Result] = {}
+    for record in records.values():
+        share(record, answered)
     host = next(iter(records.values())).host
     baseline_bytes = nvml_used_bytes(host.device_uuid)
     for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
@@ -192,15 +206,10 @@ def _run_passes(
             continue
         cell, place = record.cell, store.cell_folder(folder, which)
         progress.cell(cell.label)
-        first = sample_key(cell) not in answered
-        wanted = Afterwards(
-            samples=first and cell.quality.prompts is not None and cell.model.weights == "pretrained",
-            tasks=first and cell.model.weights == "pretrained",
-            reference=references.get(which) if first else None,
-            trace=str(place / store.TRACE) if wants_profiles and record.profile is None else None,
-        )
+        trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
+        wanted = still_to_ask(record, answered, references.get(which), trace)
         record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
-        records[which] = record = _with_shared_quality(record, answered)
+        records[which] = record = share(record, answered)
         with signals.deferred():
             recorder.keep(record)
         progress.finished()
@@ -220,19 +229,6 @@ def schedule(records: Sequence[Result]) -> list[str]:
         random.Random(f"{records[0].cell.seed}/{index}").shuffle(due)
         jobs += due
     return jobs
-
-
-def _with_shared_quality(record: Result, answered: dict[str, Result]) -> Result:
-    """What a model says does not depend on batch or workload: the first cell answers for all that differ in these alone."""
-    other = answered.setdefault(sample_key(record.cell), record) if _was_asked(record) else None
-    other = other or answered.get(sample_key(record.cell))
-    if other is None or other.cell_id == record.cell_id or record.attestation is None:
-        return record
-    return replace(record, samples=other.samples, divergence=other.divergence, tasks=other.tasks, samples_from=other.cell_id)
-
-
-def _was_asked(record: Result) -> bool:
-    return bool(record.samples or record.divergence or record.tasks)
 
 
 def _exit_code(recorder: "Recorder") -> int:

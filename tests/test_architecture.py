@@ -86,6 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.surroundings",
         "rich",
     },
+    "bench.shared_quality": TYPES,
     "bench.references": {*TYPES, "bench.meter.isolate", "bench.paths", "bench.plan", "bench.resume"},
     "bench.sweep": {
         *TYPES,
@@ -100,6 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.plan",
         "bench.references",
         "bench.resume",
+        "bench.shared_quality",
         "bench.signals",
         "bench.surroundings",
     },

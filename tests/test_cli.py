@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.paths import ROOT
 from tests.command_line import bench, environment
 
 NO_NF5 = "quant=nf5: no such value; want one of bf16, fp16, fp32, fp4, int8, int8_nodecomp, nf4, nf4_double"
 HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
 
+SWEEPS = ", ".join(sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
 COMMANDS = "push, fetch, gate, advise, report, doctor"
 
 
@@ -33,7 +35,7 @@ COMMANDS = "push, fetch, gate, advise, report, doctor"
         ),
         (["+batchsize=4"], ["batchsize=4: unknown key; did you mean batch?"]),
         (["quant=fp16,nf4"], ["quant=fp16,nf4: several values; add -m to measure each of them"]),
-        (["sweeps=headlin"], ["sweeps=headlin: no such value; want one of headline"]),
+        (["sweeps=headlin"], [f"sweeps=headlin: no such value; want one of {SWEEPS}"]),
         (
             ["quant=nf5", "bach=1", "seed=-1"],
             [

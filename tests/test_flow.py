@@ -68,7 +68,10 @@ def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     assert len(client.get_metric_history(cells[0].info.run_id, "decode_step_s")) == 3
     assert [a.path for a in client.list_artifacts(cells[0].info.run_id)] == ["result.json"]
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"summary.txt", "sweep.json"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
+        *("summary.txt", "sweep.json", "report.html", "report.md", "report.csv"),
+        *("throughput.png", "tradeoffs.png"),
+    }
 
 
 def test_a_cell_that_cannot_run_here_is_an_answer(tmp_path: Path) -> None:

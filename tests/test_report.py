@@ -108,11 +108,12 @@ def answering(quant: str, *answers: Sample, **changes: str) -> Result:
 def test_the_prompts_that_changed_most_come_first_with_the_changed_part_apart() -> None:
     same = answering("bf16", Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True))
     other = answering("fp16", Sample("one", "a b x d", (1, 2, 9, 4), True), Sample("two", "z", (7,), True))
-    copied = answering("int8", Sample("one", "never", (0,), True), samples_from="another cell")
-    first, second = side_by_side([same, other, copied], ["quant", "batch"])
+    copied = answering("int8", Sample("one", "never", (0,), True), samples_from=same.cell_id)
+    elsewhere = answering("nf4", Sample("two", "e f", (5, 6), True), samples_from="of a sweep that it was taken from")
+    first, second = side_by_side([same, other, copied, elsewhere], ["quant", "batch"])
     assert (first.prompt, second.prompt) == ("two", "one")
     assert [(told.who, told.same, told.differs, told.remarks) for told in second.answers] == [
-        ("reference, fp32", "a b c d", "", ""),
+        ("reference (smollm2-135m, fp32)", "a b c d", "", ""),
         ("bf16", "a b c d", "", "equal"),
         ("fp16", "a b ", "x d", "75% of tokens equal"),
     ]

@@ -41,6 +41,12 @@ def test_no_sweep_hides_in_a_folder_or_under_another_ending() -> None:
     assert sorted((ROOT / "sweeps").rglob("*.y*ml")) == FILES
 
 
+def test_help_names_every_sweep() -> None:
+    said = (ROOT / "conf" / "config.yaml").read_text(encoding="utf-8").partition("sweeps=NAME takes")[2].partition("\n\n")[0]
+    listed = said.partition(":")[2].replace("\n", " ").split(",")
+    assert {name.strip(" .") for name in listed} == {file.stem for file in FILES}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_sweep_asks_a_question(file: Path) -> None:
     assert header(file)["Question"].endswith("?")

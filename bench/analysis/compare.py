@@ -36,8 +36,8 @@ class Reference:
 
 def varying_columns(cells: Sequence[Cell]) -> list[str]:
     """Dotted paths of what differs between the cells: a group's name, or a field where equal names hide a difference."""
-    columns = []
-    for field in dataclasses.fields(Cell):
+    columns: list[str] = []
+    for field in dataclasses.fields(Cell) if cells else ():
         values = [getattr(cell, field.name) for cell in cells]
         if not dataclasses.is_dataclass(values[0]):
             if len({repr(value) for value in values}) > 1:
@@ -72,6 +72,15 @@ def coordinate(cell: Cell, column: str) -> str:
     for name in column.split("."):
         value = getattr(value, name)
     return str(getattr(value, "name", value))  # a group is called by its name
+
+
+def comparable(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results that are alternatives to each other, by what sets the groups apart: another model or workload is none."""
+    columns = [c for c in varying_columns([r.cell for r in results]) if c.partition(".")[0] in ("model", "workload")]
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(" ".join(coordinate(result.cell, column) for column in columns), []).append(result)
+    return found
 
 
 def reference(cells: Sequence[Cell], baseline: Baseline) -> Reference | None:

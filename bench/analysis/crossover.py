@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.analysis.advice import SURE
-from bench.analysis.compare import coordinate, identity_without
+from bench.analysis.compare import coordinate, varying_columns
 from bench.analysis.plausible import Array, Plausible
 from bench.result import Result
 from bench.spec import digest, identity
@@ -32,7 +32,7 @@ class Crossover:
     axis: str  # of the two values, like quant
     first: str
     second: str
-    elsewhere: str  # digest of what is equal in all cells of this comparison
+    where: str  # what else varies in the sweep, and is this here
     at: float
     low: float
     high: float
@@ -54,34 +54,32 @@ class Crossover:
 def crossovers(known: Plausible, axis: str) -> list[Crossover]:
     """Every change of order between two values of ``axis`` along batch and prompt length."""
     found = []
-    for along, without in (("batch", {"batch"}), ("prompt_tokens", {"workload"})):
-        groups: dict[str, dict[str, dict[int, int]]] = {}  # elsewhere, value, length -> row
+    columns = varying_columns([result.cell for result in known.results])
+    for along, of_it in (("batch", "batch"), ("prompt_tokens", "workload")):
+        others = [column for column in columns if column != axis and column.partition(".")[0] != of_it]
+        groups: dict[tuple[str, str], dict[str, dict[int, int]]] = {}  # where, value, length -> row
         for row, result in enumerate(known.results):
-            elsewhere = _elsewhere(result, axis, along, without)
-            groups.setdefault(elsewhere, {}).setdefault(coordinate(result.cell, axis), {})[_LENGTH[along](result)] = row
-        for elsewhere, values in groups.items():
+            where = " ".join(f"{column}={coordinate(result.cell, column)}" for column in others)
+            place = where, "" if along == "batch" else _without_length(result)
+            groups.setdefault(place, {}).setdefault(coordinate(result.cell, axis), {})[_LENGTH[along](result)] = row
+        for (where, _), values in groups.items():
             for first, second in itertools.combinations(values, 2):
                 for metric, times in _TIMES.items():
-                    found += _along(
-                        times(known), values[first], values[second], (metric, along, axis, first, second, elsewhere)
-                    )
+                    names = (metric, along, axis, first, second, where)
+                    found += _along(times(known), values[first], values[second], names)
     return found
 
 
-def _elsewhere(result: Result, axis: str, along: str, without: set[str]) -> str:
-    """What is equal; of two workloads that differ in the length of the prompt alone, what else they are."""
-    if along == "batch":
-        return identity_without(result.cell, {axis, *without})
-    workload = {
-        name: value for name, value in identity(result.cell.workload).items() if name not in ("name", "prompt_tokens")
-    }
-    return digest([identity_without(result.cell, {axis, *without}), workload])
+def _without_length(result: Result) -> str:
+    """What else a workload is: prompts are compared along their length where nothing else differs."""
+    kept = {name: value for name, value in identity(result.cell.workload).items() if name not in ("name", "prompt_tokens")}
+    return digest(kept)
 
 
 def _along(
     times: Array, first: Mapping[int, int], second: Mapping[int, int], names: tuple[str, str, str, str, str, str]
 ) -> list[Crossover]:
-    metric, along, axis, a, b, elsewhere = names
+    metric, along, axis, a, b, where = names
     lengths = sorted(set(first) & set(second))
     gains = {x: np.log(times[first[x]] / times[second[x]]) for x in lengths}  # above 0: the second is faster
     found = []
@@ -99,9 +97,7 @@ def _along(
         middle = float(_zero(low, high, np.array([start]), np.array([end]))[0])
         share = float(crosses.mean())
         found.append(
-            Crossover(
-                metric, along, axis, below, above, elsewhere, middle, float(ends[0]), float(ends[1]), share, (low, high)
-            )
+            Crossover(metric, along, axis, below, above, where, middle, float(ends[0]), float(ends[1]), share, (low, high))
         )
     return found
 
@@ -118,12 +114,12 @@ def sentences(found: Sequence[Crossover]) -> list[str]:
     said = []
     for each in found:
         unit = " tokens" if each.along == "prompt_tokens" else ""
-        start = f"{each.axis}={each.second} {names[each.metric]} faster than {each.first} from {names[each.along]} "
+        what = f"{each.axis}={each.second} {names[each.metric]} faster than {each.first} from {names[each.along]} "
+        start = f"{each.where}: {what}" if each.where else what
         if not each.is_sure:
             said.append(f"{start}{each.between[0]} to {each.between[1]}{unit} on, or not at all: cannot tell")
             continue
         text = f"{start}{each.at:.3g}{unit} on ({each.low:.3g} to {each.high:.3g})"
-        said.append(
-            text if each.next_point is None else f"{text}; {names[each.along]} {each.next_point}{unit} would tell more"
-        )
+        more = f"{names[each.along]} {each.next_point}{unit} would tell more"
+        said.append(text if each.next_point is None else f"{text}; {more}")
     return said

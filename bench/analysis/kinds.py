@@ -61,7 +61,7 @@ class Span:
     start_s: float
     end_s: float
     thread: int  # of the host; of no meaning for a kernel
-    operator: int  # its own number; of a kernel, that of the operator which launched it
+    operator: int  # its own number; of a kernel, that of the operator which launched it; 0: no operator
     on_device: bool
 
 
@@ -99,7 +99,8 @@ def by_kind(spans: Iterable[Span], decode_steps: int) -> tuple[PhaseProfile, ...
             took[opened.kind or INTERPRETER] += span.end_s - span.start_s
             if span.name not in _MARKS:
                 took[stack[-1].kind or INTERPRETER] -= span.end_s - span.start_s
-        launched_by[span.operator] = (opened.phase, opened.kind or OTHER)
+        if span.operator:
+            launched_by[span.operator] = (opened.phase, opened.kind or OTHER)
         stack.append(opened)
     for kernel in (s for s in spans if s.on_device):
         of, kind = launched_by.get(kernel.operator, (None, OTHER))

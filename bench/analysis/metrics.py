@@ -282,4 +282,5 @@ def derive(result: Result) -> dict[str, float]:
 
 def _ends(key: str, found: Estimate) -> dict[str, float]:
     """An interval from a single reading has no end, and then none is given."""
-    return {f"{key}_low": found.low, f"{key}_high": found.high} if found.n > 1 else {}
+    ends = {f"{key}_low": found.low, f"{key}_high": found.high}
+    return {name: end for name, end in ends.items() if math.isfinite(end)}

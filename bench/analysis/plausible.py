@@ -19,6 +19,7 @@ from bench.analysis.quality import estimates
 from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import Spread, spread
+from bench.measurement import Divergence
 from bench.result import Result
 
 DRAWS = 2000
@@ -68,6 +69,8 @@ def plausible(results: Sequence[Result], calibration: Mapping[str, Spread]) -> P
         centres = np.array([fmean(row) for row in logs])[:, None]
         errors = np.array([noise.deviation / math.sqrt(len(row)) for row in logs])[:, None]
         times[metric] = np.exp(centres + errors * generator.standard_t(noise.df, (len(logs), DRAWS)))
+    # Cells that differ in batch alone share one reading, and so its draws.
+    divergences = {each: _kl_nats(each, generator) for each in dict.fromkeys(result.divergence for result in measured)}
     tokens = np.array([result.cell.batch * result.cell.workload.new_tokens for result in measured])[:, None]
     steps = np.array([result.cell.workload.new_tokens - 1 for result in measured])[:, None]
     return Plausible(
@@ -75,16 +78,16 @@ def plausible(results: Sequence[Result], calibration: Mapping[str, Spread]) -> P
         ttft_s=times["ttft_s"],
         tpot_s=times["tpot_s"],
         output_tok_s=tokens / (times["ttft_s"] + steps * times["tpot_s"]),
-        kl_nats=np.array([_kl_nats(result, generator) for result in measured]).reshape(len(measured), DRAWS),
+        kl_nats=np.array([divergences[result.divergence] for result in measured]).reshape(len(measured), DRAWS),
         memory_bytes=np.array([_memory_bytes(result, generator) for result in measured]).reshape(len(measured), DRAWS),
         is_assumed=assumed,
     )
 
 
-def _kl_nats(result: Result, generator: np.random.Generator) -> Array:
-    if result.divergence is None:
+def _kl_nats(divergence: Divergence | None, generator: np.random.Generator) -> Array:
+    if divergence is None:
         return np.full(DRAWS, np.nan)
-    found = estimates(result.divergence)["kl_nats"]
+    found = estimates(divergence)["kl_nats"]
     if found.n == 1:
         return np.full(DRAWS, found.value)
     error = (found.high - found.value) / t_quantile(1 - ALPHA / 2, found.n - 1)
@@ -92,7 +95,7 @@ def _kl_nats(result: Result, generator: np.random.Generator) -> Array:
 
 
 def _memory_bytes(result: Result, generator: np.random.Generator) -> Array:
-    deviation = 0.0 if result.cell.device == "cuda" else _RESIDENT_DEVIATION
+    deviation = 0.0 if result.cell.device == "cuda" else _RESIDENT_DEVIATION / math.sqrt(len(result.measurements))
     return peak_memory_bytes(result) * np.exp(deviation * generator.standard_normal(DRAWS))
 
 

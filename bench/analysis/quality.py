@@ -8,7 +8,7 @@ A divergence is *above the floor* when the interval of its difference from the f
 import functools
 import math
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import fmean, median
 
 from bench.analysis.answers import AnswerDifference, compare_answers
 from bench.analysis.metric import Metric
@@ -17,6 +17,7 @@ from bench.measurement import Divergence, Window
 from bench.result import Result
 
 _LEVEL = 1 - ALPHA
+_LARGEST_LOG = 700.0  # exp of more is no float
 
 
 @functools.lru_cache(maxsize=4096)
@@ -37,6 +38,7 @@ def _estimates(windows: Sequence[Window]) -> dict[str, Estimate]:
     def over(value: Callable[[Window], float]) -> Estimate:
         return mean_interval([value(window) for window in windows], _LEVEL)
 
+    bytes_a_window = fmean(window.bytes for window in windows)
     return {
         "kl_nats": over(lambda w: w.kl_nats),
         "kl_median_nats": over(lambda w: w.kl_median_nats),
@@ -46,12 +48,13 @@ def _estimates(windows: Sequence[Window]) -> dict[str, Estimate]:
         "perplexity": _exp(over(lambda w: w.nll_nats)),
         "reference_perplexity": _exp(over(lambda w: w.reference_nll_nats)),
         "perplexity_ratio": _exp(over(lambda w: w.nll_nats - w.reference_nll_nats)),
-        "bits_per_byte": over(lambda w: w.nll_nats * w.tokens / math.log(2) / w.bytes),
+        "bits_per_byte": over(lambda w: w.nll_nats * w.tokens / math.log(2) / bytes_a_window),
     }
 
 
 def _exp(found: Estimate) -> Estimate:
-    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+    value, low, high = (math.exp(x) if x < _LARGEST_LOG else math.inf for x in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.n)
 
 
 def is_above_floor(divergence: Divergence) -> bool:

@@ -64,7 +64,12 @@ def e2e(m: Measurement) -> float:
 
 
 def enqueue_s(m: Measurement) -> float | None:
-    """What the host needs to enqueue one decode step; None on a CPU, where it computes the step itself."""
+    """What the host needs to enqueue one decode step; None on a CPU, where it computes the step itself.
+
+    None too where something in a step waits for the device: the host is then as slow as the device by design.
+    """
+    if m.decode_syncs:
+        return None
     read = [r.enqueue_s for r in m.repeats if r.enqueue_s is not None]
     return median(read) if read else None
 

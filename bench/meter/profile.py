@@ -72,7 +72,8 @@ def _request_s(cell: Cell, subject: Subject, prompt_ids: torch.Tensor, steps: in
 def _span(event: Any, origin_ns: int) -> Span:
     on_device = event.device_type() == DeviceType.CUDA
     start_s = (event.start_ns() - origin_ns) / 1e9
-    operator = event.linked_correlation_id() if on_device else event.correlation_id()
+    linked = event.linked_correlation_id()  # to an operator; of the host, only calls of the CUDA runtime have one
+    operator = linked if on_device else 0 if linked else event.correlation_id()
     return Span(event.name(), start_s, start_s + event.duration_ns() / 1e9, event.start_thread_id(), operator, on_device)
 
 

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from bench.errors import CellFailure
 from bench.measurement import Divergence, Sample, Window
 from bench.model.attn import pinned
 from bench.model.load import Subject
@@ -44,7 +45,11 @@ class Compared:
 
 
 def evaluate(cell: Cell, subject: Subject, reference: str) -> Divergence:
-    """How far the loaded model is from the reference in that file, window by window."""
+    """How far the loaded model is from the reference in that file, window by window.
+
+    Raises:
+        CellFailure: ``failed`` for logits that are not finite.
+    """
     model, device = subject.model, subject.model.device
     with safe_open(reference, framework="pt") as stored, torch.inference_mode(), pinned(cell.attn):
         about = json.loads(stored.metadata()["about"])
@@ -96,6 +101,8 @@ def _spans(positions: int) -> Iterator[slice]:
 
 
 def _window(found: Compared, said: dict[str, Any]) -> Window:
+    if not all(np.isfinite(values).all() for values in (found.kl_nats, found.nll_nats, found.reference_nll_nats)):
+        raise CellFailure("failed", f"its logits on the text {said['text']} are not finite numbers")
     return Window(
         **said,
         tokens=len(found.kl_nats),

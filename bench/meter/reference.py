@@ -16,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,6 +68,8 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
         release_heap()
         subject = load(replace(cell, quant=floor), folder)
     floors = _noise_floor(subject.model, ids)
+    if not np.isfinite(floors).all():
+        raise CellFailure("failed", f"{cell.model.name} in {floor.dtype} gives logits that are not finite numbers")
     about = {
         "reference": cell.quant.name,
         "begins_with_bos": begins_with_bos,
@@ -73,8 +77,12 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
         "answers": [dataclasses.asdict(answer) for answer in answers],
     }
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    aside = f"{file}.{os.getpid()}.partial"
-    save_file(kept, aside, metadata={"about": json.dumps(about)})
+    aside = Path(f"{file}.partial")  # one sweep at a time: what a killed one has left is written over
+    try:
+        save_file(kept, aside, metadata={"about": json.dumps(about, allow_nan=False)})
+    except SafetensorError as error:
+        aside.unlink(missing_ok=True)
+        raise CellFailure("failed", f"{file} cannot be written ({error})") from error
     os.replace(aside, file)
 
 

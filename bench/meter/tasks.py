@@ -4,6 +4,7 @@ The harness asks and scores; it is an optional package (``pip install '.[eval]'`
 downloads. A folder with task files of one's own is ``quality.task_folder``.
 """
 
+import math
 from collections.abc import Mapping
 
 from bench.measurement import TaskScore
@@ -37,11 +38,12 @@ def read_scores(results: Mapping[str, Mapping[str, object]]) -> tuple[TaskScore,
     """The harness names a number ``metric,filter`` and its error ``metric_stderr,filter``."""
     scores = []
     for task, numbers in results.items():
-        for name, value in numbers.items():
-            metric, comma, kind = name.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+        for key, value in numbers.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float) or not math.isfinite(value):
                 continue
             error = numbers.get(f"{metric}_stderr,{kind}")
             known = float(error) if isinstance(error, int | float) else None
-            scores.append(TaskScore(task, metric, float(value), known))
+            name = metric if kind == "none" else f"{metric}_{kind}"  # one task may be read by several filters
+            scores.append(TaskScore(task, name, float(value), known))
     return tuple(scores)

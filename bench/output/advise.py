@@ -1,5 +1,6 @@
 """``python -m bench advise SWEEP``: advice in words, the same on the terminal and in the report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.analysis.advice import USE_CASES, Advice, Excluded, Goal, Limits, advise
-from bench.analysis.compare import coordinate, reference, varying_columns
+from bench.analysis.compare import comparable, coordinate, reference, varying_columns
 from bench.analysis.crossover import crossovers, sentences
 from bench.analysis.metrics import derive
 from bench.analysis.plausible import ASSUMED, Plausible, peak_memory_bytes, plausible
@@ -48,10 +49,12 @@ def answer(known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_o
     found = advise(known, limits, goal, sweep.margin, one_row_only)
     asked = f"{_GOALS[goal]}{_limits_in_words(limits)}"
     if found.word == "nothing measured":
-        return Answer(asked, "no cell has a number", ())
+        return Answer(asked, "no cell with batch 1 has a number" if one_row_only else "no cell has a number", ())
     excluded = [_excluded(each, names, values, limits) for each in found.better_but_excluded[:_MOST_EXCLUDED]]
     if found.best is None:
-        return Answer(asked, "no measured cell keeps these limits", tuple(f"nearest: {each}" for each in excluded))
+        return Answer(
+            asked, "no measured cell keeps these limits", tuple(f"would be first, but: {each}" for each in excluded)
+        )
     why = [in_numbers(values[found.best])]
     if found.word == "recommended":
         sure = f"how sure: {_sure(found.probability)} that nothing measured beats it by over {sweep.margin:.0%}"
@@ -59,7 +62,7 @@ def answer(known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_o
     else:
         others = ", ".join(names[each] for each in found.in_question[:4])
         why.append(f"{found.probability:.0%} for the likeliest{_ground(found)}; in question: {others}")
-        why.append(f"run this to tell: {command([values[each] for each in found.in_question], sweep)}")
+        why.append(f"run this to tell: {command([values[each] for each in found.in_question], known.results, sweep)}")
     why += [f"would be better, but: {each}" for each in excluded]
     headline = names[found.best] if found.word == "recommended" else f"not enough data; likeliest {names[found.best]}"
     return Answer(asked, headline, tuple(why))
@@ -67,9 +70,34 @@ def answer(known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_o
 
 def use_cases(known: Plausible, sweep: Sweep) -> list[tuple[str, Answer]]:
     """The usual questions, each answered from the data."""
-    has_quality = any(result.divergence is not None for result in known.results)
-    limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
-    return [(f"{case.name} ({case.what})", answer(known, sweep, limits, case.goal, case.one_row_only)) for case in USE_CASES]
+    found = []
+    for place, among in _alternatives(known):
+        has_quality = any(result.divergence is not None for result in among.results)
+        limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
+        found += [
+            (f"{place}{case.name} ({case.what})", answer(among, sweep, limits, case.goal, case.one_row_only))
+            for case in USE_CASES
+        ]
+    return found
+
+
+def _alternatives(known: Plausible) -> list[tuple[str, Plausible]]:
+    """Cells of one model and workload each, with words for which; nobody chooses between workloads."""
+    groups = comparable(known.results)
+    if len(groups) < 2:
+        return [("", known)]
+    return [(f"{name}: ", known.only([result in group for result in known.results])) for name, group in groups.items()]
+
+
+def in_short(results: Sequence[Result], sweep: Sweep) -> list[str]:
+    """The usual questions with their answers, a line each; nothing for a sweep with nothing to choose."""
+    if sum(bool(result.measurements) for result in results) < 2:
+        return []
+    found = use_cases(plausible(results, sweep.calibration), sweep)
+    width = max(len(name.partition(" (")[0]) for name, _ in found)
+    limit = f", with a divergence of at most {USUAL_KL_NATS} nat" if any(r.divergence for r in results) else ""
+    lines = [f"  {name.partition(' (')[0]:<{width}}  {each.headline}" for name, each in found]
+    return [f"what to use{limit} (why: the report, or `python -m bench advise`):", *lines]
 
 
 def turning_points(known: Plausible, sweep: Sweep) -> list[str]:
@@ -90,7 +118,9 @@ def advise_on(folder: Path, limits: Limits, goal: Goal | None) -> int:
     known = plausible(list(read_results(folder)), sweep.calibration)
     console = Console(highlight=False, soft_wrap=True)
     if goal is not None or limits != Limits():
-        _print(console, answer(known, sweep, limits, goal or "throughput"), None)
+        for place, among in _alternatives(known):
+            found = answer(among, sweep, limits, goal or "throughput")
+            _print(console, found, f"{place}{found.question}")
         return 0
     for name, each in use_cases(known, sweep):
         _print(console, each, name)
@@ -99,22 +129,21 @@ def advise_on(folder: Path, limits: Limits, goal: Goal | None) -> int:
     return 0
 
 
-def _print(console: Console, found: Answer, name: str | None) -> None:
-    console.print(f"{name or found.question}: {found.headline}", markup=False, style="bold")
+def _print(console: Console, found: Answer, name: str) -> None:
+    console.print(f"{name}: {found.headline}", markup=False, style="bold")
     for sentence in found.why:
         console.print(f"  {sentence}", markup=False)
 
 
-def command(results: Sequence[Result], sweep: Sweep) -> str:
-    """What measures these cells again, in more processes."""
-    cells = [result.cell for result in results]
-    changed = {column: list(dict.fromkeys(coordinate(cell, column) for cell in cells)) for column in varying_columns(cells)}
-    for axis in ("quant", "attn", "batch"):  # those that were swept and are down to one value
-        if any(word.startswith(f"{axis}=") for word in sweep.overrides):
-            changed.setdefault(axis, [coordinate(cells[0], axis)])
-    kept = [w for w in sweep.overrides if "=" in w and w.partition("=")[0] not in {*changed, "measure", "sweeps"}]
-    axes = [f"{axis}={','.join(values)}" for axis, values in changed.items()]
-    return " ".join(["python -m bench -m", *axes, *kept, "measure=rigorous"])
+def command(in_question: Sequence[Result], results: Sequence[Result], sweep: Sweep) -> str:
+    """What measures the cells in question again, in more processes: the sweep's own words with fewer values."""
+    axes = {}
+    for column in varying_columns([result.cell for result in results]):
+        axes[column] = ",".join(dict.fromkeys(coordinate(result.cell, column) for result in in_question))
+    words = [word for word in sweep.overrides if "=" in word]
+    kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in {*axes, "measure", "resume"}]
+    said = [f"{axis}={values}" for axis, values in axes.items()]
+    return " ".join(["python -m bench -m", *said, *kept, "measure=rigorous"])
 
 
 def _names(results: Sequence[Result]) -> dict[str, str]:
@@ -145,8 +174,10 @@ def in_numbers(result: Result) -> str:
     values = derive(result)
     said = [
         f"{values['output_tok_s']:,.1f} output tok/s, TTFT {values['ttft_s'] * 1e3:,.1f} ms, "
-        f"TPOT {values['tpot_s'] * 1e3:,.2f} ms, {peak_memory_bytes(result) / _MIB:,.0f} MiB at peak"
+        f"TPOT {values['tpot_s'] * 1e3:,.2f} ms"
     ]
+    if not math.isnan(peak := peak_memory_bytes(result)):
+        said.append(f"{peak / _MIB:,.0f} MiB at peak")
     if "kl_nats" in values:
         said.append(f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.1%} of next tokens as unquantized")
     return ", ".join(said)
@@ -161,10 +192,11 @@ def _excluded(each: Excluded, names: dict[str, str], values: Mapping[str, Result
         "max_kl_nats": numbers.get("kl_nats"),
         "min_output_tok_s": numbers["output_tok_s"],
     }
-    broken = [
-        f"{_limit(name, limits)}, it has {'none' if (value := read[name]) is None else _value(name, value)}"
-        for name in each.breaks
-    ]
+    broken = []
+    for name in each.breaks:
+        value = read[name]
+        has = "none" if value is None or math.isnan(value) else _value(name, value)
+        broken.append(f"{_limit(name, limits)}, it has {has}")
     return f"{names[each.cell_id]}: {'; '.join(broken)}"
 
 

@@ -24,6 +24,8 @@ from bench.result import Result
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _TEXT, _GRID = "#010203", "#040506"  # stand for the page's own colours
+mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
+
 _MOST_BARS = 24
 _MOST_COLUMNS = 12  # of a heat map with its numbers in it
 _MIB = 2**20
@@ -191,7 +193,9 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
         axis.set_title(name, color=_TEXT, fontsize=9)
         axis.set_xlabel("batch")
     slowest = max(cells, key=lambda c: c.values["ttft_s"])
+    shared = len(cells) > len({(cell.group, cell.result.cell.batch) for cell in cells})
     title = f"The longest wait for a first token is {slowest.values['ttft_s'] * 1e3:,.0f} ms, with {slowest.label}"
+    title += " (each square shows the first of several cells)" if shared else ""
     return Chart("heat", title, figure)
 
 

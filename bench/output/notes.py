@@ -30,6 +30,9 @@ def notes(
         place = " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
         for sentence, amount in (*_doubts(result), *_outcome(result)):
             about.setdefault(sentence, []).append(f"{place} ({amount})" if amount else place)
+    references = {result.divergence.reference for result in results if result.divergence is not None}
+    if len(references) > 1:
+        said.append(f"divergence: not all from the same reference ({', '.join(sorted(references))}), so not comparable")
     for sentence, places in about.items():
         everywhere = len(places) == len(results) > 1 and not places[0].endswith(")")
         said.append(f"{'every cell' if everywhere else '; '.join(places)}: {sentence}")
@@ -92,8 +95,8 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
         doubts.append(("more than the data sheet allows: another device, or a wrong count", f"{beyond:.2f}"))
     if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
         doubts.append(("the profiler made its request slower, in host time above all", f"{result.profile.slowdown:.1f}x"))
-    if result.divergence is not None and not is_above_floor(result.divergence):
-        doubts.append(("its divergence is no more than another batch size does to the reference", ""))
+    if result.divergence is not None and len(result.divergence.windows) > 1 and not is_above_floor(result.divergence):
+        doubts.append(("its divergence cannot be told from what another batch size does to the reference", ""))
     for key, sentence in (("answers_looping", "answers that end in a loop"), ("answers_empty", "empty answers")):
         if values.get(key):
             doubts.append((sentence, f"{values[key]:.0f} of {len(result.samples)}"))

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from bench.output.report import write_report
+from bench.output.report import try_report
 from bench.output.store import read_results, read_sweep
 from bench.output.tracking import Tracker, tracking_uri
 from bench.result import is_complete
@@ -27,6 +27,6 @@ def push(folder: Path) -> int:
     ended_at = max((result.ended_at for result in results), default=sweep.started_at)
     complete = len(results) == len(sweep.cells) and all(map(is_complete, results))
     complete = complete and all(result.outcome.status != "killed" for result in results)
-    tracker.close("FINISHED" if complete else "KILLED", results, ended_at, write_report(folder))
+    tracker.close("FINISHED" if complete else "KILLED", results, ended_at, try_report(folder))
     print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {uri}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.errors import TrackingError
 from bench.output import store
-from bench.output.report import write_report
+from bench.output.report import try_report
 from bench.output.tracking import Tracker, tracking_uri
 from bench.result import Result, is_complete
 
@@ -48,7 +48,7 @@ class Recorder:
         """End the sweep; what is incomplete stays so. ``status``: FINISHED or KILLED."""
         self._pending += [each.cell_id for each in self.results if not is_complete(each)]
         self._flush()  # a Ctrl-C may have come between the disk and MLflow
-        report = write_report(self._folder) if status == "FINISHED" else []  # a Ctrl-C ends at once
+        report = try_report(self._folder) if status == "FINISHED" else []  # a Ctrl-C ends at once
         if self.tracker is not None and self.untracked is None:
             with self._untracked_on_error():
                 self.tracker.close(status, self.results, ended_at, report)

@@ -8,6 +8,7 @@ import csv
 import functools
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,6 @@ class Entry:
     text: str
     sort: float | None = None  # a number to sort by
     interval: str = ""
-    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,15 @@ def write_report(folder: Path) -> list[Path]:
         os.replace(aside, folder / name)
         written.append(folder / name)
     return written
+
+
+def try_report(folder: Path) -> list[Path]:
+    """The same at the end of a sweep, which must not be lost to its report: what goes wrong is said."""
+    try:
+        return write_report(folder)
+    except Exception as error:  # a full disk, or a mistake of ours: the results are kept, the command shows it whole
+        print(f"no report: {type(error).__name__}: {error}; `python -m bench report {folder}` tries again", file=sys.stderr)
+        return []
 
 
 def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Sequence[charts.Chart]) -> str:
@@ -157,7 +166,8 @@ def _label(result: Result, columns: Sequence[str]) -> str:
 
 
 def _short(column: str, value: str) -> str:
-    return f"batch {value}" if column == "batch" else value
+    """Names speak for themselves, numbers do not."""
+    return value if value[:1].isalpha() else f"{column} {value}"
 
 
 def _grid(

@@ -32,25 +32,37 @@ class Asked:
 
 
 def side_by_side(results: Sequence[Result], columns: Sequence[str]) -> list[Asked]:
-    """Of every configuration that answered; empty without answers or without a reference."""
-    own = [r for r in results if r.samples and r.divergence is not None and r.samples_from in (None, r.cell_id)]
-    if not own or own[0].divergence is None:
-        return []
-    found = []
-    for theirs in own[0].divergence.answers:
-        told, shares = [Told(f"reference, {own[0].divergence.reference}", theirs.answer, "", "")], []
-        for result in own:
-            for ours in (sample for sample in result.samples if sample.prompt == theirs.prompt):
-                told.append(_told(_who(result, columns), ours, theirs))
-                shares.append(compare_answers(ours, theirs).equal_share)
-        found.append((fmean(shares), Asked(theirs.prompt, tuple(told))))
-    return [asked for _, asked in sorted(found, key=lambda pair: pair[0])]
+    """Of every configuration that answered, beside its own reference; empty without answers or without a reference."""
+    here = {result.cell_id for result in results}
+    found: dict[tuple[str, Sample], list[tuple[float, Told]]] = {}
+    for result in results:
+        is_copy = result.samples_from in here - {result.cell_id}
+        if result.divergence is None or is_copy:
+            continue
+        ours = {sample.prompt: sample for sample in result.samples}
+        who = f"{result.cell.model.name}, {result.divergence.reference}"
+        for theirs in result.divergence.answers:
+            if theirs.prompt in ours:
+                share = compare_answers(ours[theirs.prompt], theirs).equal_share
+                told = share, _told(_who(result, columns), ours[theirs.prompt], theirs)
+                found.setdefault((who, theirs), []).append(told)
+    asked = [
+        (fmean(share for share, _ in told), Asked(theirs.prompt, (_reference(who, theirs), *(each for _, each in told))))
+        for (who, theirs), told in found.items()
+    ]
+    return [each for _, each in sorted(asked, key=lambda pair: pair[0])]
+
+
+def _reference(who: str, theirs: Sample) -> Told:
+    return Told(f"reference ({who})", theirs.answer, "", "")
 
 
 def _told(who: str, ours: Sample, theirs: Sample) -> Told:
     compared = compare_answers(ours, theirs)
     length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours.answer, theirs.answer, strict=False)))
     remarks = ["in a loop"] * compared.is_loop + ["empty"] * compared.is_empty
+    if len(ours.answer) < len(theirs.answer) and length == len(ours.answer):
+        remarks.append("ends earlier")
     remarks.append("equal" if compared.first_difference is None else f"{compared.equal_share:.0%} of tokens equal")
     return Told(who, ours.answer[:length], ours.answer[length:], ", ".join(remarks))
 
