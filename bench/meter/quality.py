@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 from bench.errors import CellFailure
 from bench.measurement import Divergence, Sample, Window
 from bench.model.attn import pinned
-from bench.model.load import Subject
+from bench.model.load import Subject, release_heap
 from bench.spec import Cell
 
-_POSITIONS = 32  # of which logits exist at once: 32 positions x 152k tokens x 8 bytes are 39 MB, a few times over
+_POSITIONS = 16  # of which logits exist at once: 16 positions x 152k tokens x 8 bytes are 19 MB, a few times over
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # (positions, hidden) -> (positions, vocabulary)
 
@@ -64,6 +64,7 @@ def evaluate(cell: Cell, subject: Subject, reference: str) -> Divergence:
             ours = final_hidden(model, tokens[None])[0]
             found = compare(tokens, ours, model.get_output_embeddings(), hidden[index].to(device), their_head)
             windows.append(_window(found, said))
+            release_heap()  # int8's products leave 10 MB of holes in the heap with each window
     answers = tuple(Sample(**{**each, "tokens": tuple(each["tokens"])}) for each in about["answers"])
     return Divergence(about["reference"], about["begins_with_bos"], tuple(windows), answers)
 
