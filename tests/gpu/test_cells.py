@@ -16,8 +16,10 @@ from bench.errors import CellFailure
 from bench.meter.isolate import Announce
 from bench.output.store import read_results
 from bench.paths import CONF, ROOT
+from bench.references import make, reference_cell
 from bench.result import Host
 from bench.spec import Cell
+from tests import fakes
 from tests.gpu.running import QUICK, RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 if TYPE_CHECKING:
@@ -38,6 +40,21 @@ def test_a_profile_gives_kernels_the_kind_of_what_launched_them(host: Host, tmp_
         assert phase.seconds["attention"] > 0
         assert phase.seconds["idle"] >= 0
         assert "interpreter" not in phase.seconds  # of the device, not of the host
+
+
+@pytest.mark.parametrize(("quant", "least", "most"), [("bf16", -1e-6, 1e-3), ("nf4", 0.05, 1.0)])
+def test_divergence_is_read_on_the_gpu(host: Host, tmp_path: Path, quant: str, least: float, most: float) -> None:
+    asked = fakes.group("quality", "samples", text_tokens=512, max_new_tokens=8)
+    cell = few_repeats(gpu_cell(host, model="smollm2-135m", quant=quant, quality=asked))
+    reference = reference_cell(cell, host, None)
+    assert reference is not None
+    file, log = tmp_path / "reference.safetensors", tmp_path / "log.txt"
+    run(make, reference, replace(reference.quant, name="floor"), str(file), log=log, limits_s={})
+    found: Findings = run(measure, cell, Afterwards(reference=str(file)), log=log)
+    assert found.divergence is not None
+    for window in found.divergence.windows:
+        assert least <= window.kl_nats <= most
+        assert 0 <= window.floor_kl_nats < 0.05
 
 
 def test_what_the_host_needs_to_enqueue_a_step_is_read(host: Host, tmp_path: Path) -> None:
