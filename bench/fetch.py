@@ -1,5 +1,6 @@
 """``python -m bench fetch MODEL``: download and convert models now, so that the first sweep need not."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ def fetch(names: Sequence[str]) -> int:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError([f"model={name}: no such model; there are {', '.join(known)}" for name in unknown])
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: transformers' conversion shows a bar and asks nobody
     from bench.model import sources
 
     for name in names:

@@ -166,7 +166,10 @@ def _value(name: str, value: float) -> str:
         return f"{value / _MIB:,.0f} MiB"
     if name.endswith("_nats"):
         return f"{value:.3g} nat"
-    return f"{value:,.1f} tok/s" if name.endswith("tok_s") else f"{value * 1e3:,.3g} ms"
+    if name.endswith("tok_s"):
+        return f"{value:,.1f} tok/s"
+    ms = value * 1e3
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
 
 
 def in_numbers(result: Result) -> str:
