@@ -73,13 +73,13 @@ def advise(known: Plausible, limits: Limits, goal: Goal, margin: float, one_row_
     chosen = max(range(len(good)), key=lambda i: (round(float(good[i]), 2), typical[i]))
     order = sorted(range(len(good)), key=lambda i: (-good[i], -typical[i]))
     ids = [result.cell_id for result in known.results]
-    excluded = _excluded(known, limits, typical, typical[chosen] + math.log1p(margin))
-    if not np.isfinite(best).mean() >= _IN_QUESTION:
+    if np.isfinite(best).mean() < _IN_QUESTION:
         everything = _excluded(known, limits, typical, -math.inf)
         return Advice("nothing fits", goal, None, 0.0, (), everything, known.is_assumed)
     word: Word = "recommended" if good[chosen] >= SURE else "not enough data"
     least = min(_IN_QUESTION, float(good[chosen]))  # of many alike each is seldom the best
     in_question = tuple(ids[i] for i in order if good[i] >= least)
+    excluded = _excluded(known, limits, typical, typical[chosen] + math.log1p(margin))
     return Advice(word, goal, ids[chosen], float(good[chosen]), in_question, excluded, known.is_assumed)
 
 

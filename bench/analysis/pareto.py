@@ -12,6 +12,8 @@ from bench.analysis.metrics import derive
 from bench.analysis.plausible import peak_memory_bytes
 from bench.result import Result
 
+_BUDGETS = 4
+
 
 def pareto_front(results: Sequence[Result]) -> list[str]:
     """cell_ids that are not dominated in output tokens/s (more), peak memory (less) and divergence (less).
@@ -37,9 +39,6 @@ def _costs(result: Result) -> Sequence[float]:
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
-
-
-_BUDGETS = 4
 
 
 def at_equal_memory(results: Sequence[Result], axis: str) -> tuple[list[str], list[tuple[float, list[Result | None]]]]:

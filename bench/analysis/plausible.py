@@ -3,8 +3,8 @@
 Questions like "which is the best of twenty under three limits, and how sure is that?" have no formula; draws answer them
 by counting. Times are drawn on logarithms, around the mean over a cell's processes, by Student's t with the spread between
 processes (``verdict``): the sweep's own where it has several passes, else the host's calibration, else an assumption that
-is said wherever it is used. Divergence is drawn around its mean over windows. Memory is exact
-on a GPU and a resident set on a CPU.
+is said wherever it is used. Divergence is drawn around its mean over windows. Memory is exact on a GPU and a
+resident set on a CPU.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 from bench.analysis.quality import estimates
 from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
-from bench.analysis.verdict import Spread, spread
+from bench.analysis.verdict import Spread, better_known, spread
 from bench.measurement import Divergence
 from bench.result import Result
 
@@ -63,9 +63,9 @@ def plausible(results: Sequence[Result], calibration: Mapping[str, Spread]) -> P
     assumed = False
     for metric in ("ttft_s", "tpot_s"):
         logs = [[math.log(s) for s in process_times_s(result.measurements)[metric]] for result in measured]
-        known = [each for each in (spread(logs, blocked=False), calibration.get(metric)) if each is not None] if logs else []
-        noise = max(known, key=lambda each: each.df, default=ASSUMED)
-        assumed = assumed or not known
+        known = better_known(spread(logs, blocked=False), calibration.get(metric)) if logs else None
+        noise = known or ASSUMED
+        assumed = assumed or known is None
         centres = np.array([fmean(row) for row in logs])[:, None]
         errors = np.array([noise.deviation / math.sqrt(len(row)) for row in logs])[:, None]
         times[metric] = np.exp(centres + errors * generator.standard_t(noise.df, (len(logs), DRAWS)))

@@ -66,6 +66,12 @@ def spread(logs: Sequence[Sequence[float]], blocked: bool) -> Spread | None:
     return Spread(math.sqrt(sum(r * r for r in residuals) / df), df) if df else None
 
 
+def better_known(own: Spread | None, calibration: Spread | None) -> Spread | None:
+    """The sweep's own noise or the host's: few processes tell less than a calibration does. None: neither is known."""
+    known = [each for each in (own, calibration) if each is not None]
+    return max(known, key=lambda each: each.df, default=None)
+
+
 def compare(
     logs: Mapping[str, Sequence[float]],
     pairs: Sequence[tuple[str, str]],
@@ -81,9 +87,7 @@ def compare(
         logs: logarithms of times, one a process, of every cell of the sweep; more cells tell more about the noise.
         comparisons: how many are read side by side, in all metrics together.
     """
-    own = spread(list(logs.values()), blocked)
-    known = [each for each in (own, calibration) if each is not None]
-    noise = max(known, key=lambda each: each.df, default=None)  # few processes tell less than a calibration does
+    noise = better_known(spread(list(logs.values()), blocked), calibration)
     found = {}
     for cell, base in pairs:
         gain = fmean(logs[base]) - fmean(logs[cell])  # times: less is faster

@@ -213,6 +213,15 @@ def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _label_bars(axis: Any, cells: Sequence[Shown], unit: str) -> None:
+    """Of a chart of stacked bars, one a cell from top to bottom."""
+    axis.set_yticks(range(len(cells)), [cell.label for cell in cells])
+    axis.invert_yaxis()
+    axis.set_xlabel(unit)
+    axis.grid(axis="x")
+    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
+
+
 def _phases(cells: Sequence[Shown], few: str) -> Chart:
     shares = [cell.values["ttft_s"] / cell.values["e2e_s"] for cell in cells]
     figure, (axis,) = _panels(1, 9, _bar_height(cells))
@@ -226,11 +235,7 @@ def _phases(cells: Sequence[Shown], few: str) -> Chart:
         color=_COLOURS[0],
         label="decode",
     )
-    axis.set_yticks(places, [cell.label for cell in cells])
-    axis.invert_yaxis()
-    axis.set_xlabel("one request, ms")
-    axis.grid(axis="x")
-    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
+    _label_bars(axis, cells, "one request, ms")
     title = f"Prefill takes {min(shares):.0%} to {max(shares):.0%} of a request{few}"
     return Chart("phases", title, figure)
 
@@ -249,11 +254,7 @@ def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
     for (name, part), colour in zip(parts, (_COLOURS[0], _COLOURS[1], _COLOURS[7]), strict=True):
         axis.barh(places, part, left=left, color=colour, label=name)
         left = left + np.nan_to_num(part)
-    axis.set_yticks(places, [cell.label for cell in cells])
-    axis.invert_yaxis()
-    axis.set_xlabel("MiB")
-    axis.grid(axis="x")
-    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
+    _label_bars(axis, cells, "MiB")
     title = f"Weights take {weights.min():,.0f} to {weights.max():,.0f} MiB, the KV cache up to {cache.max():,.1f} MiB{few}"
     return Chart("memory", title, figure)
 

@@ -27,20 +27,18 @@ from bench.output.advise import USUAL_KL_NATS, Answer, turning_points, use_cases
 from bench.output.notes import notes
 from bench.output.sidebyside import side_by_side
 from bench.output.store import Sweep, read_results, read_sweep
-from bench.output.table import as_text, conditions, figure
+from bench.output.table import MIB, SPEEDUPS, as_text, conditions, figure
 from bench.paths import DATA
 from bench.result import Result
 
-_MIB = 2**20
-_SPEEDUPS = {"tpot_s": "decode speedup", "ttft_s": "prefill speedup"}
 _NUMBERS = (  # heading, metric, factor from SI, digits
     ("TTFT ms", "ttft_s", 1e3, 1),
     ("TPOT ms", "tpot_s", 1e3, 2),
     ("output tok/s", "output_tok_s", 1, 1),
     ("decode tok/s", "decode_tok_s", 1, 1),
-    ("weights MiB", "weight_bytes", 1 / _MIB, 1),
-    ("VRAM peak MiB", "vram_peak_bytes", 1 / _MIB, 0),
-    ("RSS peak MiB", "rss_peak_bytes", 1 / _MIB, 0),
+    ("weights MiB", "weight_bytes", 1 / MIB, 1),
+    ("VRAM peak MiB", "vram_peak_bytes", 1 / MIB, 0),
+    ("RSS peak MiB", "rss_peak_bytes", 1 / MIB, 0),
     ("KL nat", "kl_nats", 1, None),
     ("top-1 %", "top1_agreement", 1e2, 1),
     ("perplexity", "perplexity", 1, 2),
@@ -120,7 +118,7 @@ def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Seq
         usual_kl=USUAL_KL_NATS if any(result.divergence for result in results) else None,
         use_cases=advice.use_cases,
         turning_points=advice.turning_points,
-        at_equal_memory=[(f"{size / _MIB:,.0f} MiB", [_best(each) for each in best]) for size, best in budgets],
+        at_equal_memory=[(f"{size / MIB:,.0f} MiB", [_best(each) for each in best]) for size, best in budgets],
         memory_groups=groups,
         headings=headings,
         rows=rows,
@@ -176,7 +174,7 @@ def _grid(
     values = {result.cell_id: derive(result) for result in results}
     present = [row for row in _NUMBERS if any(row[1] in each for each in values.values())]
     bound_by = bottlenecks(results)
-    headings = [*columns, *(row[0] for row in present), *(_SPEEDUPS[metric] for metric in found), "bound by", "outcome"]
+    headings = [*columns, *(row[0] for row in present), *(SPEEDUPS[metric] for metric in found), "bound by", "outcome"]
     rows = []
     for result in results:
         row = [_coordinate(coordinate(result.cell, column)) for column in columns]

@@ -18,7 +18,7 @@ from bench.result import Result
 
 MIB = 2**20
 _SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes")
-_SPEEDUPS = {"tpot_s": "decode speedup", "ttft_s": "prefill speedup"}
+SPEEDUPS = {"tpot_s": "decode speedup", "ttft_s": "prefill speedup"}
 _WIDTH = 160  # where there is no terminal
 
 # heading, metric, factor from SI, digits
@@ -50,7 +50,7 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
     for heading, *_ in shown:
         table.add_column(heading, justify="right")
     for metric in found:
-        table.add_column(_SPEEDUPS[metric], no_wrap=True)
+        table.add_column(SPEEDUPS[metric], no_wrap=True)
     bound_by = bottlenecks(results)
     if bound_by:
         table.add_column("bound by", no_wrap=True)
