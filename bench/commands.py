@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import yaml
 
-from bench.analysis.advice import Goal, Limits
 from bench.config import parse_config
 from bench.errors import ConfigError, StoreError
 from bench.paths import CONF
@@ -71,6 +70,8 @@ def _gate(arguments: list[str]) -> int:
 
 
 def _advise(arguments: list[str]) -> int:
+    from bench.analysis.advice import Goal, Limits  # imports numpy, which no other command line needs to wait for
+
     parser = argparse.ArgumentParser("bench advise", description="Which configuration to take, and how sure that is.")
     parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
     parser.add_argument("--goal", choices=get_args(Goal), help="without it the usual questions are answered")

@@ -1,13 +1,13 @@
 """How much processes of one cell differ on this host: found once by ``doctor --calibrate``, for sweeps of a single pass."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bench.analysis.verdict import Spread
 from bench.errors import ConfigError, StoreError
+from bench.output.store import write_aside
 from bench.parse import parse
 from bench.paths import cache_folder
 from bench.result import Host
@@ -29,9 +29,8 @@ def write(host: Host, spreads: Mapping[str, Spread]) -> Path:
     """Keep it; returns where."""
     file = _file(host)
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps({metric: asdict(spread) for metric, spread in spreads.items()}, indent=1), encoding="utf-8")
-    os.replace(aside, file)
+    text = json.dumps({metric: asdict(spread) for metric, spread in spreads.items()}, indent=1)
+    write_aside(file, text.encode())
     return file
 
 

@@ -7,7 +7,6 @@ results on disk, so an old sweep can be reported again after a formula was corre
 import csv
 import functools
 import io
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from bench.output import breakdown, charts
 from bench.output.advise import USUAL_KL_NATS, Answer, turning_points, use_cases
 from bench.output.notes import notes
 from bench.output.sidebyside import side_by_side
-from bench.output.store import Sweep, read_results, read_sweep
+from bench.output.store import Sweep, read_results, read_sweep, write_aside
 from bench.output.table import MIB, SPEEDUPS, as_text, conditions, figure
 from bench.paths import DATA
 from bench.result import Result
@@ -69,7 +68,7 @@ def write_report(folder: Path) -> list[Path]:
     """Report on a sweep's folder, in it; returns the files, the page first.
 
     Raises:
-        StoreError: when the folder is not a sweep's.
+        StoreError: when the folder is not a sweep's, or cannot be written to.
     """
     sweep, results = read_sweep(folder), list(read_results(folder))
     pictures = list(charts.charts(shown(results, _axis(results, sweep))))
@@ -80,13 +79,9 @@ def write_report(folder: Path) -> list[Path]:
         "report.csv": table(results).encode(),
         **{f"{chart.name}.png": charts.png(chart) for chart in pictures if chart.name in ("throughput", "tradeoffs")},
     }
-    written = []
     for name, content in files.items():
-        aside = folder / f"{name}.partial"
-        aside.write_bytes(content)
-        os.replace(aside, folder / name)
-        written.append(folder / name)
-    return written
+        write_aside(folder / name, content)
+    return [folder / name for name in files]
 
 
 def try_report(folder: Path) -> list[Path]:

@@ -136,10 +136,19 @@ def library_words(folder: Path) -> list[str]:
 
 
 def _write(file: Path, text: str) -> None:
+    write_aside(file, text.encode())
+
+
+def write_aside(file: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        StoreError: when the disk is full or forbids it.
+    """
     aside = file.with_suffix(".partial")
     try:
-        with open(aside, "w", encoding="utf-8") as out:
-            out.write(text)
+        with open(aside, "wb") as out:
+            out.write(content)
             out.flush()
             os.fsync(out.fileno())
         os.replace(aside, file)
