@@ -16,7 +16,7 @@ from bench.measurement import Measurement, Memory
 from bench.meter.contamination import counters, since
 from bench.meter.device import nvml_used_bytes
 from bench.meter.energy import read_energy
-from bench.meter.host import import_libraries, prepare_process
+from bench.meter.host import begin_task
 from bench.meter.isolate import Announce
 from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
 from bench.meter.profile import profile
@@ -40,10 +40,7 @@ def run_cell(announce: Announce, cell: Cell, afterwards: Afterwards) -> Findings
     Raises:
         CellFailure: when there is no number that deserves the cell's name.
     """
-    announce("prepare", "")
-    folder = sources.fetch(cell.model)
-    precision = prepare_process(cell)
-    import_libraries(cell)
+    folder, precision = begin_task(announce, cell)
     rss_before = status_bytes("VmRSS")
     used_before = nvml_used_bytes(cuda_uuid()) if cell.device == "cuda" else None
     before = read_sentinel(cell.device)
@@ -122,10 +119,7 @@ def run_one_request(announce: Announce, cell: Cell) -> None:
     Raises:
         CellFailure: when it does not, or fails otherwise.
     """
-    announce("prepare", "")
-    folder = sources.fetch(cell.model)
-    prepare_process(cell)
-    import_libraries(cell)
+    folder, _ = begin_task(announce, cell)
     announce("load", "")
     subject = load(cell, folder)
     ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from bench.meter.isolate import Announce
 from bench.meter.memory import cuda_uuid
+from bench.model import sources
 from bench.result import Host
 from bench.spec import Cell
 
@@ -105,6 +107,18 @@ def cgroup_files(name: str) -> list[Path]:
         inside = [folder for folder in (place, *place.parents) if folder.is_relative_to(root)]
         found += [folder / name for folder in inside if (folder / name).is_file()]
     return found
+
+
+def begin_task(announce: Announce, cell: Cell) -> tuple[Path | None, dict[str, str]]:
+    """How every task with a model begins: its files are here, the process is as the cell wants it, libraries are imported.
+
+    Returns the model's folder (None for random weights) and the precision flags that were set.
+    """
+    announce("prepare", "")
+    folder = sources.fetch(cell.model)
+    precision = prepare_process(cell)
+    import_libraries(cell)
+    return folder, precision
 
 
 def prepare_process(cell: Cell) -> dict[str, str]:

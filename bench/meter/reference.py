@@ -23,11 +23,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.errors import CellFailure
-from bench.meter.host import import_libraries, prepare_process
+from bench.meter.host import begin_task
 from bench.meter.isolate import Announce
 from bench.meter.quality import compare, final_hidden
 from bench.meter.samples import answer_samples
-from bench.model import sources
 from bench.model.load import load, release_heap
 from bench.paths import TEXTS
 from bench.spec import Cell, Quality, Quant
@@ -45,10 +44,7 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
     Raises:
         CellFailure: ``failed`` when the model's logits are more than a product with its head, or a text is too short.
     """
-    announce("prepare", "")
-    folder = sources.fetch(cell.model)
-    prepare_process(cell)
-    import_libraries(cell)
+    folder, _ = begin_task(announce, cell)
     announce("load", "")
     subject = load(cell, folder)
     assert subject.tokenizer is not None, "texts need a tokenizer"
