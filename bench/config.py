@@ -18,6 +18,7 @@ class Tracking:
     enabled: bool
     experiment: str
     uri: str | None = None
+    diff: bool = False  # keep what differs from the commit with the run, as a patch; it may hold anything
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from bench.errors import ConfigError, StoreError
 from bench.measurement import Divergence, Measurement, Profile, Sample, TaskScore
 from bench.parse import parse
+from bench.redact import redacted
 from bench.spec import Cell
 
 SCHEMA = 3
@@ -150,7 +151,8 @@ class Result:
         return max((each.started_at + each.wall_s for each in self.passes), default=self.started_at)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        """The record as text, without what looks like a secret."""
+        return json.dumps(redacted(dataclasses.asdict(self)), indent=1, allow_nan=False)
 
 
 def is_complete(record: Result) -> bool:

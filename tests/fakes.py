@@ -13,6 +13,7 @@ import yaml
 from bench.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
 from bench.parse import parse
 from bench.paths import CONF
+from bench.provenance import Provenance
 from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Result
 from bench.spec import Cell, cell_id
 
@@ -103,6 +104,19 @@ def gpu_host(**changes: Any) -> Host:
         "missing": {},
     }
     return host(**values | changes)
+
+
+def provenance(**changes: Any) -> Provenance:
+    """A checkout with one changed file."""
+    values: dict[str, Any] = {
+        "commit": "0123abc",
+        "changed": ("README.md",),
+        "changes": "0123456789ab",
+        "measuring": "ab0123456789",
+        "lock": "ba9876543210",
+        "packages": {"torch": "2.9.0", "tqdm": "4.66.0"},
+    }
+    return Provenance(**values | changes)
 
 
 def memory(**changes: int) -> Memory:

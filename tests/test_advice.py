@@ -70,8 +70,7 @@ SWEEP = Sweep(
     margin=0.03,
     calibration={},
     cells=tuple(result.cell_id for result in KNOWN),
-    git_commit=None,
-    git_dirty=None,
+    provenance=fakes.provenance(commit=None, changed=()),
 )
 
 

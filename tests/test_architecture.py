@@ -13,7 +13,15 @@ import pytest
 
 from bench.paths import PACKAGE, ROOT
 
-TYPES = {"bench.afterwards", "bench.config", "bench.errors", "bench.measurement", "bench.result", "bench.spec"}
+TYPES = {
+    "bench.afterwards",
+    "bench.config",
+    "bench.errors",
+    "bench.measurement",
+    "bench.redact",
+    "bench.result",
+    "bench.spec",
+}
 MODEL_LIBRARIES = {"bitsandbytes", "gguf", "huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"}
 
 TERMINAL_AND_STORE = {"mlflow", "rich", "sqlalchemy"}
@@ -28,7 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.config": {"bench.errors", "bench.parse", "bench.spec"},
     "bench.afterwards": set(),
     "bench.measurement": set(),
-    "bench.result": {"bench.errors", "bench.measurement", "bench.parse", "bench.spec"},
+    "bench.redact": set(),
+    "bench.result": {"bench.errors", "bench.measurement", "bench.parse", "bench.redact", "bench.spec"},
+    "bench.provenance": {"bench.paths", "bench.resume"},
     "bench.plan": {*TYPES, "bench.analysis"},
     "bench.resume": {*TYPES, "bench.paths"},
     "bench.analysis": {*TYPES, "bench.analysis", "numpy"},
@@ -55,10 +65,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.output",
         "bench.parse",
         "bench.paths",
+        "bench.provenance",
         *PAGE,
         "mlflow",
         "rich",
         "sqlalchemy",
+        "yaml",
     },
     "bench.mistakes": {*TYPES, "bench.parse", "bench.paths", "hydra", "omegaconf", "yaml"},
     "bench.fetch": {*TYPES, "bench.parse", "bench.paths", "yaml"},
@@ -93,17 +105,25 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.analysis",
         "bench.attempt",
         "bench.fit",
-        "bench.meter.device",
         "bench.meter.lock",
-        "bench.meter.telemetry",
         "bench.output",
+        "bench.passes",
         "bench.paths",
         "bench.plan",
+        "bench.provenance",
         "bench.references",
         "bench.resume",
-        "bench.shared_quality",
         "bench.signals",
         "bench.surroundings",
+    },
+    "bench.passes": {
+        *TYPES,
+        "bench.attempt",
+        "bench.meter.device",
+        "bench.meter.telemetry",
+        "bench.output",
+        "bench.shared_quality",
+        "bench.signals",
     },
     "bench.__main__": {
         *TYPES,

@@ -11,8 +11,8 @@ from bench.afterwards import Afterwards
 from bench.config import Baseline, Tracking
 from bench.errors import CellFailure, Interrupted
 from bench.output.store import Sweep, find_earlier, last_wall_s, write_result, write_sweep
+from bench.passes import schedule
 from bench.result import Findings, Outcome, Pass, Result, is_complete
-from bench.sweep import schedule
 from tests import fakes
 
 THRICE = fakes.cell(measure=fakes.group("measure", "quick", passes=3))

@@ -37,8 +37,7 @@ def sweep(*cells: str) -> Sweep:
         margin=0.03,
         calibration={"tpot_s": Spread(0.01, 7)},
         cells=cells,
-        git_commit="0123abc",
-        git_dirty=True,
+        provenance=fakes.provenance(),
     )
 
 
@@ -71,7 +70,7 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_sweep_outside_a_checkout_is_read_as_it_was_written(tmp_path: Path) -> None:
-    installed = replace(sweep(), git_commit=None, git_dirty=None)
+    installed = replace(sweep(), provenance=fakes.provenance(commit=None, changes=None, lock=None, changed=()))
     write_sweep(tmp_path, installed)
     assert read_sweep(tmp_path) == installed
 

@@ -1,20 +1,26 @@
 """What MLflow holds after results were logged, on a real SQLite store."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench.analysis.metrics import derive
 from bench.config import Baseline, Tracking
-from bench.errors import TrackingError
+from bench.errors import ConfigError, TrackingError
 from bench.measurement import Sample
 from bench.output import store
 from bench.output.push import push
 from bench.output.tracking import Tracker, tracking_uri
+from bench.parse import parse
+from bench.paths import TEXTS
 from bench.result import Outcome, Result
+from bench.spec import Cell
 from tests import fakes
 
 SAMPLES = (Sample("Why?", "Because.", (1, 2), True), Sample("How?", "Slowly", (3,), False))
@@ -35,10 +41,10 @@ def folder(tmp_path: Path) -> Path:
         margin=0.03,
         calibration={},
         cells=(OK.cell_id, FAILED.cell_id),
-        git_commit="0123abc",
-        git_dirty=True,
+        provenance=fakes.provenance(),
     )
     store.write_sweep(place, sweep)
+    store.write_inputs(place, [TEXTS["prose"]])
     for result in (OK, FAILED):
         store.write_result(place, result)
     return place
@@ -77,7 +83,10 @@ def test_a_cell_is_a_nested_run_with_all_that_is_known(folder: Path, client: Mlf
     assert not {"quant", "batch", "model"} & run.data.params.keys()  # names that `mlflow run` may have taken
     derived = derive(OK)
     assert {key: run.data.metrics[key] for key in derived} == pytest.approx(derived, rel=1e-5)
-    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {"result.json", "samples.json"}
+    files = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert files == {"result.json", "config.yaml", "samples.json"}
+    written = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml"))
+    assert parse(Cell, written) == OK.cell
 
 
 def test_a_cell_without_a_number_says_why_and_has_none(folder: Path, client: MlflowClient) -> None:
@@ -129,6 +138,82 @@ def test_the_run_that_mlflow_run_has_opened_becomes_the_parent(
     assert (tracked.parent_id, tracked.experiment_id) == (opened.run_id, opened.experiment_id)
     assert [run.data.tags["mlflow.parentRunId"] for run in cells(client, tracked)] == [opened.run_id]
     assert client.get_run(opened.run_id).data.tags["bench.kind"] == "sweep"
+
+
+def only_one(folder: Path) -> None:
+    """The sweep as if it had had one cell."""
+    store.write_sweep(folder, replace(store.read_sweep(folder), cells=(OK.cell_id,)))
+
+
+def test_a_sweep_of_one_cell_is_one_run(folder: Path, client: MlflowClient) -> None:
+    only_one(folder)
+    for _ in range(2):  # what is there stays, and gets no longer
+        assert push(folder) == 0
+    (run,) = client.search_runs(["1"])
+    assert (run.info.run_name, run.info.status) == (OK.cell.label, "FINISHED")
+    assert run.data.tags["bench.kind"] == "cell"
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert run.data.metrics["decode_tok_s"] > 0
+    files = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"result.json", "sweep.json", "summary.txt", "inputs", "report.html"} <= files
+    rows = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/samples.json"))["data"]
+    assert len(rows) == len(SAMPLES)
+
+
+def test_the_run_that_mlflow_run_has_opened_becomes_the_only_cell(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_one(folder)
+    opened = client.create_run(client.create_experiment("of the project", (folder / "artifacts").as_uri())).info
+    client.log_param(opened.run_id, "batch", "1")  # as `mlflow run -P batch=1` does
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.run_id)
+    assert push(folder) == 0
+    assert [experiment.name for experiment in client.search_experiments() if experiment.name != "Default"] == [
+        "of the project"
+    ]
+    (run,) = client.search_runs([opened.experiment_id])
+    assert (run.info.run_id, run.info.status) == (opened.run_id, "FINISHED")
+    assert run.data.metrics["decode_tok_s"] > 0
+
+
+PASSWORD = "pass-word-0123"
+HUB_TOKEN = "hf_" + "abcdefghij0123456789"
+PLAIN = "a-plain-value-4711"  # of a variable that nothing asked for
+
+
+def test_no_secret_reaches_mlflow_or_the_disk(folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", PASSWORD)
+    monkeypatch.setenv("WHATEVER", PLAIN)
+    words = f"401 for https://me:{PASSWORD}@hub/x?access_token={PASSWORD}, sent {HUB_TOKEN} and {PASSWORD}"
+    where = fakes.group("model", "smollm2-135m", repo=f"https://me:{PASSWORD}@hub/m", revision=HUB_TOKEN)
+    failed = fakes.result(cell=fakes.cell(model=where, batch=2), outcome=Outcome("failed", words, f"Traceback\n{words}"))
+    sweep = store.read_sweep(folder)
+    uri = f"http://me:{PASSWORD}@host:5000"
+    store.write_sweep(
+        folder,
+        replace(
+            sweep,
+            overrides=("-m", f"tracking.uri={uri}", f"model.revision={HUB_TOKEN}"),
+            tracking=replace(sweep.tracking, uri=uri),
+            cells=(OK.cell_id, failed.cell_id),
+        ),
+    )
+    store.write_result(folder, failed)
+    (folder / failed.cell_id / "log.txt").write_text(words)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent.parent / 'mlflow.db'}")
+    # What a running sweep hands over has not been on disk.
+    tracked = Tracker(tracking_uri(Tracking("local", True, "e"), folder), folder.parent.parent, folder, sweep)
+    tracked.open()
+    tracked.log_cell(failed)
+    assert push(folder) == 0
+    (folder / failed.cell_id / "log.txt").unlink()  # it stays on this machine
+    files = [file for file in folder.parent.parent.rglob("*") if file.is_file()]
+    assert {"mlflow.db", "result.json", "sweep.json", "log.txt", "config.yaml", "report.html"} <= {f.name for f in files}
+    for secret in (PASSWORD, HUB_TOKEN, PLAIN):
+        assert [file for file in files if secret.encode() in file.read_bytes()] == []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
+        push(folder)
 
 
 def test_push_sends_a_folder_and_ends_its_parent(folder: Path, client: MlflowClient) -> None:

@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+from bench.errors import ConfigError
 from bench.output.report import try_report
 from bench.output.store import read_results, read_sweep
 from bench.output.tracking import Tracker, tracking_uri
+from bench.redact import HIDDEN
 from bench.result import is_complete
 
 
@@ -13,6 +15,7 @@ def push(folder: Path) -> int:
     """Log a sweep's folder to where it was meant to go, or to MLFLOW_TRACKING_URI; returns the exit code.
 
     Raises:
+        ConfigError: when where it was meant to go has a password.
         StoreError: when the folder is not a sweep's, or a result in it cannot be read.
         TrackingError: when MLflow does not take it.
     """
@@ -20,6 +23,8 @@ def push(folder: Path) -> int:
     results = list(read_results(folder))
     outputs = folder.resolve().parent.parent  # outputs/sweeps/ID
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(sweep.tracking, outputs)
+    if HIDDEN in uri:
+        raise ConfigError([f"{uri}: passwords are not kept; want the whole address in MLFLOW_TRACKING_URI"])
     tracker = Tracker(uri, outputs, folder, sweep)
     tracker.open()
     for result in results:

@@ -208,7 +208,8 @@ def _best(result: Result | None) -> str:
 
 
 def _commit(sweep: Sweep) -> str:
-    return "" if sweep.git_commit is None else sweep.git_commit[:12] + (" with changes" if sweep.git_dirty else "")
+    of = sweep.provenance
+    return "" if of.commit is None else of.commit[:12] + (" with changes" if of.changed else "")
 
 
 def _environment(results: Sequence[Result]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,9 +18,13 @@ from bench.analysis.verdict import Spread
 from bench.config import Baseline, Tracking
 from bench.errors import ConfigError, StoreError
 from bench.parse import parse
+from bench.provenance import Provenance
+from bench.redact import redacted
 from bench.result import Host, Outcome, Result, from_json
 
 TRACE = "trace.json.gz"  # of a cell's profiled request
+INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
+DIFF = "changes.patch"  # what was not committed, if that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class Sweep:
     margin: float
     calibration: Mapping[str, Spread]  # of this host, by metric; empty when there was none
     cells: tuple[str, ...]  # cell_ids, in the order of the grid
-    git_commit: str | None
-    git_dirty: bool | None
+    provenance: Provenance
+    reproduces: str | None = None  # the run or sweep that this one repeats
 
 
 def new_folder(outputs: Path) -> Path:
@@ -64,7 +68,14 @@ def cell_folder(folder: Path, cell_id: str) -> Path:
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Raises: StoreError when the disk is full or forbids it."""
-    _write(folder / "sweep.json", json.dumps(dataclasses.asdict(sweep), indent=1))
+    _write(folder / "sweep.json", json.dumps(redacted(dataclasses.asdict(sweep)), indent=1))
+
+
+def write_inputs(folder: Path, files: Collection[Path]) -> None:
+    """Keep a copy of what models read: these files may be others tomorrow. Raises: StoreError when the disk is full."""
+    (folder / INPUTS).mkdir()
+    for file in files:
+        write_aside(folder / INPUTS / file.name, file.read_bytes())
 
 
 def write_result(folder: Path, result: Result) -> None:

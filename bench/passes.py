@@ -1,0 +1,111 @@
+"""The passes of a grid: every cell in a fresh process, again and again, each pass in an order of its own.
+
+A drift of the machine so falls on all cells alike. What ends a cell ends no other; what ends the sweep loses no process
+that is finished.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import signals
+from bench.attempt import run_pass
+from bench.meter.device import nvml_used_bytes, wait_until_free
+from bench.meter.telemetry import other_processes
+from bench.output import store
+from bench.output.progress import ProgressLine
+from bench.result import Result, is_complete
+from bench.shared_quality import share, still_to_ask
+
+if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
+    from bench.output.record import Recorder
+
+
+def run_all(
+    begun: Sequence[Result],
+    references: Mapping[str, str],
+    wants_profiles: bool,
+    folder: Path,
+    recorder: "Recorder",
+    progress: ProgressLine,
+) -> bool:
+    """Every pass of every cell; returns whether the user ended it.
+
+    Args:
+        references: by cell_id, the file of the model that its predictions are compared with.
+    """
+    records = {record.cell_id: replace(record, sweep_id=folder.name) for record in begun}
+    status = "KILLED"
+    try:
+        for record in records.values():
+            if is_complete(record):
+                recorder.keep(record)
+        reused = sum(record.reused_from is not None for record in records.values() if is_complete(record))
+        if reused:
+            _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
+        if _run_passes(records, references, wants_profiles, folder, recorder, progress):
+            return True
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signals.ignore()
+        recorder.close(status, time.time())
+    return False
+
+
+def _run_passes(
+    records: dict[str, Result],
+    references: Mapping[str, str],
+    wants_profiles: bool,
+    folder: Path,
+    recorder: "Recorder",
+    progress: ProgressLine,
+) -> bool:
+    answered: dict[str, Result] = {}
+    for record in records.values():
+        share(record, answered)
+    host = next(iter(records.values())).host
+    baseline_bytes = nvml_used_bytes(host.device_uuid)
+    for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
+        _say(f"{host.device_name} is in use by {other.name or 'a process'} (pid {other.pid}): it disturbs what is measured")
+    jobs = schedule(list(records.values()))
+    progress.plan(len(jobs))
+    for which in jobs:
+        record = records[which]
+        if is_complete(record):  # an earlier pass of it failed
+            progress.finished()
+            continue
+        cell, place = record.cell, store.cell_folder(folder, which)
+        progress.cell(cell.label)
+        trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
+        wanted = still_to_ask(record, answered, references.get(which), trace)
+        record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
+        records[which] = record = share(record, answered)
+        with signals.deferred():
+            recorder.keep(record)
+        progress.finished()
+        if interrupted:
+            return True
+        held = wait_until_free(host.device_uuid, baseline_bytes)
+        if held:
+            _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")
+    return False
+
+
+def schedule(records: Sequence[Result]) -> list[str]:
+    """The cell_ids of all processes to come: pass by pass, each pass in an order of its own, the same for the same seed."""
+    jobs: list[str] = []
+    for index in range(max(record.cell.measure.passes for record in records)):
+        due = [r.cell_id for r in records if not is_complete(r) and len(r.passes) <= index < r.cell.measure.passes]
+        random.Random(f"{records[0].cell.seed}/{index}").shuffle(due)
+        jobs += due
+    return jobs
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
