@@ -1,15 +1,20 @@
 """The commands beside Hydra's command line: ``python -m bench COMMAND ...``."""
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from bench.config import parse_config
-from bench.errors import ConfigError, StoreError
+from bench.config import Settings, parse_config
+from bench.errors import ConfigError, StoreError, TrackingError
 from bench.paths import CONF
+
+if TYPE_CHECKING:  # it imports mlflow
+    from bench.output.recorded import Recorded
 
 Compose = Callable[[list[str]], list[Mapping[str, Any]]]
 
@@ -31,6 +36,7 @@ def run_command(name: str, arguments: list[str], compose: Compose) -> int:
         "gate": _gate,
         "advise": _advise,
         "report": _report,
+        "reproduce": lambda rest: _reproduce(rest, compose),
         "doctor": lambda rest: _doctor(rest, compose),
     }
     if name not in commands:
@@ -108,9 +114,52 @@ def _report(arguments: list[str]) -> int:
     given = parser.parse_args(arguments).folder
     from bench.output.report import write_report
 
-    for file in write_report(_newest() if given is None else _place(given)):
+    folder = _newest() if given is None else _place(given)
+    files = write_report(folder)
+    if (run_id := os.environ.get("MLFLOW_RUN_ID")) is not None:  # `mlflow run -e report` has opened one
+        from bench.output.tracking import keep_report
+
+        keep_report(run_id, folder.name, files)
+    for file in files:
         print(file)
     return 0
+
+
+def _reproduce(arguments: list[str], compose: Compose) -> int:
+    parser = argparse.ArgumentParser(
+        "bench reproduce", description="Run a cell or a sweep once more: does the same come out?"
+    )
+    parser.add_argument("run", help=f"id of an MLflow run, folder of a sweep or of one of its cells, or a name in {_SWEEPS}")
+    parser.add_argument("--margin", type=_margin, default=0.05, help="times within it are alike (default 0.05: 5 %%)")
+    parser.add_argument("--processes", type=_count, metavar="N", help="of each cell; default: as recorded, at least 3")
+    parser.add_argument("--checkout", action="store_true", help="in a temporary worktree of the commit that is recorded")
+    given = parser.parse_args(arguments)
+    (default,) = compose([])
+    settings = parse_config(default).settings
+    recorded = _recorded(given.run, settings)
+    from bench.reproduce import in_worktree, reproduce
+
+    if given.checkout:
+        code = recorded.sweep.provenance
+        return in_worktree(code.commit, code.changed, [word for word in arguments if word != "--checkout"])
+    tracking = replace(settings.tracking, experiment=recorded.sweep.tracking.experiment)
+    baseline = recorded.sweep.baseline  # which decides what predictions are compared with
+    return reproduce(recorded, replace(settings, tracking=tracking, baseline=baseline, margin=given.margin), given.processes)
+
+
+def _recorded(given: str, settings: Settings) -> "Recorded":
+    from bench.output.recorded import from_folder, from_mlflow
+    from bench.output.tracking import tracking_uri
+
+    if _place(given).exists():
+        return from_folder(_place(given))
+    uri, own = tracking_uri(settings.tracking, Path(settings.output_dir)), Path(settings.output_dir, "mlflow.db")
+    if "MLFLOW_TRACKING_URI" not in os.environ and not own.is_file():
+        raise ConfigError([f"{given}: no such folder, and no store of runs at {own}; want one in MLFLOW_TRACKING_URI"])
+    try:
+        return from_mlflow(given, uri)
+    except TrackingError as error:
+        raise ConfigError([f"{given}: no such folder, and {error}"]) from error
 
 
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}
@@ -140,6 +189,18 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: want a number above 0")
     return value
+
+
+def _margin(text: str) -> float:
+    if not 0 < (value := _positive(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want a share like 0.05 for 5 %")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: want a whole number, at least 1")
+    return int(text)
 
 
 def _share(text: str) -> float:

@@ -120,7 +120,7 @@ def show(ended: Ended) -> None:
     out.print(table.summary(recorder.results, recorder.sweep))
     for line in in_short(recorder.results, recorder.sweep):
         out.print(line, markup=False)
-    _say_what_next(recorder, ended.folder)
+    say_what_next(recorder, ended.folder)
 
 
 def _resolved(config: Config, host: Host, progress: ProgressLine) -> Cell:
@@ -200,7 +200,8 @@ def _exit_code(recorder: "Recorder") -> int:
     return 3 if recorder.untracked else 0
 
 
-def _say_what_next(recorder: "Recorder", folder: Path) -> None:
+def say_what_next(recorder: "Recorder", folder: Path) -> None:
+    """Where the results are, and how to look further."""
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     said = store.library_words(folder)
     for line in said[:_MOST_WORDS]:

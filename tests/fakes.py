@@ -140,7 +140,7 @@ def measurement(**changes: Any) -> Measurement:
         "stopped": "target",
         "before": Sentinel(read_s=0.01, matmul_s=0.002, steps_s=0.004),
         "after": Sentinel(read_s=0.011, matmul_s=0.002, steps_s=0.003),
-        "contamination": Contamination(wall_s=10.0, throttled_s=0.0, steal_s=0.05, involuntary_switches=20, pressure_s=0.5),
+        "contamination": Contamination(wall_s=10.0, throttled_s=0.0, steal_s=0.05, involuntary_switches=20, pressure_s=0.05),
         "load_memory": memory(rss_peak_bytes=7000),
         "run_memory": memory(rss_peak_bytes=5000),
         "rss_before_load_bytes": 1000,

@@ -72,7 +72,7 @@ BY_HAND = {
     "drift": -0.25,  # 0.003 / 0.004 - 1, more than 0.011 / 0.01 - 1
     "throttled_share": 0.0,
     "steal_share": 0.005,
-    "pressure_share": 0.05,
+    "pressure_share": 0.005,
     "switches_per_s": 2.0,
     "kl_nats": 0.5,
     "kl_median_nats": 0.25,

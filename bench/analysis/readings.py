@@ -11,6 +11,14 @@ from bench.analysis.stats import outliers, readings_needed
 from bench.measurement import Measurement, Memory, Repeat, Telemetry
 from bench.result import Attestation, Peaks, Result
 
+# by field of Contamination: what it means, and the share of the time that is harmless. A quiet machine of two CPUs shows
+# a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy neighbour 12 to 47 %.
+_DISTURBANCES = {
+    "throttled_s": ("the cgroup's CPU quota was used up for a share of the time", 0.01),
+    "steal_s": ("other virtual machines took a share of the CPUs", 0.01),
+    "pressure_s": ("threads waited for a CPU that others used, for a share of the time", 0.03),
+}
+
 
 def tpot_s(repeat: Repeat) -> float:
     """Time of one decode step of the whole batch, averaged over a request: (end to end - TTFT) / (new tokens - 1)."""
@@ -39,6 +47,16 @@ def drift(measurement: Measurement) -> float:
     before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
     changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
     return max(changes, key=abs)
+
+
+def disturbances(measured: Sequence[Measurement]) -> list[tuple[str, float]]:
+    """Who else had the CPUs while requests were timed: what, and the share of the time; of the process that had it worst."""
+    found = []
+    for field, (text, harmless) in _DISTURBANCES.items():
+        share = max((getattr(m.contamination, field) or 0.0) / m.contamination.wall_s for m in measured)
+        if share > harmless:
+            found.append((text, share))
+    return found
 
 
 def step_quantile_s(m: Measurement, quantile: float) -> float | None:

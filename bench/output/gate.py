@@ -1,13 +1,12 @@
 """``python -m bench gate CURRENT --baseline RUN_OR_SWEEP``: exit code 1 when something has become slower, else 0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.analysis.regression import Change, changes
-from bench.analysis.verdict import Spread
 from bench.errors import StoreError
-from bench.output.store import read_results, read_sweep
-from bench.result import Result, from_json
+from bench.output.store import read_place, read_sweep
+from bench.result import Result
 
 _NAMES = {"tpot_s": "TPOT", "ttft_s": "TTFT", "outcome": "outcome"}
 
@@ -20,9 +19,9 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
     Raises:
         StoreError: when one of them is not a sweep's or run's, or no cell is in both.
     """
-    now, calibration = _read(current)
-    then, _ = _read(baseline)
-    found = changes(now, then, threshold, calibration)
+    sweep, now = read_place(current)
+    _, then = read_place(baseline)
+    found = changes(now, then, threshold, sweep.calibration)
     if not found:
         raise StoreError(f"no cell of {baseline} that has a number is in {current}: nothing to compare")
     if now[0].host != then[0].host:
@@ -53,13 +52,6 @@ def _sentence(change: Change, threshold: float) -> str:
     if change.slowdown is None or change.low is None:
         return f"{change.label}: had a number in the baseline and has none now"
     return f"{change.label}: {_NAMES[change.metric]} takes {change.slowdown:.2f} times as long, at least {change.low:.2f}"
-
-
-def _read(folder: Path) -> tuple[list[Result], Mapping[str, Spread]]:
-    if (folder / "result.json").is_file():
-        file = folder / "result.json"
-        return [from_json(file.read_bytes(), str(file))], read_sweep(folder.parent).calibration
-    return list(read_results(folder)), read_sweep(folder).calibration
 
 
 def _difference(now: Result, then: Result) -> str:

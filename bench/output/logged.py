@@ -25,7 +25,7 @@ from bench.spec import identity
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
 _LONGEST_VALUE = 500
-_LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
+LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
 
@@ -102,7 +102,7 @@ def cell_tags(result: Result) -> dict[str, str]:
 def sweep_note(report: Sequence[Path], summary: str) -> str:
     """The advice and the table, as far as a tag holds them."""
     written = next((file.read_text(encoding="utf-8") for file in report if file.suffix == ".md"), f"```\n{summary}\n```")
-    return written if len(written) < _LONGEST_NOTE else written.partition("## Every cell")[0][:_LONGEST_NOTE]
+    return written if len(written) < LONGEST_NOTE else written.partition("## Every cell")[0][:LONGEST_NOTE]
 
 
 def rounded(value: float) -> float:

@@ -5,19 +5,14 @@ from collections.abc import Mapping, Sequence
 from bench.analysis.compare import coordinate
 from bench.analysis.metrics import derive
 from bench.analysis.quality import is_above_floor
-from bench.analysis.readings import drift, outlying
+from bench.analysis.readings import disturbances, drift, outlying
 from bench.analysis.verdict import Verdict
 from bench.measurement import Measurement
 from bench.result import Result
 
 _CLOCKS_AGREE = 0.01
 _STEADY = 0.10  # reference kernels move by some percent on a quiet machine
-_UNDISTURBED = 0.01
 _PROFILED_ALIKE = 1.5
-_DISTURBANCES = {
-    "throttled_s": "the cgroup's CPU quota was used up for a share of the time",
-    "steal_s": "other virtual machines took a share of the CPUs",
-}
 
 
 def notes(
@@ -75,10 +70,7 @@ def _doubts(result: Result) -> list[tuple[str, str]]:
     moved = max((drift(m) for m in measured), key=abs)
     if abs(moved) > _STEADY:
         doubts.append(("the machine itself became slower or faster meanwhile", f"{moved:+.0%}"))
-    for field, text in _DISTURBANCES.items():
-        share = max((getattr(m.contamination, field) or 0.0) / m.contamination.wall_s for m in measured)
-        if share > _UNDISTURBED:
-            doubts.append((text, f"{share:.0%}"))
+    doubts += [(text, f"{share:.0%}") for text, share in disturbances(measured)]
     if result.reused_from is not None:
         doubts.append(("taken from an earlier sweep; the machine may have changed since", result.reused_from))
     if len(measured) < result.cell.measure.passes and result.outcome.reason is None:

@@ -89,11 +89,24 @@ def read_sweep(folder: Path) -> Sweep:
     if not file.is_file():
         what = "no sweep.json in it" if folder.is_dir() else "no such folder"
         raise StoreError(f"{folder}: {what}; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00")
+    return sweep_from_json(file.read_bytes(), str(file))
+
+
+def sweep_from_json(text: str | bytes, where: str) -> Sweep:
+    """The sweep in ``text``; ``where`` names it in messages. Raises: StoreError when it is none."""
     try:
-        mapping: Any = json.loads(file.read_text(encoding="utf-8"))
+        mapping: Any = json.loads(text)
         return parse(Sweep, mapping)
     except (ValueError, ConfigError) as error:
-        raise StoreError(f"{file}: {error}") from error
+        raise StoreError(f"{where}: {error}") from error
+
+
+def read_place(folder: Path) -> tuple[Sweep, list[Result]]:
+    """A sweep with its results, or with one of them where the folder is a cell's. Raises: StoreError when it is neither."""
+    file = folder / "result.json"
+    if file.is_file():
+        return read_sweep(folder.parent), [from_json(file.read_bytes(), str(file))]
+    return read_sweep(folder), list(read_results(folder))
 
 
 def read_results(folder: Path) -> Iterator[Result]:

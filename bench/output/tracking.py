@@ -10,12 +10,13 @@ on disk, and ``push`` can send it again.
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of every table it creates
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7 with back-off, is minutes of silence
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -28,9 +29,10 @@ from bench.analysis.bottlenecks import bottlenecks
 from bench.analysis.compare import varying_columns
 from bench.analysis.metrics import derive
 from bench.analysis.quality import answer_differences
+from bench.analysis.reproduction import Reproduction, overall
 from bench.config import Tracking
 from bench.errors import TrackingError
-from bench.output import logged, table, views
+from bench.output import logged, reproduced, table, views
 from bench.output.logged import milliseconds
 from bench.output.store import DIFF, INPUTS, TRACE, Sweep, cell_folder
 from bench.redact import redacted
@@ -55,7 +57,7 @@ def tracking_uri(tracking: Tracking, outputs: Path) -> str:
 
 
 @contextlib.contextmanager
-def _translated(uri: str) -> Iterator[None]:
+def translated(uri: str) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
@@ -72,7 +74,7 @@ class Tracker:
         self._place = digest([socket.gethostname(), str(outputs.resolve())])  # whose runs are ours
         self._is_single = len(sweep.cells) == 1
         adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # the run that `mlflow run` has opened for us
-        with _translated(uri):
+        with translated(uri):
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = (
                 self._client.get_run(adopted).info.experiment_id if adopted is not None else self._experiment()
@@ -89,7 +91,7 @@ class Tracker:
 
     def open(self) -> None:
         """Find the sweep's run, or make it."""
-        with _translated(self._uri):
+        with translated(self._uri):
             self.parent_id = self._adopted or self._found(f"tags.`bench.kind` = '{self._kind}' and {self._mine}") or ""
             if not self.parent_id:
                 started_at = milliseconds(self._sweep.started_at)
@@ -102,7 +104,7 @@ class Tracker:
     def end_dead_runs(self) -> None:
         """Runs of this folder that still say RUNNING belong to sweeps that were killed: whoever asks holds the lock."""
         dead = f"attributes.status = 'RUNNING' and tags.`bench.place` = '{self._place}'"
-        with _translated(self._uri):
+        with translated(self._uri):
             for run in self._client.search_runs([self.experiment_id], dead):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
@@ -130,6 +132,8 @@ class Tracker:
 
     @property
     def _name(self) -> str:
+        if self._sweep.reproduces is not None:
+            return f"reproduce {self._sweep.reproduces}"
         asked = " ".join(word for word in self._sweep.overrides if "=" in word)
         return str(redacted(asked))[:_LONGEST_NAME] or f"sweep {self._sweep.sweep_id}"
 
@@ -142,7 +146,7 @@ class Tracker:
 
     def log_cell(self, result: Result) -> None:
         """One run with everything. What is there stays as it is; a nested one that was logged by half is replaced."""
-        with _translated(self._uri):
+        with translated(self._uri):
             if self._is_single:
                 run_id = self.parent_id
                 self._client.update_run(run_id, name=result.cell.label)
@@ -196,7 +200,7 @@ class Tracker:
         summary, bound_by = redacted(table.as_text(results, self._sweep)), bottlenecks(results)
         if self._is_single and status == "FINISHED":
             status = _run_status(results[0])
-        with _translated(self._uri):
+        with translated(self._uri):
             for run in self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"):
                 if found := bound_by.get(run.data.tags.get("bench.cell_id", "")):
                     self._client.set_tag(run.info.run_id, "bench.bottleneck", found.name)
@@ -211,6 +215,22 @@ class Tracker:
             self._prepare_view(results, ended_at)
             self._client.set_terminated(self.parent_id, status, milliseconds(ended_at))
 
+    def link(self, found: Sequence[Reproduction], originals: Mapping[str, str], file: Path) -> None:
+        """Tag the runs of a reproduction with the original's and with the verdict."""
+        with translated(self._uri):
+            ours = self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}")
+            run_of = {run.data.tags["bench.cell_id"]: run.info.run_id for run in ours}
+            for each in found:
+                run_id, original = run_of[each.now.cell_id], originals.get(each.then.cell_id)
+                self._client.set_tag(run_id, "bench.verdict", each.word)
+                if original is not None:
+                    self._client.set_tag(run_id, "bench.reproduces", original)
+                for key, value in reproduced.numbers(each).items():
+                    self._client.log_metric(run_id, key, logged.rounded(value))
+            said = file.read_text(encoding="utf-8")
+            self._set_tags(self.parent_id, {"bench.verdict": overall(found), logged.NOTE: said[: logged.LONGEST_NOTE]})
+            self._client.log_artifact(self.parent_id, str(file))
+
     def _prepare_view(self, results: Sequence[Result], ended_at: float) -> None:
         metrics = {key for result in results for key in derive(result)}
         columns = varying_columns([result.cell for result in results]) if results else []
@@ -218,6 +238,21 @@ class Tracker:
         tags = views.view_tags(self._sweep.sweep_id, metrics, axes, milliseconds(ended_at))
         for key, value in {**tags, logged.NOTE: views.DESCRIPTION}.items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
+
+
+def keep_report(run_id: str, sweep_id: str, files: Sequence[Path]) -> None:
+    """Keep a report with a run that is open. Raises: TrackingError."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]  # `mlflow run` sets both
+    with translated(uri):
+        client = MlflowClient(tracking_uri=uri)
+        for key, value in {
+            "bench.kind": "report",
+            "bench.sweep_id": sweep_id,
+            logged.NOTE: logged.sweep_note(files, ""),
+        }.items():
+            client.set_tag(run_id, key, value)
+        for file in files:
+            client.log_artifact(run_id, str(file))
 
 
 def _run_status(result: Result) -> str:

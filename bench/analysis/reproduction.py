@@ -1,0 +1,215 @@
+"""Has a run been reproduced? An equivalence test between what was read then and what is read now.
+
+The readings are processes, as everywhere (``verdict``): y is the logarithm of a process's median TTFT or TPOT. What
+differs between processes of one side is noise, pooled over both sides and all cells, without blocks, because the sides
+ran at different times; one process a side tells nothing of it, so this host's calibration stands in where it knows more.
+The change is uncertain by t x s x sqrt(1/n_then + 1/n_now).
+
+* ``reproduced``: the 90 % interval of every change lies inside the margin (two one-sided tests, Schuirmann 1987).
+* ``differs``: an interval that holds for all changes together at 95 % (Bonferroni) lies outside it.
+* ``cannot tell``: anything else; then the number of processes is given that would have told, the readings being as they
+  are. Where the original has too few of its own, no number does.
+
+Answers and divergence are compared to the last digit where the same machine, versions and threads promise that: on a CPU.
+CUDA kernels promise it to nobody (torch, Reproducibility), and other versions round otherwise.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Literal
+
+from bench.analysis.compare import COMPARED
+from bench.analysis.differences import Difference, in_memory
+from bench.analysis.readings import disturbances, process_times_s
+from bench.analysis.stats import ALPHA, t_quantile
+from bench.analysis.verdict import Spread, better_known, spread
+from bench.measurement import Measurement
+from bench.result import Result
+
+Word = Literal["reproduced", "differs", "cannot tell"]
+
+_MOST_PROCESSES = 100
+_STEADY = 0.10  # reference kernels move by some percent on a quiet machine
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How many times as long a metric takes now. ``low``, ``high``: 90 %; None where the noise is not known."""
+
+    metric: str
+    then_s: float
+    now_s: float
+    ratio: float
+    low: float | None
+    high: float | None
+    word: Word
+    processes_needed: int | None  # of now, to tell; None where it is told, or where no number would
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """Numbers that must not move at all, if that is promised."""
+
+    promised: bool
+    answers: int
+    other_answers: int
+    windows: int  # of the divergence
+    other_windows: int
+
+    @property
+    def holds(self) -> bool:
+        return self.other_answers == self.other_windows == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """One cell, now against then."""
+
+    then: Result
+    now: Result
+    word: Word
+    changes: tuple[Change, ...]  # empty where a side has no number
+    exactness: Exactness
+
+    @property
+    def disturbed(self) -> list[tuple[str, float]]:
+        """Who else was on this machine's CPUs now: what, and for which share of the time."""
+        return disturbances(self.now.measurements) if self.now.measurements else []
+
+
+def reproductions(
+    pairs: Sequence[tuple[Result, Result]], margin: float, calibration: Mapping[str, Spread]
+) -> list[Reproduction]:
+    """Each pair of a result then and one now.
+
+    Args:
+        margin: two times are alike when their ratio lies within it (0.05: 5 %).
+        calibration: by metric, the spread between processes of this host.
+    """
+    measured = [(then, now) for then, now in pairs if then.measurements and now.measurements]
+    changes: dict[str, list[Change]] = {now.cell_id: [] for _, now in measured}
+    for metric in COMPARED:
+        logs = {now.cell_id: (_logs(then, metric), _logs(now, metric)) for then, now in measured}
+        rows = [row for both in logs.values() for row in both]
+        noise = better_known(spread(rows, blocked=False), calibration.get(metric)) if rows else None
+        for cell, (early, late) in logs.items():
+            changes[cell].append(_change(metric, early, late, noise, margin, len(logs) * len(COMPARED)))
+    return [_reproduction(then, now, tuple(changes.get(now.cell_id, ()))) for then, now in pairs]
+
+
+def overall(found: Sequence[Reproduction]) -> Word:
+    """Of a whole sweep: every cell has to be reproduced."""
+    words = {each.word for each in found}
+    return "differs" if "differs" in words else "cannot tell" if "cannot tell" in words else "reproduced"
+
+
+def kernel_change(then: Result, now: Result) -> float | None:
+    """How many times as long the reference kernels take now: of the one that moved most; None without a number."""
+    if not then.measurements or not now.measurements:
+        return None
+    early, late = _kernels(then.measurements), _kernels(now.measurements)
+    ratios = [now_s / then_s for then_s, now_s in zip(early, late, strict=True)]
+    return max(ratios, key=lambda ratio: abs(math.log(ratio)))
+
+
+def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> str:
+    """Why a cell differs, as far as what is recorded can tell.
+
+    Args:
+        elsewhere: differences of machine and code, what could matter most first.
+    """
+    if found.then.outcome.status != found.now.outcome.status:
+        return f"it is {found.now.outcome.status} now: {found.now.outcome.reason}"
+    decisive = [each for each in (*in_memory(found.then, found.now), *elsewhere) if each.is_decisive]
+    if decisive:
+        return str(decisive[0])
+    if found.disturbed:
+        what, share = max(found.disturbed, key=lambda each: each[1])
+        return f"{what} ({share:.0%})"
+    kernels = kernel_change(found.then, found.now)
+    if kernels is not None and abs(math.log(kernels)) > math.log1p(_STEADY):
+        return f"this machine itself: its reference kernels take {kernels:.2f} times as long as then"
+    if elsewhere:
+        return str(elsewhere[0])
+    return "nothing that is recorded differs; then heat, neighbours or the layout of memory are left"
+
+
+def _reproduction(then: Result, now: Result, changes: tuple[Change, ...]) -> Reproduction:
+    exactness = _exactness(then, now)
+    words = {change.word for change in changes}
+    word: Word = "reproduced"
+    if then.outcome.status != now.outcome.status or "differs" in words or (exactness.promised and not exactness.holds):
+        word = "differs"
+    elif "cannot tell" in words:
+        word = "cannot tell"
+    return Reproduction(then, now, word, changes, exactness)
+
+
+def _change(
+    metric: str, early: Sequence[float], late: Sequence[float], noise: Spread | None, margin: float, comparisons: int
+) -> Change:
+    change = fmean(late) - fmean(early)
+    times = math.exp(fmean(early)), math.exp(fmean(late))
+    if noise is None:
+        return Change(metric, *times, math.exp(change), None, None, "cannot tell", 2)
+    narrow = _half(noise, len(early), len(late), 1 - ALPHA)
+    word = _word(change, noise, len(early), len(late), margin, comparisons)
+    needed = None
+    if word == "cannot tell":
+        more = range(len(late) + 1, _MOST_PROCESSES + 1)
+        needed = next((n for n in more if _told(change, noise, len(early), n, len(late), margin, comparisons)), None)
+    return Change(metric, *times, math.exp(change), math.exp(change - narrow), math.exp(change + narrow), word, needed)
+
+
+def _told(change: float, noise: Spread, early: int, late: int, had: int, margin: float, comparisons: int) -> bool:
+    more = Spread(noise.deviation, noise.df + late - had)
+    return _word(change, more, early, late, margin, comparisons) != "cannot tell"
+
+
+def _word(change: float, noise: Spread, early: int, late: int, margin: float, comparisons: int) -> Word:
+    if abs(change) + _half(noise, early, late, 1 - ALPHA) < math.log1p(margin):
+        return "reproduced"
+    if abs(change) - _half(noise, early, late, 1 - ALPHA / (2 * comparisons)) > math.log1p(margin):
+        return "differs"
+    return "cannot tell"
+
+
+def _half(noise: Spread, early: int, late: int, probability: float) -> float:
+    return noise.deviation * math.sqrt(1 / early + 1 / late) * t_quantile(probability, noise.df)
+
+
+def _exactness(then: Result, now: Result) -> Exactness:
+    promised = then.cell.device == now.cell.device == "cpu" and _computing(then) == _computing(now)
+    answers = list(zip(then.samples, now.samples, strict=False))
+    windows = list(
+        zip(
+            () if then.divergence is None else then.divergence.windows,
+            () if now.divergence is None else now.divergence.windows,
+            strict=False,
+        )
+    )
+    return Exactness(
+        promised=promised,
+        answers=len(answers),
+        other_answers=sum(early.tokens != late.tokens for early, late in answers),
+        windows=len(windows),
+        other_windows=sum(early != late for early, late in windows),
+    )
+
+
+def _computing(result: Result) -> tuple[object, ...]:
+    """What has to be equal for equal numbers; threads are part of the cell."""
+    host = result.host
+    return host.cpu_name, host.versions, result.revision, result.cell.threads
+
+
+def _logs(result: Result, metric: str) -> list[float]:
+    return [math.log(value) for value in process_times_s(result.measurements)[metric]]
+
+
+def _kernels(measured: Sequence[Measurement]) -> list[float]:
+    """The reference kernels' times, each the median over the processes."""
+    return [median(times) for times in zip(*(dataclasses.astuple(m.before) for m in measured), strict=True)]

@@ -1,0 +1,115 @@
+"""``python -m bench reproduce RUN``: run a recorded cell or sweep once more, and say whether the same comes out.
+
+What differs here is said first. Then the recorded cells run as they were resolved then (device, dtypes, threads, seed,
+prompts), in fresh processes, at least three a cell; ``analysis.reproduction`` gives the verdict. The new run is linked to
+the original. With ``--checkout`` the same command runs in a temporary worktree of the recorded commit.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import paths, plan, signals
+from bench.analysis.differences import differences
+from bench.analysis.reproduction import Word, overall, reproductions
+from bench.attempt import begin
+from bench.config import Settings
+from bench.errors import ConfigError
+from bench.meter.lock import machine_lock
+from bench.output import reproduced, table
+from bench.output.progress import ProgressLine
+from bench.output.store import write_aside
+from bench.provenance import provenance
+from bench.result import Host, Result
+from bench.surroundings import look_around
+from bench.sweep import measure, say_what_next, writable_outputs
+
+if TYPE_CHECKING:  # it imports mlflow
+    from bench.output.recorded import Recorded
+
+_FEWEST_PROCESSES = 3  # of which the spread can be told
+_EXIT_CODES: dict[Word, int] = {"reproduced": 0, "differs": 1, "cannot tell": 4}
+
+
+def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -> int:
+    """Measure every cell of ``recorded`` again and say how it compares, within ``settings.margin``; returns the exit code.
+
+    Args:
+        processes: of each cell; None: as many as were recorded, and at least three.
+    """
+    outputs, code = writable_outputs(settings), provenance()
+    with signals.as_interrupts():
+        try:
+            with machine_lock(_say), ProgressLine() as progress:
+                host = look_around(progress.show, with_mlflow=True)
+                elsewhere = differences(recorded.results[0].host, host, recorded.sweep.provenance, code)
+                for line in reproduced.surroundings(elsewhere):
+                    _say(line)
+                again = [_again(then, host, processes) for then in recorded.results]
+                overrides = ("reproduce", recorded.name)
+                ended = measure(again, settings, overrides, outputs, progress, recorded.name)
+        except KeyboardInterrupt:
+            _say("interrupted before the first cell")
+            return 130
+    if ended.interrupted:
+        say_what_next(ended.recorder, ended.folder)
+        return 130
+    pairs = list(zip(recorded.results, ended.recorder.results, strict=True))
+    found = reproductions(pairs, settings.margin, ended.recorder.sweep.calibration)
+    out = table.console()
+    for line in reproduced.findings(found, elsewhere, settings.margin):
+        out.print(line, markup=False)
+    file = ended.folder / "reproduction.md"
+    write_aside(file, reproduced.as_markdown(recorded.name, found, elsewhere, settings.margin).encode())
+    ended.recorder.link(found, recorded.runs, file)
+    say_what_next(ended.recorder, ended.folder)
+    return _EXIT_CODES[overall(found)] or (3 if ended.recorder.untracked else 0)
+
+
+def _again(then: Result, host: Host, processes: int | None) -> Result:
+    passes = processes or max(then.cell.measure.passes, _FEWEST_PROCESSES)
+    cell = replace(then.cell, measure=replace(then.cell.measure, passes=passes))
+    return begin(cell, host, "", plan.why_not(cell, host))
+
+
+def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run ``bench reproduce`` with ``arguments`` in a temporary worktree of ``commit``; returns its exit code.
+
+    Raises:
+        ConfigError: when there is no such commit here.
+    """
+    if commit is None:
+        raise ConfigError(["--checkout: the run was measured by an installed package, no commit is recorded"])
+    if changed:
+        _say(f"the run had changes on top of its commit that are not in it: {', '.join(changed)}")
+    git = ["git", "-C", str(paths.ROOT), "worktree"]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        place = Path(folder) / commit[:12]
+        made = subprocess.run([*git, "add", "--detach", str(place), commit], capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise ConfigError([f"--checkout: no worktree of {commit} ({made.stderr.strip().splitlines()[-1]}); git fetch?"])
+        try:
+            return _run_there(place, arguments)
+        finally:
+            subprocess.run([*git, "remove", "--force", str(place)], capture_output=True, check=False)
+
+
+def _run_there(place: Path, arguments: Sequence[str]) -> int:
+    """The command with the worktree's package; it ends by itself when Ctrl-C reaches it, which it does without us."""
+    # Without the safe path ``-m`` would find the package of the working folder first.
+    own = {**os.environ, "PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"}
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run([sys.executable, "-m", "bench", "reproduce", *arguments], env=own, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
