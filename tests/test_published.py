@@ -13,13 +13,16 @@ import pytest
 from bench import plan
 from bench.analysis.metrics import METRICS
 from bench.analysis.published import Match, Publication, Row, compared, matches, read
+from bench.output import elsewhere, report
 from bench.paths import CONF, PUBLISHED, ROOT
 from bench.result import Outcome, Result
 from tests import fakes
+from tests.test_advice import SWEEP
 
 PLACE = ["hardware", "model", "quant", "attn", "batch", "prompt_tokens", "new_tokens"]
 THEIR_QUANTS = {"int4_naive", "int4_g128"}
 THEIR_MODELS = {"llama-3.1-8b", "llama-3.1-70b", "qwen2.5-14b", "qwen2.5-32b"}
+NOTHING_ADVISED = report.Counsel([], [])
 
 
 def named(group: str) -> set[str]:
@@ -179,3 +182,52 @@ def test_a_ratio_is_to_the_baseline_on_the_same_side() -> None:
     there, base = row("nf4", 30.0), row("fp16", 20.0, values={"decode_tok_s": 20.0, "tpot_s": 0.05})
     (only,) = compared(Match(there, base, here("nf4", 0.25), here("fp16", 1.0)), ["tpot_s", "prefill_tok_s", "decode_tok_s"])
     assert (only.key, only.there, only.there_ratio, only.here, only.here_ratio) == ("decode_tok_s", 30.0, 1.5, 4.0, 4.0)
+
+
+def gpt2() -> list[Result]:
+    """An fp16 that puts out 1 token a second (4 in 1 + 3 x 1 s), an int8 that puts out half of it from half the bytes."""
+    slow = here("int8", 7 / 3)
+    return [here("fp16", 1.0), replace(slow, attestation=fakes.attestation(weight_bytes=500))]
+
+
+def both(results: list[Result]) -> tuple[str, str]:
+    return report.page(results, SWEEP, NOTHING_ADVISED, []), report.markdown(results, SWEEP, NOTHING_ADVISED)
+
+
+def test_the_report_shows_what_was_published_about_its_cells() -> None:
+    page, ticket = both(gpt2())
+    assert '<section id="elsewhere"><h2>Published elsewhere</h2>' in page
+    assert '<a href="#elsewhere">Published elsewhere</a>' in page
+    assert page.index('id="grid"') < page.index('id="elsewhere"') < page.index('id="environment"')
+    assert ticket.index("## Every cell") < ticket.index("## Published elsewhere") < ticket.index("### NVIDIA A100")
+    for text in (page, ticket):
+        assert "only the ratios can be compared" in text
+        assert "github.com/vaishakbalachandra/llm-inference-optimization" in text
+    assert "| int8 | fp16 | output tok/s | 32.7 | 0.33x | 0.5 | 0.50x |" in ticket
+    assert "| int8 | fp16 | weights MiB | 168.3 | 0.67x | 0.0 | 0.50x |" in ticket
+    assert '<td class="number">32.7</td><td class="number">0.33x</td>' in page
+
+
+def test_a_stand_in_for_a_baseline_is_named() -> None:
+    results = [here("bf16", model="qwen2.5-3b"), here("nf4", model="qwen2.5-3b")]
+    (table,) = [t for t in elsewhere.tables(results, ["quant"]) if "T4" in t.hardware]
+    assert [names for names, _ in table.rows] == [["nf4", "fp16 there, bf16 here", "decode tok/s"]]
+
+
+def test_of_perplexities_only_the_ratio_is_shown() -> None:
+    results = [
+        replace(
+            here(quant, model="qwen2.5-3b"),
+            divergence=fakes.divergence(fakes.window(nll_nats=math.log(p)), fakes.window(nll_nats=math.log(p))),
+        )
+        for quant, p in (("fp16", 8), ("nf4_double", 16))
+    ]
+    (table,) = [t for t in elsewhere.tables(results, ["quant"]) if "3060" in t.hardware]
+    assert [numbers for names, numbers in table.rows if names[-1].startswith("perplexity")] == [["-", "1.11x", "-", "2.00x"]]
+
+
+@pytest.mark.parametrize("results", [[], gpt2()[:1], [here("fp16", model="tiny"), here("int8", model="tiny")]])
+def test_without_a_match_there_is_no_section(results: list[Result]) -> None:
+    for text in both(results):
+        assert "Published elsewhere" not in text
+        assert "only the ratios" not in text
