@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = ROOT / "conf"
 DATA = PACKAGE / "data"
+PUBLISHED = sorted((ROOT / "sweeps" / "published").glob("*.csv"))  # what others measured
 TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workload.text
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
 

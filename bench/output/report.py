@@ -21,7 +21,7 @@ from bench.analysis.metrics import METRICS, derive
 from bench.analysis.pareto import at_equal_memory
 from bench.analysis.plausible import plausible
 from bench.analysis.verdict import Verdict
-from bench.output import breakdown, charts
+from bench.output import breakdown, charts, elsewhere
 from bench.output.advise import USUAL_KL_NATS, Answer, turning_points, use_cases
 from bench.output.notes import notes
 from bench.output.sidebyside import side_by_side
@@ -102,10 +102,12 @@ def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Seq
     headings, rows = _grid(results, columns, found)
     profiles = breakdown.tables(results, columns)
     texts = side_by_side(results, columns)
+    published = elsewhere.tables(results, columns)
     groups, budgets = at_equal_memory(results, _axis(results, sweep))
     sections = [("advice", "What to use"), ("grid", "Every cell")]
     sections += [("charts", "Pictures")] * bool(pictures) + [("profile", "Where the time goes")] * bool(profiles)
-    sections += [("texts", "What it says")] * bool(texts) + [("environment", "Environment")]
+    sections += [("texts", "What it says")] * bool(texts) + [("elsewhere", elsewhere.TITLE)] * bool(published)
+    sections += [("environment", "Environment")]
     return _template().render(
         title=f"Which {against.axes if against else 'configuration'}? {' '.join(w for w in sweep.overrides if '=' in w)}",
         conditions=conditions(results),
@@ -122,6 +124,8 @@ def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Seq
         profiles=[breakdown.as_rows(profile) for profile in profiles],
         reasons=breakdown.reasons(results, columns, against),
         texts=texts,
+        published=published,
+        caveat=elsewhere.CAVEAT,
         command=f"python -m bench {' '.join(sweep.overrides)}".strip(),
         commit=_commit(sweep),
         environment=_environment(results),
@@ -231,12 +235,14 @@ def _environment(results: Sequence[Result]) -> list[tuple[str, str]]:
 
 
 def markdown(results: Sequence[Result], sweep: Sweep, advice: Counsel) -> str:
-    """Advice and the table, for a ticket."""
+    """Advice, the table and what others published, for a ticket."""
+    columns = varying_columns([result.cell for result in results]) or ["model", "quant", "batch"]
     lines = [f"# {' '.join(w for w in sweep.overrides if '=' in w) or sweep.sweep_id}", "", "## What to use", ""]
     for name, answer in advice.use_cases:
         lines += [f"- **{name}: {answer.headline}**", *(f"  - {sentence}" for sentence in answer.why)]
     lines += [f"- {sentence}" for sentence in advice.turning_points]
-    return "\n".join([*lines, "", "## Every cell", "", "```", as_text(results, sweep), "```", ""])
+    lines += ["", "## Every cell", "", "```", as_text(results, sweep), "```", ""]
+    return "\n".join([*lines, *elsewhere.as_markdown(elsewhere.tables(results, columns))])
 
 
 def table(results: Sequence[Result]) -> str:
