@@ -9,25 +9,12 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from bench.paths import PACKAGE, ROOT
+from bench.result import Provenance
 from bench.resume import measuring_digest
 
 _DIGITS = 12  # of digests, as everywhere
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Code and surroundings of a sweep. ``commit`` is None outside a checkout."""
-
-    commit: str | None
-    changed: tuple[str, ...]  # files of the checkout that differ from the commit, untracked ones too
-    changes: str | None  # digest of these differences; None without any
-    measuring: str  # digest of the files whose text can change a reading
-    lock: str | None  # digest of requirements.lock; None in a wheel
-    packages: Mapping[str, str]  # every installed one: name to version
 
 
 def provenance() -> Provenance:

@@ -43,6 +43,18 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """Code and surroundings of a sweep. ``commit`` is None outside a checkout."""
+
+    commit: str | None
+    changed: tuple[str, ...]  # files of the checkout that differ from the commit, untracked ones too
+    changes: str | None  # digest of these differences; None without any
+    measuring: str  # digest of the files whose text can change a reading
+    lock: str | None  # digest of requirements.lock; None in a wheel
+    packages: Mapping[str, str]  # every installed one: name to version
+
+
+@dataclass(frozen=True, slots=True)
 class Peaks:
     """What a device can do at most. Units: bytes/s, and operations/s of dense matrix products."""
 

@@ -13,8 +13,7 @@ import yaml
 from bench.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
 from bench.parse import parse
 from bench.paths import CONF
-from bench.provenance import Provenance
-from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Result
+from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Provenance, Result
 from bench.spec import Cell, cell_id
 
 _NAMES = {

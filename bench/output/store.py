@@ -18,9 +18,8 @@ from bench.analysis.verdict import Spread
 from bench.config import Baseline, Tracking
 from bench.errors import ConfigError, StoreError
 from bench.parse import parse
-from bench.provenance import Provenance
 from bench.redact import redacted
-from bench.result import Host, Outcome, Result, from_json
+from bench.result import Host, Outcome, Provenance, Result, from_json
 
 TRACE = "trace.json.gz"  # of a cell's profiled request
 INPUTS = "inputs"  # folder with the texts and prompts that the cells were given

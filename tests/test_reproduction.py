@@ -1,0 +1,208 @@
+"""Verdicts on planted processes: what is the same, what is not, and what cannot be known."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from bench.analysis.differences import differences, in_memory
+from bench.analysis.reproduction import (
+    Reproduction,
+    kernel_change,
+    likeliest_reason,
+    overall,
+    reproductions,
+)
+from bench.analysis.verdict import Spread
+from bench.measurement import Contamination, Sentinel
+from bench.output.reproduced import findings, numbers
+from bench.result import Outcome, Result
+from tests import fakes
+
+QUIET = Spread(0.01, 7)
+CELL = fakes.cell(quality="samples")
+HOST, CODE = fakes.host(), fakes.provenance()
+
+
+def once_more(then: Result, now: Result, margin: float = 0.05, calibration: Spread | None = None) -> Reproduction:
+    known = {} if calibration is None else dict.fromkeys(("tpot_s", "ttft_s"), calibration)
+    (found,) = reproductions([(then, now)], margin, known)
+    return found
+
+
+def paced(*steps_s: float, **changes: object) -> Result:
+    return fakes.paced(CELL, *steps_s, **changes)
+
+
+def test_processes_that_lie_close_on_both_sides_are_reproduced() -> None:
+    found = once_more(paced(0.100, 0.101, 0.099), paced(0.100, 0.099, 0.101))
+    assert found.word == "reproduced"
+    tpot, ttft = found.changes
+    assert (tpot.metric, ttft.metric) == ("tpot_s", "ttft_s")
+    assert tpot.ratio == pytest.approx(1.0)
+    assert tpot.low is not None
+    assert 1 / 1.05 < tpot.low < 1
+
+
+def test_a_change_that_lies_beyond_the_margin_differs_either_way() -> None:
+    slow = once_more(paced(0.100, 0.101, 0.099), paced(0.115, 0.116, 0.114))
+    assert slow.word == "differs"
+    assert slow.changes[0].ratio == pytest.approx(1.15, rel=0.01)
+    assert once_more(paced(0.115, 0.116, 0.114), paced(0.100, 0.101, 0.099)).word == "differs"
+
+
+def test_a_change_at_the_margin_cannot_be_told_and_no_number_of_processes_helps() -> None:
+    found = once_more(paced(0.100, 0.101, 0.099), paced(0.105, 0.106, 0.104))
+    assert found.word == "cannot tell"
+    assert found.changes[0].processes_needed is None
+
+
+def test_noise_wants_more_processes_and_says_how_many() -> None:
+    then = paced(0.100, 0.107, 0.094, 0.103, 0.097, 0.100)
+    noisy = once_more(then, paced(0.100, 0.106, 0.094))
+    assert noisy.word == "cannot tell"
+    needed = noisy.changes[0].processes_needed
+    assert needed is not None
+    # With so many, spread alike, it would have been told.
+    draws = [0.1 * math.exp(0.16 * (i / (needed - 1) - 0.5)) for i in range(needed)]
+    assert once_more(then, paced(*draws)).word == "reproduced"
+    assert f"about {needed} processes here would tell" in "\n".join(findings([noisy], [], 0.05))
+
+
+def test_single_processes_need_a_calibration() -> None:
+    assert once_more(paced(0.1), paced(0.1)).word == "cannot tell"
+    assert once_more(paced(0.1), paced(0.1), calibration=QUIET).word == "reproduced"
+    assert once_more(paced(0.1), paced(0.13), calibration=QUIET).word == "differs"
+
+
+def test_the_margin_is_what_was_asked_for() -> None:
+    then, now = paced(0.100, 0.101, 0.099), paced(0.105, 0.106, 0.104)
+    assert once_more(then, now, margin=0.10).word == "reproduced"
+    assert once_more(then, now, margin=0.01).word == "differs"
+
+
+def test_how_often_it_errs() -> None:
+    """Simulated: 2 % between processes. Equal sides are never said to differ, a true change of 15 % is always found."""
+    draw = random.Random(1)
+
+    def side(mean_s: float) -> Result:
+        return paced(*(mean_s * math.exp(draw.gauss(0, 0.01)) for _ in range(3)))
+
+    same = [once_more(side(0.1), side(0.1)).word for _ in range(200)]
+    slower = [once_more(side(0.1), side(0.115)).word for _ in range(200)]
+    at_the_margin = [once_more(side(0.1), side(0.105)).word for _ in range(200)]
+    assert same.count("differs") == 0
+    assert same.count("reproduced") >= 180
+    assert slower.count("differs") >= 180
+    assert slower.count("reproduced") == 0
+    assert at_the_margin.count("reproduced") <= 20  # 5 % of them may be
+
+
+def test_a_sweep_is_reproduced_when_every_cell_is() -> None:
+    steady, slow = paced(0.100, 0.101, 0.099), paced(0.130, 0.131, 0.129)
+    pairs = [(replace(steady, cell_id=name), replace(now, cell_id=name)) for name, now in (("a", steady), ("b", slow))]
+    found = reproductions(pairs, 0.05, {})
+    assert [each.word for each in found] == ["reproduced", "differs"]
+    assert overall(found) == "differs"
+    assert overall(found[:1]) == "reproduced"
+
+
+def test_another_outcome_differs_and_the_same_one_is_reproduced() -> None:
+    oom = fakes.result(cell=CELL, outcome=Outcome("oom", "no memory left"))
+    assert once_more(oom, oom).word == "reproduced"
+    found = once_more(paced(0.1, 0.1), oom)
+    assert found.word == "differs"
+    assert likeliest_reason(found, []) == "it is oom now: no memory left"
+
+
+def test_answers_are_compared_to_the_last_token_where_that_is_promised() -> None:
+    def answered(*tokens: int, **changes: object) -> Result:
+        return paced(0.100, 0.101, 0.099, samples=(fakes.sample(1, 2), fakes.sample(*tokens)), **changes)
+
+    same = once_more(answered(3, 4), answered(3, 4))
+    assert (same.word, same.exactness.answers, same.exactness.other_answers) == ("reproduced", 2, 0)
+    other = once_more(answered(3, 4), answered(3, 5))
+    assert (other.word, other.exactness.promised, other.exactness.other_answers) == ("differs", True, 1)
+    newer = fakes.host(versions={"torch": "2.10.0", "transformers": "5.0.0"})
+    elsewhere = once_more(answered(3, 4), answered(3, 5, host=newer))
+    assert (elsewhere.word, elsewhere.exactness.promised) == ("reproduced", False)
+    assert "nothing promises it" in "\n".join(findings([elsewhere], [], 0.05))
+
+
+def test_divergence_is_compared_to_the_last_digit() -> None:
+    then = paced(0.100, 0.101, 0.099, divergence=fakes.divergence())
+    moved = fakes.divergence(fakes.window(), fakes.window(kl_nats=0.5 + 1e-12))
+    found = once_more(then, replace(then, divergence=moved))
+    assert (found.exactness.windows, found.exactness.other_windows, found.word) == (2, 1, "differs")
+
+
+def test_a_busy_neighbour_is_warned_of_whatever_the_verdict() -> None:
+    crowded = Contamination(wall_s=10.0, throttled_s=0.0, steal_s=0.0, involuntary_switches=9, pressure_s=4.0)
+    now = paced(0.1, 0.1, 0.1)
+    measured = tuple(
+        replace(each, measurement=replace(each.measurement, contamination=crowded))
+        for each in now.passes
+        if each.measurement
+    )
+    found = once_more(paced(0.1, 0.1, 0.1), replace(now, passes=measured), calibration=QUIET)
+    assert found.word == "reproduced"
+    assert any("warning: contaminated" in line and "40%" in line for line in findings([found], [], 0.05))
+    assert not any("contaminated" in line for line in findings([once_more(now, now, calibration=QUIET)], [], 0.05))
+
+
+def test_numbers_for_mlflow() -> None:
+    found = once_more(paced(0.100, 0.101, 0.099), paced(0.115, 0.116, 0.114))
+    values = numbers(found)
+    assert values["reproduction/tpot_ratio"] == pytest.approx(1.15, rel=0.01)
+    assert values["reproduction/tpot_ratio_low"] < values["reproduction/tpot_ratio"] < values["reproduction/tpot_ratio_high"]
+    assert values["reproduction/reference_kernels_ratio"] == 1.0
+
+
+def test_what_could_matter_most_comes_first() -> None:
+    now = fakes.host(
+        device_name="Another CPU", cpu_name="Another CPU", python="3.12.1", versions={"torch": "2.10.0", "numpy": "2.1"}
+    )
+    code = fakes.provenance(commit="fedcba9", measuring="ffffffffffff", packages={"torch": "2.10.0", "tqdm": "4.67.0"})
+    found = differences(HOST, now, CODE, code)
+    assert [each.what for each in found] == [
+        "device",
+        "files that measure, with their texts (digest)",
+        "torch",
+        "transformers",
+        "numpy",
+        "Python",
+        "package torch",
+        "package tqdm",
+        "commit",
+    ]
+    assert str(found[0]) == "device: Some CPU then, Another CPU now"
+    assert str(found[3]) == "transformers: 5.0.0 then, none now"
+    assert differences(HOST, HOST, CODE, CODE) == []
+
+
+def test_many_packages_are_not_listed_one_by_one() -> None:
+    then, now = (fakes.provenance(packages={f"p{i:02}": version for i in range(20)}) for version in "12")
+    found = differences(HOST, HOST, then, now)
+    assert len(found) == 6
+    assert found[-1].what == "15 packages more"
+
+
+def test_what_was_loaded_is_compared_too() -> None:
+    then = fakes.result()
+    now = replace(then, attestation=fakes.attestation(weight_bytes=999), revision="abc")
+    assert [each.what for each in in_memory(then, now)] == ["model revision", "in memory, weight bytes"]
+    assert in_memory(then, then) == []
+
+
+def test_the_likeliest_reason() -> None:
+    slow = once_more(paced(0.100, 0.101, 0.099), paced(0.130, 0.131, 0.129))
+    newer = differences(HOST, fakes.host(versions={"torch": "2.10.0", "transformers": "5.0.0"}), CODE, CODE)
+    assert likeliest_reason(slow, newer) == "torch: 2.9.0 then, 2.10.0 now"
+    readme = differences(HOST, HOST, CODE, fakes.provenance(commit="fedcba9"))
+    assert likeliest_reason(slow, readme).startswith("commit: ")
+    assert likeliest_reason(slow, []).startswith("nothing that is recorded differs")
+    hot = fakes.process(before=Sentinel(read_s=0.013, matmul_s=0.002, steps_s=0.004))
+    heated = replace(slow, now=replace(slow.now, passes=(hot,)))
+    assert kernel_change(heated.then, heated.now) == pytest.approx(1.3)
+    assert "reference kernels take 1.30 times as long" in likeliest_reason(heated, readme)
