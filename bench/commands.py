@@ -131,7 +131,7 @@ def _reproduce(arguments: list[str], compose: Compose) -> int:
     )
     parser.add_argument("run", help=f"id of an MLflow run, folder of a sweep or of one of its cells, or a name in {_SWEEPS}")
     parser.add_argument("--margin", type=_margin, default=0.05, help="times within it are alike (default 0.05: 5 %%)")
-    parser.add_argument("--processes", type=_count, metavar="N", help="of each cell; default: as recorded, at least 3")
+    parser.add_argument("--processes", type=_count, metavar="N", help="of each cell; default: as recorded, at least 5")
     parser.add_argument("--checkout", action="store_true", help="in a temporary worktree of the commit that is recorded")
     given = parser.parse_args(arguments)
     (default,) = compose([])

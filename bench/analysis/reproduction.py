@@ -32,7 +32,7 @@ from bench.result import Result
 Word = Literal["reproduced", "differs", "cannot tell"]
 
 _MOST_PROCESSES = 100
-_STEADY = 0.10  # reference kernels move by some percent on a quiet machine
+STEADY = 0.05  # medians of the reference kernels move by less on a quiet machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> st
         what, share = max(found.disturbed, key=lambda each: each[1])
         return f"{what} ({share:.0%})"
     kernels = kernel_change(found.then, found.now)
-    if kernels is not None and abs(math.log(kernels)) > math.log1p(_STEADY):
+    if kernels is not None and abs(math.log(kernels)) > math.log1p(STEADY):
         return f"this machine itself: its reference kernels take {kernels:.2f} times as long as then"
     if elsewhere:
         return str(elsewhere[0])

@@ -1,9 +1,10 @@
 """What a reproduction found, in words and as MLflow's tags and metrics."""
 
+import math
 from collections.abc import Sequence
 
 from bench.analysis.differences import Difference
-from bench.analysis.reproduction import Change, Reproduction, Word, kernel_change, likeliest_reason, overall
+from bench.analysis.reproduction import STEADY, Change, Reproduction, Word, kernel_change, likeliest_reason, overall
 
 _NAMES = {"tpot_s": "TPOT", "ttft_s": "TTFT"}
 
@@ -24,7 +25,7 @@ def findings(found: Sequence[Reproduction], elsewhere: Sequence[Difference], mar
         if each.word == "differs":
             said.append(f"  likeliest reason: {likeliest_reason(each, elsewhere)}")
         elif each.word == "cannot tell":
-            said.append(f"  {_what_it_takes(each.changes)}")
+            said += [f"  {line}" for line in (_what_it_takes(each.changes), *_unsteady(each))]
         said += [f"  warning: contaminated: {what} ({share:.0%})" for what, share in each.disturbed]
     return said
 
@@ -78,10 +79,18 @@ def _exactness(each: Reproduction) -> list[str]:
     return said
 
 
+def _unsteady(each: Reproduction) -> list[str]:
+    """What the reference kernels say of the machine, where it is not as it was."""
+    moved = kernel_change(each.then, each.now)
+    if moved is None or abs(math.log(moved)) < math.log1p(STEADY):
+        return []
+    return [f"this machine itself has changed: its reference kernels take {moved:.2f} times as long as then"]
+
+
 def _what_it_takes(changes: Sequence[Change]) -> str:
     open_ones = [change for change in changes if change.word == "cannot tell"]
     if any(change.low is None for change in open_ones):
-        return "one process on each side: want --processes 3, or `python -m bench doctor --calibrate` once"
+        return "one process on each side: want --processes 5, or `python -m bench doctor --calibrate` once"
     needed = [change.processes_needed for change in open_ones]
     if None in needed:
         return "no number of processes here would tell: the original has too few, or the change lies at the margin"
