@@ -9,19 +9,21 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
+from pathlib import Path
 
 from bench.paths import PACKAGE, ROOT
 from bench.result import Provenance
 from bench.resume import measuring_digest
 
 _DIGITS = 12  # of digests, as everywhere
+_LARGE_BYTES = 2**20  # weights, most likely
 
 
 def provenance() -> Provenance:
     """Of the running code."""
     lock = ROOT / "requirements.lock"
     commit = _git("rev-parse", "HEAD")
-    changed = tuple(line[3:] for line in (_git("status", "--porcelain") or "").splitlines())
+    changed = tuple(entry[3:] for entry in (_git("status", "--porcelain", "-z", "--no-renames") or "").split("\0") if entry)
     return Provenance(
         commit=None if commit is None else commit.strip(),
         changed=changed,
@@ -38,8 +40,16 @@ def diff() -> str | None:
 
 
 def _untracked() -> bytes:
-    names = (_git("ls-files", "--others", "--exclude-standard") or "").splitlines()
-    return b"".join(name.encode() + (ROOT / name).read_bytes() for name in names)
+    """Names and contents of files that git does not know; of what is large, or no file, the name and the size alone."""
+    names = (_git("ls-files", "-z", "--others", "--exclude-standard") or "").split("\0")
+    return b"".join(name.encode() + _content(ROOT / name) for name in names if name)
+
+
+def _content(place: Path) -> bytes:
+    size = place.lstat().st_size
+    if place.is_symlink() or not place.is_file() or size > _LARGE_BYTES:
+        return str(size).encode()
+    return place.read_bytes()
 
 
 def _digest(content: bytes) -> str:

@@ -38,6 +38,16 @@ def test_changes_are_named_and_digested_and_not_kept(checkout: Path) -> None:
     assert "+two" in (provenance.diff() or "")
 
 
+def test_changes_may_be_of_any_kind(checkout: Path) -> None:
+    (checkout / "linked").symlink_to(checkout / "README.md")
+    (checkout / "a folder").symlink_to(checkout.parent)
+    (checkout / "wörter.txt").write_text("ä")
+    (checkout / "weights.bin").write_bytes(bytes(2**20 + 1))
+    found = provenance.provenance()
+    assert set(found.changed) == {"linked", "a folder", "wörter.txt", "weights.bin"}
+    assert found.changes is not None
+
+
 def test_a_folder_that_lies_in_a_foreign_repository_is_no_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkout / "unpacked").mkdir()
     monkeypatch.setattr(provenance, "ROOT", checkout / "unpacked")
