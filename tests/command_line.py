@@ -1,6 +1,7 @@
 """Running the real command in a folder of its own, and looking at what it leaves behind."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,6 +43,20 @@ def bench(folder: Path, *arguments: str, **extra: str) -> "subprocess.CompletedP
     process = start(folder, arguments, **extra)
     out, err = process.communicate(timeout=500)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def readme_commands() -> list[str]:
+    """What stands in the README's blocks of commands, without the remarks behind it."""
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("make ", "python ", "mlflow ", ". "))]
+
+
+def from_readme(command: str) -> list[str]:
+    """The arguments of a command that the README has (after ``python -m bench``, where it is one of those)."""
+    assert command in readme_commands()
+    words = shlex.split(command)
+    return words[3:] if words[:3] == ["python", "-m", "bench"] else words
 
 
 def sweep_folder(folder: Path) -> Path:

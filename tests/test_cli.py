@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from bench.paths import ROOT
-from tests.command_line import bench, environment
+from tests.command_line import bench, environment, from_readme
 
 NO_NF5 = "quant=nf5: no such value; want one of bf16, fp16, fp32, fp4, int8, int8_nodecomp, nf4, nf4_double"
 HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
 
 SWEEPS = ", ".join(sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
-COMMANDS = "push, fetch, gate, advise, report, doctor"
+COMMANDS = "push, fetch, gate, advise, report, reproduce, doctor"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,10 @@ COMMANDS = "push, fetch, gate, advise, report, doctor"
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),
         (["frobnicate"], [f"frobnicate: no such command; there are {COMMANDS}, and key=value starts a sweep"]),
         (["push"], ["no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
+        (
+            ["reproduce", "nowhere"],
+            ["nowhere: no such folder, and no store of runs at outputs/mlflow.db; want one in MLFLOW_TRACKING_URI"],
+        ),
         (["--batch", "8"], ["--batch: keys are given as key=value; want batch=8"]),
         (["quant=nf4", "--batch=8"], ["--batch=8: keys are given as key=value; want batch=8"]),
         (["quant=nf4", "batch", "8"], ["batch: keys are given as key=value; want batch=8"]),
@@ -106,13 +110,13 @@ def test_nothing_heavy_is_imported_before_the_configuration_is_checked(tmp_path:
 
 
 def test_help_lists_every_group_with_its_values_and_every_command(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--help")
+    done = bench(tmp_path, *from_readme("python -m bench --help"))
     assert done.returncode == 0
     assert "quant: bf16, fp16, fp32, fp4, int8, int8_nodecomp, nf4, nf4_double" in done.stdout
     assert "python -m bench -m quant=fp16,int8,nf4 batch=1,8,32" in done.stdout
     for group in ("model", "attn", "decode", "workload", "measure", "quality", "tracking"):
         assert f"\n{group}: " in done.stdout
-    for command in ("push", "fetch", "doctor", "gate"):
+    for command in ("push", "fetch", "doctor", "gate", "reproduce"):
         assert f"python -m bench {command} " in done.stdout
 
 

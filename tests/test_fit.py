@@ -9,7 +9,7 @@ import pytest
 from bench.fit import predicted_batch, search
 from bench.plan import resolve
 from tests import fakes
-from tests.command_line import bench, results
+from tests.command_line import bench, from_readme, results
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 40, 99, 1000, 12345])
@@ -45,15 +45,29 @@ def test_the_prediction_follows_the_memory() -> None:
 
 def test_the_largest_batch_is_found_and_measured(tmp_path: Path) -> None:
     """Different prompts run out before the memory does: the byte tokenizer makes one token of each byte of the text."""
-    few = ["model=tiny", "quant=fp32", "workload.text=null", "workload.prompt=abcdefghij", "workload.prompt_tokens=2"]
+    few = [
+        *from_readme("python -m bench quant=nf4 batch=max"),
+        "model=tiny",
+        "workload.text=null",
+        "workload.prompt=abcdefghij",
+        "workload.prompt_tokens=2",
+    ]
     short = ["workload.new_tokens=2", "measure.warmups=1", "measure.repeats=1"]
-    done = bench(tmp_path, *few, *short, "batch=max")
+    done = bench(tmp_path, *few, *short)
     assert done.returncode == 0, done.stderr
     (result,) = results(tmp_path)
     assert result.cell.batch == 10
-    assert "batch=max is 10 for tiny/fp32/sdpa" in done.stderr
-    dry = bench(tmp_path, *few, *short, "batch=max", "dry_run=true")
-    assert dry.returncode == 0, dry.stderr
+    assert "batch=max is 10 for tiny/nf4/sdpa" in done.stderr
+
+
+def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:
+    command = from_readme("python -m bench -m model=mistral-7b model.weights=random batch=1,max dry_run=true")
+    done = bench(tmp_path, *command, COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    batches = [int(words[0]) for line in done.stdout.splitlines() if (words := line.split()) and words[-1] == "process"]
+    assert len(batches) == 2
+    assert batches[0] == 1 < batches[1]
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
 def test_the_search_runs_without_torch() -> None:

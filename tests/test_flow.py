@@ -19,6 +19,7 @@ from bench.paths import cache_folder
 from bench.spec import cell_id
 from tests.command_line import (
     bench,
+    from_readme,
     nth_measured_process,
     results,
     runs,
@@ -28,12 +29,13 @@ from tests.command_line import (
 )
 
 TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
-SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16,nf4", "batch=1,2,4", "workload.new_tokens=700"]
+SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16,nf4", "batch=1,2", "workload.new_tokens=700"]
 SLOW_CELLS += ["measure.warmups=2", "measure.repeats=3"]
 
 
 def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
-    done = bench(tmp_path, "-m", *TINY, "quant=fp32,nf4", "batch=1,2")
+    tiny = [*TINY, "quant=fp32,nf4", "batch=1,2"]
+    done = bench(tmp_path, *from_readme("python -m bench sweeps=headline"), *tiny, A_SECRET="do not tell anyone")
     assert done.returncode == 0, done.stderr
     assert "speedup: how many times as fast as quant=fp32" in done.stdout
     assert len(done.stderr.splitlines()) == 3, done.stderr  # where results and report are, and how to look further
@@ -67,11 +69,14 @@ def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
         assert run.data.metrics["weight_bytes"] == result.attestation.weight_bytes  # type: ignore[union-attr]
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     assert len(client.get_metric_history(cells[0].info.run_id, "decode_step_s")) == 3
-    assert [a.path for a in client.list_artifacts(cells[0].info.run_id)] == ["result.json"]
+    assert [a.path for a in client.list_artifacts(cells[0].info.run_id)] == ["config.yaml", "result.json"]
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
         *("summary.txt", "sweep.json", "report.html", "report.md", "report.csv"),
-        *("throughput.png", "tradeoffs.png"),
+        *("throughput.png", "tradeoffs.png", "inputs"),
     }
+    files = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) >= 20
+    assert [content for content in files if b"do not tell anyone" in content] == []
 
 
 def test_a_cell_that_cannot_run_here_is_an_answer(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_a_cell_that_cannot_run_here_is_an_answer(tmp_path: Path) -> None:
 
 
 def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
-    done = bench(tmp_path, "-m", *TINY, "quant=fp32,nf4", "profile=true")
+    done = bench(tmp_path, *from_readme("python -m bench -m quant=bf16,nf4 profile=true"), *TINY)
     assert done.returncode == 0, done.stderr
     assert "quant=nf4: a decode step takes " in done.stdout
 
@@ -120,14 +125,14 @@ def test_a_killed_process_costs_its_cell_and_no_other(tmp_path: Path) -> None:
     out, err = driver.communicate(timeout=400)
     assert driver.returncode == 1, err
     found = results(tmp_path)
-    assert len(found) == 9
+    assert len(found) == 6
     (lost,) = [r for r in found if r.outcome.status != "ok"]
     assert lost.outcome.status == "failed"
     assert "SIGKILL" in str(lost.outcome.reason)
     assert all(r.measurements for r in found if r is not lost)
     assert "SIGKILL" in out
     _, cells = runs(tmp_path)
-    assert sorted(run.info.status for run in cells) == ["FAILED"] + ["FINISHED"] * 8
+    assert sorted(run.info.status for run in cells) == ["FAILED"] + ["FINISHED"] * 5
 
 
 def test_ctrl_c_ends_at_once_and_loses_no_finished_cell(tmp_path: Path) -> None:
@@ -219,7 +224,7 @@ def test_nothing_that_can_run_here_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_the_doctor_says_what_works_here(tmp_path: Path) -> None:
-    done = bench(tmp_path, "doctor")
+    done = bench(tmp_path, *from_readme("python -m bench doctor"))
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
     assert "attn flash2 no: attn=flash2 needs device cuda, this cell runs on cpu" in words
@@ -241,16 +246,57 @@ def test_a_calibration_turns_a_single_pass_into_verdicts(tmp_path: Path) -> None
     assert "intervals at 95 % for all comparisons together" in sweep.stdout
 
 
-def test_the_gate_compares_two_sweeps(tmp_path: Path) -> None:
+def test_the_commands_after_a_sweep(tmp_path: Path) -> None:
+    grid = from_readme("python -m bench -m quant=bf16,nf4 measure=standard")
     for _ in range(2):
-        assert bench(tmp_path, "-m", *TINY, "quant=fp32", "batch=1,2", "measure.passes=2").returncode == 0
+        done = bench(tmp_path, *grid, *TINY, "measure.passes=2", "resume=false")
+        assert done.returncode == 0, done.stderr
     first, second = sorted(folder.name for folder in (tmp_path / "outputs" / "sweeps").iterdir())
-    done = bench(tmp_path, "gate", second, "--baseline", first, "--threshold", "0.9")
+    command = from_readme("python -m bench gate NEW --baseline OLD")
+    gate = [{"NEW": second, "OLD": first}.get(word, word) for word in command]
+    done = bench(tmp_path, *gate, "--threshold", "0.9")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("0 regressions beyond 90% in 4 comparisons of 2 cells\n")
     missing = bench(tmp_path, "gate", "nowhere", "--baseline", first)
     assert missing.returncode == 2
     assert missing.stderr.startswith("nowhere: no such folder; want the folder of a sweep")
+
+    advice = bench(tmp_path, *from_readme("python -m bench advise --max-memory 8GiB --max-ttft 200ms --max-kl 0.05"))
+    assert advice.returncode == 0, advice.stderr
+    assert "quant=bf16" in advice.stdout or "quant=nf4" in advice.stdout
+    page = tmp_path / "outputs" / "sweeps" / second / "report.html"
+    page.unlink()
+    written = bench(tmp_path, *from_readme("python -m bench report"))
+    assert written.stdout.splitlines()[0] == str(page.relative_to(tmp_path))
+    assert page.is_file()
+    pushed = bench(tmp_path, *from_readme("python -m bench push"))
+    assert pushed.stdout.startswith(f"2 of 2 cells of {second} are in MLflow")
+
+
+def test_a_run_is_reproduced_from_what_mlflow_has_of_it(tmp_path: Path) -> None:
+    grid = from_readme("python -m bench -m attn=eager,sdpa,sdpa_math workload=chat")
+    done = bench(tmp_path, *grid, *TINY, "workload.prompt_tokens=16", "measure.repeats=10")
+    assert done.returncode == 0, done.stderr
+    _, cells = runs(tmp_path)
+    assert {run.data.params["attn.name"] for run in cells} == {"eager", "sdpa", "sdpa_math"}
+    original = next(run for run in cells if run.data.params["attn.name"] == "eager")
+    for file in (tmp_path / "outputs" / "sweeps").rglob("*.json"):
+        file.unlink()  # as if it had been measured by a colleague
+
+    command = from_readme("python -m bench reproduce RUN")
+    done = bench(tmp_path, *[{"RUN": original.info.run_id}.get(word, word) for word in command], "--processes", "2")
+    words = {0: "reproduced", 1: "differs", 4: "cannot tell"}
+    assert done.stdout.startswith(words[done.returncode]), done.stderr
+    assert "machine, versions and code are as they were recorded" in done.stderr
+    assert "tiny/eager" in done.stdout.replace("/fp32", "").replace("/bf16", "")
+    assert "sdpa" not in done.stdout
+    (run,) = [run for run in runs(tmp_path)[1] if "bench.verdict" in run.data.tags]
+    assert run.data.tags["bench.reproduces"] == original.info.run_id
+    assert run.data.tags["bench.verdict"] == words[done.returncode]
+    assert "mlflow.parentRunId" not in run.data.tags  # one cell is one run
+    assert run.data.metrics["processes"] == 2
+    assert run.data.metrics["reproduction/tpot_ratio"] > 0
+    assert run.data.tags["mlflow.note.content"].startswith(f"# {original.info.run_id} once more: ")
 
 
 def test_a_killed_driver_leaves_no_process_and_no_running_cell(tmp_path: Path) -> None:
@@ -269,7 +315,8 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    done = bench(tmp_path, *TINY, "quant=fp32", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    cell = [*from_readme("python -m bench model=gpt2 quant=nf4 batch=8"), "model.weights=random", *TINY[1:]]
+    done = bench(tmp_path, *cell, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     assert done.returncode == 3, done.stderr
     folder = sweep_folder(tmp_path)
     assert f"python -m bench push {folder.relative_to(tmp_path)}" in done.stderr
@@ -279,9 +326,9 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
     for _ in range(2):  # the second finds everything there
         pushed = bench(tmp_path, "push", str(folder))
         assert pushed.returncode == 0, pushed.stderr
-        (parent,), (cell,) = runs(tmp_path)
-        assert (parent.info.status, cell.info.status) == ("FINISHED", "FINISHED")
-        assert cell.data.metrics["decode_tok_s"] > 0
+        parents, (run,) = runs(tmp_path)
+        assert (parents, run.info.status) == ([], "FINISHED")
+        assert run.data.metrics["decode_tok_s"] > 0
 
 
 def test_a_folder_without_weights_fails_with_advice(tmp_path: Path) -> None:
@@ -319,7 +366,7 @@ def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode:
         "measure.warmups=1",
         "measure.repeats=1",
         "quality.max_new_tokens=12",
-        "quality.text_tokens=1024",
+        f"quality.text_tokens={1024 if decode == 'loop' else 256}",
     ]
     done = bench(tmp_path, "-m", f"quant={quantizations}", f"batch={batches}", f"decode={decode}", *short)
     assert done.returncode == 0, done.stdout + done.stderr
