@@ -1,8 +1,8 @@
 """How often ``reproduce`` is right on this machine: not in the default run, 40 min on a quiet machine.
 
-The default model in nf4 at batch 1, three processes then, five now. Once more on this machine: ``reproduced`` within 5 % in nine
-tries of ten; with a sleep of 15 % of TPOT planted into each decode step: ``differs`` in nine of ten, for the right reason;
-beside a process that keeps one core busy: never ``reproduced`` without a warning.
+The default model in nf4 at batch 1, three processes then, five now. Once more on this machine: ``reproduced`` within 5 % in
+nine tries of ten; with a sleep of 15 % of TPOT planted into each decode step: ``differs`` in nine of ten, for the right
+reason; beside a process that keeps one core busy: never ``reproduced`` without a warning.
 `pytest -m slow -s tests/test_reproduction_rates.py` prints each verdict.
 """
 
