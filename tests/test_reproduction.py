@@ -15,7 +15,7 @@ from bench.analysis.reproduction import (
     reproductions,
 )
 from bench.analysis.verdict import Spread
-from bench.measurement import Contamination, Sentinel
+from bench.measurement import Contamination, Repeat, Sentinel
 from bench.output.reproduced import findings, numbers
 from bench.result import Outcome, Result
 from tests import fakes
@@ -149,6 +149,22 @@ def test_a_busy_neighbour_is_warned_of_whatever_the_verdict() -> None:
     assert found.word == "reproduced"
     assert any("warning: contaminated" in line and "40%" in line for line in findings([found], [], 0.05))
     assert not any("contaminated" in line for line in findings([once_more(now, now, calibration=QUIET)], [], 0.05))
+
+
+def test_requests_that_neighbours_slowed_down_are_no_change_and_are_told_of() -> None:
+    """Of two processes two thirds of the requests take 1.4 times as long: the median says so, the first quartile does not."""
+    steady = [Repeat(1.0, (0.1, 0.1, 0.1), 1.3)] * 3
+    slow = [Repeat(1.0, (0.14, 0.14, 0.14), 1.42)] * 6
+    then = fakes.result(cell=CELL, passes=(fakes.process(repeats=(*steady, *steady, *steady)),) * 3)
+    disturbed = fakes.process(repeats=(*steady, *slow))
+    now = fakes.result(cell=CELL, passes=(then.passes[0], disturbed, disturbed))
+    found = once_more(then, now, calibration=QUIET)
+    assert found.word == "reproduced"
+    assert found.changes[0].medians_ratio == pytest.approx(1.4 ** (2 / 3), rel=0.01)
+    assert "the medians of TPOT are 1.25 times as long; requests were disturbed now" in "\n".join(
+        findings([found], [], 0.05)
+    )
+    assert "disturbed" not in "\n".join(findings([once_more(then, then)], [], 0.05)).replace("(undisturbed)", "")
 
 
 def test_numbers_for_mlflow() -> None:

@@ -21,6 +21,7 @@ def findings(found: Sequence[Reproduction], elsewhere: Sequence[Difference], mar
     said = [_verdict(overall(found), margin, len(found))]
     for each in found:
         said += [f"{each.now.cell.label}: {each.word}", *(f"  {_sentence(change)}" for change in each.changes)]
+        said += [f"  {_disturbed(change)}" for change in each.changes if _is_disturbed(change, margin)]
         said += [f"  {line}" for line in _exactness(each)]
         if each.word == "differs":
             said.append(f"  likeliest reason: {likeliest_reason(each, elsewhere)}")
@@ -58,7 +59,7 @@ def _verdict(word: Word, margin: float, cells: int) -> str:
 
 
 def _sentence(change: Change) -> str:
-    times = f"{change.then_s * 1e3:.2f} ms then, {change.now_s * 1e3:.2f} ms now"
+    times = f"{change.then_s * 1e3:.2f} ms then, {change.now_s * 1e3:.2f} ms now (undisturbed)"
     said = f"{_NAMES[change.metric]}: {times}, {change.ratio:.3f} times as long"
     if change.low is None or change.high is None:
         return f"{said}: {change.word}"
@@ -66,6 +67,18 @@ def _sentence(change: Change) -> str:
     if word == "cannot tell" and not change.low <= 1 <= change.high:
         word = "not the same, by how much cannot be told"
     return f"{said} ({change.low:.3f} to {change.high:.3f}): {word}"
+
+
+def _is_disturbed(change: Change, margin: float) -> bool:
+    return change.word == "reproduced" and abs(math.log(change.medians_ratio)) > math.log1p(margin)
+
+
+def _disturbed(change: Change) -> str:
+    name, ratio = _NAMES[change.metric], change.medians_ratio
+    when = "now" if ratio > 1 else "then"
+    return (
+        f"warning: the medians of {name} are {ratio:.2f} times as long; requests were disturbed {when}, the quicker ones not"
+    )
 
 
 def _exactness(each: Reproduction) -> list[str]:
