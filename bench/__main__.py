@@ -8,14 +8,12 @@ else is Hydra's.
 
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench import paths
 from bench.errors import BenchError, ConfigError
-
-if TYPE_CHECKING:
-    from bench.spec import Cell
 
 
 def main() -> int:
@@ -43,13 +41,14 @@ def _sweep(arguments: list[str]) -> int:
     if not collected:  # --help, --cfg, --info: Hydra has answered
         return 0
     from bench.config import Config, parse_config
+    from bench.mistakes import missing_files
 
     problems: dict[str, None] = {}  # ordered, each once: a mistake repeats in every cell
     configs: list[Config] = []
     for mapping in collected:
         try:
             configs.append(parse_config(mapping))
-            problems |= dict.fromkeys(_missing_files(configs[-1].cell))
+            problems |= dict.fromkeys(missing_files(configs[-1].cell))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -57,20 +56,6 @@ def _sweep(arguments: list[str]) -> int:
     from bench.sweep import run_sweep
 
     return run_sweep(configs, arguments)
-
-
-def _missing_files(cell: "Cell") -> list[str]:
-    """Texts and prompt sets that the cell names and the package does not ship."""
-    named = (
-        ("workload.text", cell.workload.text, paths.TEXTS),
-        ("quality.prompts", cell.quality.prompts, paths.PROMPT_SETS),
-        *(("quality.texts", text, paths.TEXTS) for text in cell.quality.texts),
-    )
-    return [
-        f"{key}={name}: no such file; want one of {', '.join(known)}"
-        for key, name, known in named
-        if name is not None and name not in known
-    ]
 
 
 def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
@@ -100,14 +85,12 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     # Hydra's parser gives up on an override behind a flag, as in `batch=8 -m quant=fp16,nf4`.
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     sys.argv = [sys.argv[0], *(argument for argument in arguments if argument not in overrides), *overrides]
-    try:
-        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(arguments, error)) from error
-    except OSError as error:  # Hydra makes a folder for its own record of a sweep
-        if error.filename is None:  # `--help | head` closes the pipe
-            raise
-        raise ConfigError([f"output_dir: cannot write {error.filename} ({error.strerror})"]) from error
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        os.environ["BENCH_SCRATCH"] = scratch
+        try:
+            hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(task)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(arguments, error)) from error
     return jobs
 
 

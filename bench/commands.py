@@ -116,7 +116,7 @@ def _report(arguments: list[str]) -> int:
 
     folder = _newest() if given is None else _place(given)
     files = write_report(folder)
-    if (run_id := os.environ.get("MLFLOW_RUN_ID")) is not None:  # `mlflow run -e report` has opened one
+    if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:  # by `mlflow run -e report`
         from bench.output.tracking import keep_report
 
         keep_report(run_id, folder.name, files)
@@ -126,9 +126,8 @@ def _report(arguments: list[str]) -> int:
 
 
 def _reproduce(arguments: list[str], compose: Compose) -> int:
-    parser = argparse.ArgumentParser(
-        "bench reproduce", description="Run a cell or a sweep once more: does the same come out?"
-    )
+    about = "Run a cell or a sweep once more: does the same come out?"
+    parser = argparse.ArgumentParser("bench reproduce", description=about, allow_abbrev=False)
     parser.add_argument("run", help=f"id of an MLflow run, folder of a sweep or of one of its cells, or a name in {_SWEEPS}")
     parser.add_argument("--margin", type=_margin, default=0.05, help="times within it are alike (default 0.05: 5 %%)")
     parser.add_argument("--processes", type=_count, metavar="N", help="of each cell; default: as recorded, at least 5")
@@ -149,17 +148,24 @@ def _reproduce(arguments: list[str], compose: Compose) -> int:
 
 def _recorded(given: str, settings: Settings) -> "Recorded":
     from bench.output.recorded import from_folder, from_mlflow
+
+    try:
+        if _place(given).exists():
+            return from_folder(_place(given))
+        return from_mlflow(given, _store_of_runs(given, settings))
+    except StoreError as error:
+        raise ConfigError([str(error)]) from error  # exit code 1 is for what differs
+    except TrackingError as error:
+        raise ConfigError([f"{given}: no such folder, and {error}"]) from error
+
+
+def _store_of_runs(given: str, settings: Settings) -> str:
     from bench.output.tracking import tracking_uri
 
-    if _place(given).exists():
-        return from_folder(_place(given))
     uri, own = tracking_uri(settings.tracking, Path(settings.output_dir)), Path(settings.output_dir, "mlflow.db")
     if "MLFLOW_TRACKING_URI" not in os.environ and not own.is_file():
         raise ConfigError([f"{given}: no such folder, and no store of runs at {own}; want one in MLFLOW_TRACKING_URI"])
-    try:
-        return from_mlflow(given, uri)
-    except TrackingError as error:
-        raise ConfigError([f"{given}: no such folder, and {error}"]) from error
+    return uri
 
 
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}

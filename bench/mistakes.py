@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from bench.config import parse_config
 from bench.errors import ConfigError
 from bench.parse import unknown_key
-from bench.paths import CONF, ROOT
+from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS
+from bench.spec import Cell
 
 
 def explain(arguments: Sequence[str], error: Exception) -> list[str]:
@@ -104,3 +105,17 @@ def _known_keys(key: str, choices: list[str]) -> tuple[list[str], str]:
 def _own_words(error: Exception) -> str:
     """The library's message without its layout."""
     return " ".join(str(error).split())
+
+
+def missing_files(cell: Cell) -> list[str]:
+    """Texts and prompt sets that the cell names and the package does not ship."""
+    named = (
+        ("workload.text", cell.workload.text, TEXTS),
+        ("quality.prompts", cell.quality.prompts, PROMPT_SETS),
+        *(("quality.texts", text, TEXTS) for text in cell.quality.texts),
+    )
+    return [
+        f"{key}={name}: no such file; want one of {', '.join(known)}"
+        for key, name, known in named
+        if name is not None and name not in known
+    ]

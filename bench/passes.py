@@ -85,6 +85,7 @@ def _run_passes(
         trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
         wanted = still_to_ask(record, answered, references.get(which), trace)
         record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
+        store.hide_secrets(place / "log.txt")
         records[which] = record = share(record, answered)
         with signals.deferred():
             recorder.keep(record)

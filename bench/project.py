@@ -19,7 +19,10 @@ def command_line(entry: str, given: Sequence[str]) -> list[str]:
         ConfigError: when the parameters make no command.
     """
     values = dict(word.split("=", 1) for word in given)
-    more = shlex.split(values.pop("overrides", ""))
+    try:
+        more = shlex.split(asked := values.pop("overrides", ""))
+    except ValueError as error:
+        raise ConfigError([f"overrides={asked}: {error}; quote it as for a shell"]) from error
     if entry == "main":
         return [*_one_cell(values), *more]
     if entry == "sweep":

@@ -8,6 +8,7 @@ afterwards. Of changes that are not committed the names and a digest are kept; t
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,46 +24,58 @@ def provenance() -> Provenance:
     """Of the running code."""
     lock = ROOT / "requirements.lock"
     commit = _git("rev-parse", "HEAD")
-    changed = tuple(entry[3:] for entry in (_git("status", "--porcelain", "-z", "--no-renames") or "").split("\0") if entry)
+    changed = tuple(entry[3:] for entry in _names("status", "--porcelain", "--no-renames"))
     return Provenance(
-        commit=None if commit is None else commit.strip(),
+        commit=commit.decode().strip() or None,
         changed=changed,
-        changes=_digest((diff() or "").encode() + _untracked()) if changed else None,
+        changes=_digest(diff() + _untracked()) if changed else None,
         measuring=measuring_digest(),
         lock=_digest(lock.read_bytes()) if lock.is_file() else None,
-        packages={found.name: found.version for found in sorted(importlib.metadata.distributions(), key=lambda d: d.name)},
+        packages=_packages(),
     )
 
 
-def diff() -> str | None:
-    """What differs from the commit, in files that git knows; None outside a checkout."""
-    return _git("diff", "HEAD")
+def diff() -> bytes:
+    """What differs from the commit, in files that git knows, whatever the user's own settings are; empty without git."""
+    return _git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv")
+
+
+def _packages() -> dict[str, str]:
+    """Name to version. What comes first on the path is what is imported; what an installation broke off left has neither."""
+    found: dict[str, str] = {}
+    for each in importlib.metadata.distributions():
+        if each.read_text("METADATA") or each.read_text("PKG-INFO"):
+            found.setdefault(each.metadata["Name"], each.version)
+    return dict(sorted(found.items()))
 
 
 def _untracked() -> bytes:
     """Names and contents of files that git does not know; of what is large, or no file, the name and the size alone."""
-    names = (_git("ls-files", "-z", "--others", "--exclude-standard") or "").split("\0")
-    return b"".join(name.encode() + _content(ROOT / name) for name in names if name)
+    names = _names("ls-files", "--others", "--exclude-standard")
+    return b"".join(os.fsencode(name) + _content(ROOT / name) for name in names)
 
 
 def _content(place: Path) -> bytes:
-    size = place.lstat().st_size
-    if place.is_symlink() or not place.is_file() or size > _LARGE_BYTES:
-        return str(size).encode()
-    return place.read_bytes()
+    try:
+        size = place.lstat().st_size
+        if place.is_symlink() or not place.is_file() or size > _LARGE_BYTES:
+            return str(size).encode()
+        return place.read_bytes()
+    except OSError:  # not ours to read, or an editor's and gone
+        return b""
+
+
+def _names(*arguments: str) -> list[str]:
+    return [os.fsdecode(name) for name in _git(*arguments, "-z").split(b"\0") if name]
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the checkout; None where there is none, or no git."""
-    if PACKAGE == ROOT:
-        return None  # installed: whatever repository lies around it is not ours
+def _git(*arguments: str) -> bytes:
+    """What git says of the checkout; nothing where there is none, or no git."""
+    if PACKAGE == ROOT or shutil.which("git") is None:
+        return b""  # installed: whatever repository lies around it is not ours
     own = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a repository that we lie in by chance
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, env=own)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False, env=own).stdout

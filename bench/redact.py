@@ -13,8 +13,10 @@ from typing import Any
 
 HIDDEN = "***"
 
-_IN_URLS = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user:password@host
-_IN_QUERIES = re.compile(r"(?i)([?&][\w.-]*(?:token|secret|password|signature|api_?key|access_?key)[\w.-]*=)[^&\s\"']+")
+_IN_URLS = re.compile(r"(?<=://)[^/?#\s]+(?=@)")  # user:password@host; a password may have an @ of its own
+_IN_QUERIES = re.compile(
+    r"(?i)([?&][\w.-]*(?:token|secret|password|signature|api_?key|access_?key)[\w.-]*=|[?&]sig=)[^&\s\"']+"
+)
 _TOKENS = re.compile(
     r"\bhf_\w{20,}"  # Hugging Face
     r"|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
@@ -22,7 +24,10 @@ _TOKENS = re.compile(
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"  # a JSON web token
     r"|(?<=[Bb]earer )[\w.~+/-]{8,}"
 )
-_SECRET_NAMES = re.compile(r"(?i)token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key")
+_SECRET_NAMES = re.compile(  # whole parts of a name: TOKENIZER is none
+    r"(?i)(^|_)(token|secret|pass|password|passwd|passphrase|sshpass|credentials?|connection_string)(_|$)"
+    r"|_pwd$|(api|access|account|private|secret)_?key(_|$)"
+)
 _SHORTEST = 8  # a shorter value may be part of any word
 
 

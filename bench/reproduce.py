@@ -6,6 +6,7 @@ the original. With ``--checkout`` the same command runs in a temporary worktree 
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import paths, plan, signals
-from bench.analysis.differences import differences
+from bench.analysis.differences import Difference, differences
 from bench.analysis.reproduction import Word, overall, reproductions
 from bench.attempt import begin
 from bench.config import Settings
 from bench.errors import ConfigError
 from bench.meter.lock import machine_lock
+from bench.mistakes import missing_files
 from bench.output import reproduced, table
 from bench.output.progress import ProgressLine
-from bench.output.store import write_aside
+from bench.output.store import write_reproduction
 from bench.provenance import provenance
 from bench.result import Host, Result
 from bench.surroundings import look_around
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # it imports mlflow
     from bench.output.recorded import Recorded
 
 _FEWEST_PROCESSES = 5  # with 1.5 % between processes, 5 against 3 tell a margin of 5 % nearly always, 3 against 3 often
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXIT_CODES: dict[Word, int] = {"reproduced": 0, "differs": 1, "cannot tell": 4}
 
 
@@ -42,32 +45,41 @@ def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -
 
     Args:
         processes: of each cell; None: as many as were recorded, and at least five.
+    Raises:
+        ConfigError: when a cell names a text that this version does not have.
     """
+    problems = [problem for then in recorded.results for problem in missing_files(then.cell)]
+    if problems:
+        raise ConfigError([f"{problem}; --checkout takes the version that had it" for problem in problems])
     outputs, code = writable_outputs(settings), provenance()
+    elsewhere: list[Difference] = []
     with signals.as_interrupts():
         try:
             with machine_lock(_say), ProgressLine() as progress:
                 host = look_around(progress.show, with_mlflow=True)
-                elsewhere = differences(recorded.results[0].host, host, recorded.sweep.provenance, code)
+                elsewhere += differences(recorded.results[0].host, host, recorded.sweep.provenance, code)
                 for line in reproduced.surroundings(elsewhere):
                     _say(line)
-                again = [_again(then, host, processes) for then in recorded.results]
+                begun = [_again(then, host, processes) for then in recorded.results]
+                # Cells that differed only in the number of their processes are one now.
+                again = list({record.cell_id: record for record in begun}.values())
                 overrides = ("reproduce", recorded.name)
-                ended = measure(again, settings, overrides, outputs, progress, recorded.name)
+                ended = measure(again, settings, overrides, outputs, progress, code, recorded.name)
         except KeyboardInterrupt:
             _say("interrupted before the first cell")
             return 130
     if ended.interrupted:
         say_what_next(ended.recorder, ended.folder)
         return 130
-    pairs = list(zip(recorded.results, ended.recorder.results, strict=True))
-    found = reproductions(pairs, settings.margin, ended.recorder.sweep.calibration)
+    now = {result.cell_id: result for result in ended.recorder.results}
+    pairs = [(then, now[record.cell_id]) for then, record in zip(recorded.results, begun, strict=True)]
+    found = reproductions(pairs, settings.margin)
     out = table.console()
     for line in reproduced.findings(found, elsewhere, settings.margin):
         out.print(line, markup=False)
-    file = ended.folder / "reproduction.md"
-    write_aside(file, reproduced.as_markdown(recorded.name, found, elsewhere, settings.margin).encode())
-    ended.recorder.link(found, recorded.runs, file)
+    record = reproduced.as_record(recorded.name, found, recorded.runs, elsewhere, settings.margin)
+    write_reproduction(ended.folder, record)
+    ended.recorder.link()
     say_what_next(ended.recorder, ended.folder)
     return _EXIT_CODES[overall(found)] or (3 if ended.recorder.untracked else 0)
 
@@ -86,6 +98,8 @@ def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[
     """
     if commit is None:
         raise ConfigError(["--checkout: the run was measured by an installed package, no commit is recorded"])
+    if paths.PACKAGE == paths.ROOT or shutil.which("git") is None:
+        raise ConfigError([f"--checkout: wants git and a clone of the project to take {commit} from"])
     if changed:
         _say(f"the run had changes on top of its commit that are not in it: {', '.join(changed)}")
     git = ["git", "-C", str(paths.ROOT), "worktree"]
@@ -101,14 +115,16 @@ def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[
 
 
 def _run_there(place: Path, arguments: Sequence[str]) -> int:
-    """The command with the worktree's package; it ends by itself when Ctrl-C reaches it, which it does without us."""
+    """The command with the worktree's package, to its end, which signals to us hasten and do not forestall."""
     # Without the safe path ``-m`` would find the package of the working folder first.
     own = {**os.environ, "PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"}
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    child = subprocess.Popen([sys.executable, "-m", "bench", "reproduce", *arguments], env=own)
+    before = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in _ENDING}
     try:
-        return subprocess.run([sys.executable, "-m", "bench", "reproduce", *arguments], env=own, check=False).returncode
+        return child.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

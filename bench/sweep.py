@@ -16,7 +16,7 @@ from bench import fit, paths, plan, signals
 from bench.analysis.compare import unknown_baseline
 from bench.analysis.verdict import Spread
 from bench.attempt import begin
-from bench.config import Config, Settings
+from bench.config import Config, Settings, Tracking
 from bench.errors import ConfigError
 from bench.meter.lock import machine_lock
 from bench.output import calibration, dry, store, table
@@ -26,7 +26,7 @@ from bench.passes import run_all
 from bench.provenance import diff, provenance
 from bench.redact import redacted
 from bench.references import find_references, reference_cell, wants_reference
-from bench.result import Host, Result, is_complete
+from bench.result import Host, Provenance, Result, is_complete
 from bench.resume import resume_key
 from bench.spec import Cell, cell_id
 from bench.surroundings import look_around, with_peaks
@@ -45,7 +45,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
         ConfigError: before anything runs.
     """
     settings = _common_settings(configs)
-    outputs = writable_outputs(settings)
+    outputs, code = writable_outputs(settings), provenance()  # of what is running, whatever is edited while it waits
     with signals.as_interrupts():
         try:
             with machine_lock(_say), ProgressLine() as progress:
@@ -53,7 +53,7 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
                 cells = [_resolved(config, host, progress) for config in configs]
                 cells = list({cell_id(cell): cell for cell in cells}.values())  # two that resolve alike are one
                 records = [_begin(cell, host, settings, outputs) for cell in cells]
-                ended = None if settings.dry_run else measure(records, settings, overrides, outputs, progress)
+                ended = None if settings.dry_run else measure(records, settings, overrides, outputs, progress, code)
         except KeyboardInterrupt:
             _say("interrupted before the first cell")
             return 130
@@ -101,6 +101,7 @@ def measure(
     overrides: Sequence[str],
     outputs: Path,
     progress: ProgressLine,
+    code: Provenance,
     reproduces: str | None = None,
 ) -> Ended:
     """Run what is incomplete in ``records``, all of them on this host, and record everything.
@@ -110,7 +111,7 @@ def measure(
     """
     records = with_peaks(records, progress.show)
     references = find_references(records, settings.baseline.quant, progress.show)
-    recorder, folder = _open(records, settings, overrides, outputs, reproduces)
+    recorder, folder = _open(records, settings, overrides, outputs, code, reproduces)
     return Ended(recorder, folder, run_all(records, references, settings.profile, folder, recorder, progress))
 
 
@@ -157,7 +158,12 @@ def _lacks(earlier: Result, cell: Cell, host: Host, settings: Settings) -> bool:
 
 
 def _open(
-    records: Sequence[Result], settings: Settings, overrides: Sequence[str], outputs: Path, reproduces: str | None
+    records: Sequence[Result],
+    settings: Settings,
+    overrides: Sequence[str],
+    outputs: Path,
+    code: Provenance,
+    reproduces: str | None,
 ) -> tuple["Recorder", Path]:
     from bench.output.record import Recorder
 
@@ -166,22 +172,29 @@ def _open(
         sweep_id=folder.name,
         started_at=time.time(),
         overrides=tuple(overrides),
-        tracking=settings.tracking,
+        tracking=_where(settings.tracking),
         baseline=settings.baseline,
         margin=settings.margin,
         calibration=_calibration(records),
         cells=tuple(record.cell_id for record in records),
-        provenance=provenance(),
+        provenance=code,
         reproduces=reproduces,
     )
     store.write_sweep(folder, sweep)
     store.write_inputs(folder, _inputs(records))
     if settings.tracking.diff:
-        store.write_aside(folder / store.DIFF, str(redacted(diff() or "")).encode())
+        # Latin 1 gives every byte a character and takes it back: a patch may be of files in any encoding.
+        store.write_aside(folder / store.DIFF, str(redacted(diff().decode("latin-1"))).encode("latin-1"))
     recorder = Recorder(folder, sweep, outputs)
     if recorder.untracked:
         _say(f"{recorder.untracked}; the sweep goes on, results are kept in {folder}")
     return recorder, folder
+
+
+def _where(tracking: Tracking) -> Tracking:
+    """With the store that `mlflow run` has opened a run in, so that ``push`` finds it again."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") if "MLFLOW_RUN_ID" in os.environ else None
+    return replace(tracking, uri=tracking.uri or uri)
 
 
 def _calibration(records: Sequence[Result]) -> Mapping[str, Spread]:

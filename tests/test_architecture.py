@@ -93,6 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bench.analysis",
         "bench.attempt",
         "bench.meter.lock",
+        "bench.mistakes",
         "bench.output",
         "bench.paths",
         "bench.plan",

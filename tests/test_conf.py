@@ -68,10 +68,15 @@ def test_the_defaults_compose_and_parse() -> None:
     assert config.settings.output_dir == "outputs"
 
 
-def test_hydras_own_settings_compose_too() -> None:
+def test_hydras_own_settings_compose_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_SCRATCH", raising=False)  # a command line has a folder of its own for it
     own = compose("config", return_hydra_config=True).hydra
     assert [source.path for source in own.runtime.config_sources if source.schema == "file"] == [str(CONF), str(ROOT)]
     assert (own.run.dir, own.sweep.dir, own.output_subdir) == (".", "outputs/hydra", None)
+        ".",
+        "outputs/hydra",
+        None,
+    )  # a command line has a folder of its own for it
     assert (own.job_logging.root, own.hydra_logging.root) == (None, None)
 
 

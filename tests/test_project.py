@@ -68,6 +68,7 @@ def test_a_sweep_s_entry_point_runs_the_sweep(tmp_path: Path, monkeypatch: pytes
     [
         ("main", {"quant": "fp16,nf4"}, '-e sweep -P overrides="quant=fp16,nf4"'),
         ("sweep", {}, "want -P name=headline"),
+        ("main", {"overrides": "workload.prompt=it's"}, "quote it as for a shell"),
     ],
 )
 def test_parameters_that_make_no_command_are_a_mistake(entry: str, values: dict[str, str], said: str) -> None:

@@ -35,7 +35,7 @@ def test_changes_are_named_and_digested_and_not_kept(checkout: Path) -> None:
     (checkout / "new.py").write_text("another\n")
     assert provenance.provenance().changes != found.changes is not None
     assert "password" not in repr(found)
-    assert "+two" in (provenance.diff() or "")
+    assert b"+two" in provenance.diff()
 
 
 def test_changes_may_be_of_any_kind(checkout: Path) -> None:
@@ -43,9 +43,23 @@ def test_changes_may_be_of_any_kind(checkout: Path) -> None:
     (checkout / "a folder").symlink_to(checkout.parent)
     (checkout / "wörter.txt").write_text("ä")
     (checkout / "weights.bin").write_bytes(bytes(2**20 + 1))
+    (checkout / "README.md").write_bytes("latin: é\r\n".encode("latin-1"))
     found = provenance.provenance()
-    assert set(found.changed) == {"linked", "a folder", "wörter.txt", "weights.bin"}
+    assert set(found.changed) == {"linked", "a folder", "wörter.txt", "weights.bin", "README.md"}
     assert found.changes is not None
+    assert b"+latin: \xe9\r\n" in provenance.diff()
+
+
+def test_the_first_of_two_versions_on_the_path_is_the_one_in_use(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, version in (("first", "2.0"), ("second", "1.0")):
+        (tmp_path / place / "a_package.dist-info").mkdir(parents=True)
+        (tmp_path / place / "a_package.dist-info" / "METADATA").write_text(f"Name: a-package\nVersion: {version}\n")
+    (tmp_path / "first" / "half.dist-info").mkdir()  # an installation that was broken off
+    monkeypatch.syspath_prepend(tmp_path / "second")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    assert provenance.provenance().packages["a-package"] == "2.0"
 
 
 def test_a_folder_that_lies_in_a_foreign_repository_is_no_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from bench.analysis.reproduction import reproductions
 from bench.config import Baseline, Tracking
 from bench.errors import ConfigError, StoreError, TrackingError
 from bench.output import store
+from bench.output.push import push
 from bench.output.recorded import from_folder, from_mlflow
+from bench.output.reproduced import as_record
 from bench.output.tracking import Tracker, keep_report
 from bench.paths import TEXTS
 from tests import fakes
@@ -104,16 +106,16 @@ def test_a_reproduction_is_linked_cell_by_cell(folder: Path, tmp_path: Path) -> 
     again = swept(tmp_path, "reproduce", original.name, reproduces=original.name)
     tracked = logged(again, tmp_path)
     slower = fakes.paced(TWO.cell, 0.6, 0.6, 0.6, cell_id=TWO.cell_id)
-    found = reproductions([(fakes.paced(TWO.cell, 0.5, 0.5, 0.5), slower), (ONE, ONE)], 0.05, {})
-    file = again / "reproduction.md"
-    file.write_text("what came out")
-    tracked.link(found, original.runs, file)
+    found = reproductions([(fakes.paced(TWO.cell, 0.5, 0.5, 0.5), slower), (ONE, ONE)], 0.05)
+    record = as_record(original.name, found, original.runs, [], 0.05)
+    store.write_reproduction(again, record)
+    tracked.link()
     client = MlflowClient(tracking_uri=uri(tmp_path))
     parent = client.get_run(tracked.parent_id)
     assert parent.info.run_name == f"reproduce {original.name}"
     assert parent.data.tags["bench.reproduces"] == original.name
     assert parent.data.tags["bench.verdict"] == "differs"
-    assert parent.data.tags["mlflow.note.content"] == "what came out"
+    assert parent.data.tags["mlflow.note.content"] == record["text"]
     assert "reproduction.md" in [artifact.path for artifact in client.list_artifacts(tracked.parent_id)]
     cells = client.search_runs([tracked.experiment_id], f"tags.`mlflow.parentRunId` = '{tracked.parent_id}'")
     tags = {run.data.tags["bench.cell_id"]: run.data.tags for run in cells}
@@ -121,6 +123,25 @@ def test_a_reproduction_is_linked_cell_by_cell(folder: Path, tmp_path: Path) -> 
     assert tags[TWO.cell_id]["bench.reproduces"] == original.runs[TWO.cell_id]
     metrics = next(run.data.metrics for run in cells if run.data.tags["bench.cell_id"] == TWO.cell_id)
     assert metrics["reproduction/tpot_ratio"] == pytest.approx(1.2)
+    assert push(again) == 0  # to the store in the outputs folder, with all of it
+    elsewhere = MlflowClient(tracking_uri=f"sqlite:///{again.parent.parent / 'mlflow.db'}")
+    pushed = elsewhere.search_runs(["1"], "tags.`bench.kind` = 'sweep'")
+    assert [(run.data.tags["bench.verdict"], run.data.tags["mlflow.note.content"]) for run in pushed] == [
+        ("differs", record["text"])
+    ]
+
+
+def test_a_run_that_somebody_has_nested_is_its_own_sweep(folder: Path, tmp_path: Path) -> None:
+    tracked = logged(folder, tmp_path)
+    MlflowClient(tracking_uri=uri(tmp_path)).set_tag(tracked.parent_id, "mlflow.parentRunId", "0" * 32)
+    assert from_mlflow(tracked.parent_id, uri(tmp_path)).results == [TWO, ONE]
+
+
+def test_an_empty_sweep_is_a_mistake(folder: Path) -> None:
+    for file in folder.glob("*/result.json"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="no cell of this sweep has ended"):
+        from_folder(folder)
 
 
 def test_a_report_is_kept_with_the_run_that_mlflow_has_opened(

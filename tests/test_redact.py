@@ -9,6 +9,8 @@ from bench.redact import redacted
     ("text", "hidden"),
     [
         ("http://me:pass@host:5000/x", "http://***@host:5000/x"),
+        ("http://me:p@ss@host/x@y", "http://***@host/x@y"),
+        ("GET https://blob/x?sp=r&sig=abc%3D", "GET https://blob/x?sp=r&sig=***"),
         ("cannot clone https://oauth2:abc@git.example/r.git", "cannot clone https://***@git.example/r.git"),
         ("postgresql+psycopg2://u:p%40w@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
         ("GET /a?X-Amz-Signature=abcdef&b=1", "GET /a?X-Amz-Signature=***&b=1"),
@@ -42,7 +44,11 @@ def test_values_of_variables_that_are_named_like_secrets_are_hidden(monkeypatch:
     monkeypatch.setenv("MY_SERVICE_PASSWORD", "correct horse")
     monkeypatch.setenv("MY_SERVICE_NAME", "battery staple")
     monkeypatch.setenv("OTHER_TOKEN", "short")
+    monkeypatch.setenv("TOKENIZER_NAME", "smollm2-135m")
+    monkeypatch.setenv("MYSQL_PWD", "a long password")
+    monkeypatch.setenv("PWD", "/home/me")
     assert redacted("correct horse, battery staple, short") == "***, battery staple, short"
+    assert redacted("smollm2-135m in /home/me: a long password") == "smollm2-135m in /home/me: ***"
 
 
 def test_containers_are_walked(monkeypatch: pytest.MonkeyPatch) -> None:

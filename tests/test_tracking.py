@@ -140,6 +140,25 @@ def test_the_run_that_mlflow_run_has_opened_becomes_the_parent(
     assert client.get_run(opened.run_id).data.tags["bench.kind"] == "sweep"
 
 
+def test_a_run_of_another_store_is_not_adopted(folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `mlflow run -P overrides=tracking=server`: the opened run is in the store of the environment."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
+    outputs = folder.parent.parent
+    tracked = Tracker(f"sqlite:///{outputs / 'mlflow.db'}", outputs, folder, store.read_sweep(folder))
+    tracked.open()
+    assert client.get_run(tracked.parent_id).data.tags["bench.kind"] == "sweep"
+
+
+def test_push_finds_the_runs_of_a_sweep_in_whichever_experiment(folder: Path, client: MlflowClient) -> None:
+    """As those of `mlflow run --experiment-name`, which is not the one in sweep.json."""
+    theirs = client.create_experiment("theirs", (folder / "artifacts").as_uri())
+    tracked = tracker(folder)
+    client.create_run(theirs, tags={"bench.sweep_id": folder.name, "bench.kind": "sweep"})
+    client.delete_run(tracked.parent_id)
+    assert tracker(folder).experiment_id == theirs
+
+
 def only_one(folder: Path) -> None:
     """The sweep as if it had had one cell."""
     store.write_sweep(folder, replace(store.read_sweep(folder), cells=(OK.cell_id,)))
@@ -206,7 +225,7 @@ def test_no_secret_reaches_mlflow_or_the_disk(folder: Path, client: MlflowClient
     tracked.open()
     tracked.log_cell(failed)
     assert push(folder) == 0
-    (folder / failed.cell_id / "log.txt").unlink()  # it stays on this machine
+    store.hide_secrets(folder / failed.cell_id / "log.txt")  # as it is done when a process ends
     files = [file for file in folder.parent.parent.rglob("*") if file.is_file()]
     assert {"mlflow.db", "result.json", "sweep.json", "log.txt", "config.yaml", "report.html"} <= {f.name for f in files}
     for secret in (PASSWORD, HUB_TOKEN, PLAIN):

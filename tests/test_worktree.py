@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import reproduce
+from bench import paths, reproduce
+from bench.commands import run_command
 from bench.errors import ConfigError
 
 PACKAGE = """\
@@ -43,6 +44,19 @@ def test_the_package_of_the_commit_runs_and_its_worktree_goes(repository: Path, 
     assert reproduce.in_worktree(first, (), ["RUN", "--margin", "0.1", str(said)]) == 4
     assert said.read_text() == "early reproduce RUN --margin 0.1"
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--check", "--c"])
+def test_half_a_flag_is_none(flag: str) -> None:
+    """It would be passed on, and make a worktree within a worktree, without end."""
+    with pytest.raises(SystemExit):
+        run_command("reproduce", ["RUN", flag], lambda arguments: [])
+
+
+def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.paths.ROOT", paths.PACKAGE)
+    with pytest.raises(ConfigError, match="a clone of the project"):
+        reproduce.in_worktree("HEAD", (), ["RUN"])
 
 
 def test_what_was_not_committed_is_named(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def cell_tags(result: Result) -> dict[str, str]:
     if result.reused_from is not None:
         tags["bench.reused_from"] = result.reused_from
     if result.outcome.reason is not None:
-        tags["bench.reason"] = result.outcome.reason[:_LONGEST_VALUE]
+        tags["bench.reason"] = redacted(result.outcome.reason)[:_LONGEST_VALUE]
         tags[NOTE] = f"**{result.outcome.status}**: {result.outcome.reason}"
     elif result.measurements:
         tags[NOTE] = in_numbers(result)

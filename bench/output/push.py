@@ -7,7 +7,7 @@ from bench.errors import ConfigError
 from bench.output.report import try_report
 from bench.output.store import read_results, read_sweep
 from bench.output.tracking import Tracker, tracking_uri
-from bench.redact import HIDDEN
+from bench.redact import HIDDEN, redacted
 from bench.result import is_complete
 
 
@@ -33,5 +33,6 @@ def push(folder: Path) -> int:
     complete = len(results) == len(sweep.cells) and all(map(is_complete, results))
     complete = complete and all(result.outcome.status != "killed" for result in results)
     tracker.close("FINISHED" if complete else "KILLED", results, ended_at, try_report(folder))
-    print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {uri}")
+    tracker.link()
+    print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {redacted(uri)}")
     return 0

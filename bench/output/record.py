@@ -4,10 +4,9 @@ The first refusal ends tracking for the sweep (each further attempt would wait f
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench.analysis.reproduction import Reproduction
 from bench.errors import TrackingError
 from bench.output import store
 from bench.output.report import try_report
@@ -54,11 +53,11 @@ class Recorder:
             with self._untracked_on_error():
                 self.tracker.close(status, self.results, ended_at, report)
 
-    def link(self, found: Sequence[Reproduction], originals: Mapping[str, str], file: Path) -> None:
-        """Say in MLflow what these runs reproduce, and how well; ``originals``: its runs, by the original's cell_id."""
+    def link(self) -> None:
+        """Say in MLflow what these runs reproduce, and how well."""
         if self.tracker is not None and self.untracked is None:
             with self._untracked_on_error():
-                self.tracker.link(found, originals, file)
+                self.tracker.link()
 
     def _flush(self) -> None:
         if self.tracker is None or self.untracked is not None:

@@ -25,10 +25,12 @@ class Recorded:
 
 
 def from_folder(folder: Path) -> Recorded:
-    """Raises: StoreError when the folder is neither a sweep's nor a cell's."""
+    """Raises: StoreError when the folder is neither a sweep's nor a cell's; ConfigError when it has no result."""
+    folder = folder.resolve()
     sweep, results = read_place(folder)
-    name = folder.name if len(results) != 1 or folder.name == sweep.sweep_id else f"{sweep.sweep_id}/{folder.name}"
-    return Recorded(name, sweep, results)
+    if not results:
+        raise ConfigError([f"{folder}: no cell of this sweep has ended"])
+    return Recorded(folder.name if folder.name == sweep.sweep_id else f"{sweep.sweep_id}/{folder.name}", sweep, results)
 
 
 def from_mlflow(run_id: str, uri: str) -> Recorded:
@@ -45,7 +47,9 @@ def from_mlflow(run_id: str, uri: str) -> Recorded:
         kind = run.data.tags.get("bench.kind")
         if kind not in ("sweep", "cell"):
             raise ConfigError([f"{run_id}: not a run of a sweep or of a cell"])
-        parent = client.get_run(run.data.tags["mlflow.parentRunId"]) if "mlflow.parentRunId" in run.data.tags else run
+        # A run that somebody else has nested is the sweep's own all the same: the one that has sweep.json.
+        is_nested = "mlflow.parentRunId" in run.data.tags and "sweep.json" not in _names(client, run)
+        parent = client.get_run(run.data.tags["mlflow.parentRunId"]) if is_nested else run
         sweep = sweep_from_json(_artifact(client, parent, "sweep.json"), f"sweep.json of run {parent.info.run_id}")
         cells = [run]
         if kind == "sweep":
@@ -59,8 +63,12 @@ def from_mlflow(run_id: str, uri: str) -> Recorded:
     return Recorded(run_id, sweep, results, dict(zip((r.cell_id for r in results), texts, strict=True)))
 
 
+def _names(client: MlflowClient, run: Run) -> list[str]:
+    return [file.path for file in client.list_artifacts(run.info.run_id)]
+
+
 def _artifact(client: MlflowClient, run: Run, name: str) -> bytes:
-    if name not in [file.path for file in client.list_artifacts(run.info.run_id)]:
+    if name not in _names(client, run):
         raise ConfigError([f"{run.info.run_id}: no {name} in it, the sweep was killed; `python -m bench push` completes it"])
     with tempfile.TemporaryDirectory() as folder:
         return Path(client.download_artifacts(run.info.run_id, name, folder)).read_bytes()

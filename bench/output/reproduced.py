@@ -1,10 +1,11 @@
-"""What a reproduction found, in words and as MLflow's tags and metrics."""
+"""What a reproduction found, in words, as a record on disk, and as MLflow's metrics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.analysis.differences import Difference
-from bench.analysis.reproduction import STEADY, Change, Reproduction, Word, kernel_change, likeliest_reason, overall
+from bench.analysis.reproduction import STEADY, Change, Reproduction, kernel_change, likeliest_reason, overall
 
 _NAMES = {"tpot_s": "TPOT", "ttft_s": "TTFT"}
 
@@ -18,16 +19,16 @@ def surroundings(elsewhere: Sequence[Difference]) -> list[str]:
 
 def findings(found: Sequence[Reproduction], elsewhere: Sequence[Difference], margin: float) -> list[str]:
     """The verdict, then each cell with its numbers, then what to know before trusting it."""
-    said = [_verdict(overall(found), margin, len(found))]
+    said = [_verdict(found, margin)]
     for each in found:
         said += [f"{each.now.cell.label}: {each.word}", *(f"  {_sentence(change)}" for change in each.changes)]
-        said += [f"  {_disturbed(change)}" for change in each.changes if _is_disturbed(change, margin)]
         said += [f"  {line}" for line in _exactness(each)]
         if each.word == "differs":
             said.append(f"  likeliest reason: {likeliest_reason(each, elsewhere)}")
         elif each.word == "cannot tell":
-            said += [f"  {line}" for line in (_what_it_takes(each.changes), *_unsteady(each))]
+            said += [f"  {line}" for line in (_what_it_takes(each), *_unsteady(each))]
         said += [f"  warning: contaminated: {what} ({share:.0%})" for what, share in each.disturbed]
+        said += [f"  warning: {_moved(change)}" for change in each.changes if _has_moved(change, margin)]
     return said
 
 
@@ -37,6 +38,22 @@ def as_markdown(name: str, found: Sequence[Reproduction], elsewhere: Sequence[Di
     return "\n".join([f"# {name} once more: {overall(found)}", "", "```", *lines, "```", ""])
 
 
+def as_record(
+    name: str, found: Sequence[Reproduction], originals: Mapping[str, str], elsewhere: Sequence[Difference], margin: float
+) -> dict[str, Any]:
+    """What MLflow is told, in JSON types; ``originals``: by cell_id, MLflow's runs of the original."""
+    cells = {
+        each.now.cell_id: {
+            "verdict": each.word,
+            "reproduces": originals.get(each.then.cell_id, name),
+            "numbers": numbers(each),
+        }
+        for each in found
+    }
+    text = as_markdown(name, found, elsewhere, margin)
+    return {"verdict": overall(found), "reproduces": name, "cells": cells, "text": text}
+
+
 def numbers(found: Reproduction) -> dict[str, float]:
     """Metrics of a reproduced cell: how many times as long it takes now."""
     kernels = kernel_change(found.then, found.now)
@@ -44,18 +61,21 @@ def numbers(found: Reproduction) -> dict[str, float]:
     for change in found.changes:
         name = f"reproduction/{change.metric.removesuffix('_s')}_ratio"
         values[name] = change.ratio
+        values[f"{name}_of_medians"] = change.medians_ratio
         if change.low is not None and change.high is not None:
             values |= {f"{name}_low": change.low, f"{name}_high": change.high}
     return values
 
 
-def _verdict(word: Word, margin: float, cells: int) -> str:
-    of = "" if cells == 1 else f" in each of {cells} cells"
+def _verdict(found: Sequence[Reproduction], margin: float) -> str:
+    word, cells = overall(found), "" if len(found) == 1 else f" in each of {len(found)} cells"
+    if not any(each.changes for each in found):
+        return f"{word}: no number on both sides, so only how it ended was compared"
     if word == "reproduced":
-        return f"reproduced: TTFT and TPOT are within {margin:.0%} of the original's{of}"
+        return f"reproduced: undisturbed TTFT and TPOT are within {margin:.0%} of the original's{cells}"
     if word == "differs":
-        return f"differs: by more than {margin:.0%}, or where nothing may differ"
-    return f"cannot tell whether TTFT and TPOT are within {margin:.0%} of the original's"
+        return f"differs: undisturbed TTFT or TPOT by more than {margin:.0%}, or what may not differ at all"
+    return f"cannot tell whether undisturbed TTFT and TPOT are within {margin:.0%} of the original's{cells}"
 
 
 def _sentence(change: Change) -> str:
@@ -69,16 +89,14 @@ def _sentence(change: Change) -> str:
     return f"{said} ({change.low:.3f} to {change.high:.3f}): {word}"
 
 
-def _is_disturbed(change: Change, margin: float) -> bool:
-    return change.word == "reproduced" and abs(math.log(change.medians_ratio)) > math.log1p(margin)
+def _has_moved(change: Change, margin: float) -> bool:
+    return change.word != "differs" and abs(math.log(change.medians_ratio)) > math.log1p(margin)
 
 
-def _disturbed(change: Change) -> str:
-    name, ratio = _NAMES[change.metric], change.medians_ratio
-    when = "now" if ratio > 1 else "then"
-    return (
-        f"warning: the medians of {name} are {ratio:.2f} times as long; requests were disturbed {when}, the quicker ones not"
-    )
+def _moved(change: Change) -> str:
+    when = "now" if change.medians_ratio > 1 else "then"
+    medians = f"the medians of {_NAMES[change.metric]} are {change.medians_ratio:.2f} times as long"
+    return f"{medians}: requests were slowed down {when}, by neighbours or by what the quickest one does not meet"
 
 
 def _exactness(each: Reproduction) -> list[str]:
@@ -100,10 +118,15 @@ def _unsteady(each: Reproduction) -> list[str]:
     return [f"this machine itself has changed: its reference kernels take {moved:.2f} times as long as then"]
 
 
-def _what_it_takes(changes: Sequence[Change]) -> str:
-    open_ones = [change for change in changes if change.word == "cannot tell"]
+def _what_it_takes(each: Reproduction) -> str:
+    then, now = each.then.outcome, each.now.outcome
+    if then.status != now.status:
+        return f"not compared: {likeliest_reason(each, [])}"
+    open_ones = [change for change in each.changes if change.word == "cannot tell"]
+    if not open_ones:
+        return "answers or divergence are there on one side only, or against another reference"
     if any(change.low is None for change in open_ones):
-        return "one process on each side: want --processes 5, or `python -m bench doctor --calibrate` once"
+        return "one process on each side: want --processes 5"
     needed = [change.processes_needed for change in open_ones]
     if None in needed:
         return "no number of processes here would tell: the original has too few, or the change lies at the margin"

@@ -23,6 +23,7 @@ from bench.result import Host, Outcome, Provenance, Result, from_json
 
 TRACE = "trace.json.gz"  # of a cell's profiled request
 INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
+REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
 DIFF = "changes.patch"  # what was not committed, if that was asked for
 
 
@@ -75,6 +76,12 @@ def write_inputs(folder: Path, files: Collection[Path]) -> None:
     (folder / INPUTS).mkdir()
     for file in files:
         write_aside(folder / INPUTS / file.name, file.read_bytes())
+
+
+def write_reproduction(folder: Path, record: Mapping[str, Any]) -> None:
+    """Keep a verdict, for people and for MLflow. Raises: StoreError when the disk is full or forbids it."""
+    _write(folder / REPRODUCTION, json.dumps(redacted(record), indent=1))
+    _write(folder / "reproduction.md", str(redacted(record["text"])))
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -156,6 +163,13 @@ def library_words(folder: Path) -> list[str]:
         if result.measurements and log.is_file():
             found |= dict.fromkeys(line for line in log.read_text(errors="replace").splitlines() if line.strip())
     return list(found)
+
+
+def hide_secrets(log: Path) -> None:
+    """Rewrite a process's output where it holds some. Raises: StoreError when the disk is full or forbids it."""
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if (hidden := redacted(said)) != said:
+        _write(log, hidden)
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,16 +1,17 @@
 """The mirror of the results in MLflow: one parent run a sweep, one nested run a cell; a sweep of one cell is one run.
 
 ``MlflowClient`` with explicit run ids, because the fluent functions keep state that ``mlflow run`` has already used up.
-A run is created when its cell is over, with one ``log_batch``, and nothing is logged while anything is timed. A run that
-is still RUNNING was logged by half, by a process that was killed or a server that went away: ``push`` replaces it, and
-ends the parent. Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is
-on disk, and ``push`` can send it again.
+A nested run is created when its cell is over, with one ``log_batch``, and nothing is logged while anything is timed. A run
+that is still RUNNING was logged by half, by a process that was killed or a server that went away: ``push`` replaces it,
+and ends the parent. Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is on disk, and
+``push`` can send it again.
 """
 
 import contextlib
+import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from bench.analysis.bottlenecks import bottlenecks
 from bench.analysis.compare import varying_columns
 from bench.analysis.metrics import derive
 from bench.analysis.quality import answer_differences
-from bench.analysis.reproduction import Reproduction, overall
 from bench.config import Tracking
 from bench.errors import TrackingError
-from bench.output import logged, reproduced, table, views
+from bench.output import logged, table, views
 from bench.output.logged import milliseconds
-from bench.output.store import DIFF, INPUTS, TRACE, Sweep, cell_folder
+from bench.output.store import DIFF, INPUTS, REPRODUCTION, TRACE, Sweep, cell_folder
 from bench.redact import redacted
 from bench.result import Result
 from bench.spec import digest
@@ -55,9 +55,9 @@ def translated(uri: str) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]
         plain = next((said for sign, said in _PLAIN_WORDS.items() if sign in str(error)), first[:_LONGEST_REASON])
-        raise TrackingError(redacted(f"MLflow at {uri}: {plain}")) from error
+        raise TrackingError(redacted(f"MLflow at {uri}: ") + plain) from error
 
 
 class Tracker:
@@ -67,16 +67,21 @@ class Tracker:
         self._uri, self._outputs, self._folder, self._sweep = uri, outputs, folder, sweep
         self._place = digest([socket.gethostname(), str(outputs.resolve())])  # whose runs are ours
         self._is_single = len(sweep.cells) == 1
-        adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # the run that `mlflow run` has opened for us
+        opened = os.environ.pop("MLFLOW_RUN_ID", None)  # by `mlflow run`, for us: in the store that it names
+        self._adopted = opened if os.environ.get("MLFLOW_TRACKING_URI", uri) == uri else None
+        self.parent_id = ""  # of the sweep's run; of its only cell's, too
         with translated(uri):
             self._client = MlflowClient(tracking_uri=uri)
-            self.experiment_id = (
-                self._client.get_run(adopted).info.experiment_id if adopted is not None else self._experiment()
-            )
-        self._adopted = adopted
-        self.parent_id = ""  # of the sweep's run; of its only cell's, too
+            self.experiment_id = self._experiment()
 
     def _experiment(self) -> str:
+        """Of the adopted run; else where this sweep has runs already; else the one that is asked for."""
+        if self._adopted is not None:
+            return str(self._client.get_run(self._adopted).info.experiment_id)
+        everywhere = [each.experiment_id for each in self._client.search_experiments()]
+        there = self._client.search_runs(everywhere, self._mine, max_results=1) if everywhere else []
+        if there:
+            return str(there[0].info.experiment_id)
         name = self._sweep.tracking.experiment
         found = self._client.get_experiment_by_name(name)
         # A server has a place for artifacts; beside a database the default would be ./mlruns, wherever we were started.
@@ -109,7 +114,7 @@ class Tracker:
         if self._uri.startswith("http"):
             return str(redacted(self._uri)).rstrip("/") + page
         usual = self._uri == f"sqlite:///{paths.ROOT / 'outputs' / 'mlflow.db'}"
-        command = "make ui" if usual else f"mlflow server --port 5000 --backend-store-uri {self._uri}"
+        command = "make ui" if usual else f"mlflow server --port 5000 --backend-store-uri {redacted(self._uri)}"
         return f"{command}, then http://127.0.0.1:5000{page}"
 
     @property
@@ -143,7 +148,8 @@ class Tracker:
         with translated(self._uri):
             if self._is_single:
                 run_id = self.parent_id
-                self._client.update_run(run_id, name=result.cell.label)
+                if self._sweep.reproduces is None:
+                    self._client.update_run(run_id, name=result.cell.label)
                 self._set_tags(run_id, logged.cell_tags(result))
             else:
                 run_id = self._new_cell(result)
@@ -209,21 +215,24 @@ class Tracker:
             self._prepare_view(results, ended_at)
             self._client.set_terminated(self.parent_id, status, milliseconds(ended_at))
 
-    def link(self, found: Sequence[Reproduction], originals: Mapping[str, str], file: Path) -> None:
-        """Tag the runs of a reproduction with the original's and with the verdict."""
+    def link(self) -> None:
+        """Tag the runs of a reproduction with the originals and the verdict, as its folder has them; nothing without."""
+        file = self._folder / REPRODUCTION
+        if not file.is_file():
+            return
+        found = json.loads(file.read_text(encoding="utf-8"))
         with translated(self._uri):
             ours = self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}")
             run_of = {run.data.tags["bench.cell_id"]: run.info.run_id for run in ours}
-            for each in found:
-                run_id, original = run_of[each.now.cell_id], originals.get(each.then.cell_id)
-                self._client.set_tag(run_id, "bench.verdict", each.word)
-                if original is not None:
-                    self._client.set_tag(run_id, "bench.reproduces", original)
-                for key, value in reproduced.numbers(each).items():
-                    self._client.log_metric(run_id, key, logged.rounded(value))
-            said = file.read_text(encoding="utf-8")
-            self._set_tags(self.parent_id, {"bench.verdict": overall(found), logged.NOTE: said[: logged.LONGEST_NOTE]})
-            self._client.log_artifact(self.parent_id, str(file))
+            for cell, each in found["cells"].items():
+                tags = {"bench.verdict": each["verdict"], "bench.reproduces": each["reproduces"]}
+                self._set_tags(run_of[cell], tags)
+                for key, value in each["numbers"].items():
+                    self._client.log_metric(run_of[cell], key, logged.rounded(value))
+            note = found["text"][: logged.LONGEST_NOTE]
+            self._set_tags(self.parent_id, {"bench.verdict": found["verdict"], logged.NOTE: note})
+            for name in (REPRODUCTION, "reproduction.md"):
+                self._client.log_artifact(self.parent_id, str(self._folder / name))
 
     def _prepare_view(self, results: Sequence[Result], ended_at: float) -> None:
         metrics = {key for result in results for key in derive(result)}
