@@ -73,10 +73,6 @@ def test_hydras_own_settings_compose_too(monkeypatch: pytest.MonkeyPatch) -> Non
     own = compose("config", return_hydra_config=True).hydra
     assert [source.path for source in own.runtime.config_sources if source.schema == "file"] == [str(CONF), str(ROOT)]
     assert (own.run.dir, own.sweep.dir, own.output_subdir) == (".", "outputs/hydra", None)
-        ".",
-        "outputs/hydra",
-        None,
-    )  # a command line has a folder of its own for it
     assert (own.job_logging.root, own.hydra_logging.root) == (None, None)
 
 

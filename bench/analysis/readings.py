@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
@@ -37,10 +37,11 @@ def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float
 
 
 def quickest_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
-    """TTFT and TPOT of each process's quickest request: what is left when nobody interferes."""
+    """TTFT and TPOT of each process when nobody interferes: its quickest prefill, and the quickest decode step at each
+    position of the answer, on average over the positions."""
     return {
         "ttft_s": [min(r.ttft_s for r in m.repeats) for m in measurements],
-        "tpot_s": [min(tpot_s(r) for r in m.repeats) for m in measurements],
+        "tpot_s": [fmean(min(s) for s in zip(*(r.decode_step_s for r in m.repeats), strict=True)) for m in measurements],
     }
 
 

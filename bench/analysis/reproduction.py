@@ -1,14 +1,15 @@
 """Has a run been reproduced? An equivalence test between what was read then and what is read now.
 
-The readings are processes, as everywhere (``verdict``), but of a process not its median request is taken but its quickest.
-The cells of one sweep are disturbed alike; then and now are not. Neighbours on the same hardware only ever add time, in
-bursts of seconds, and the kernel counts none of it: the least of many times is the robust estimate of what the program
-itself takes (Chen and Revels, Robust benchmarking in noisy environments, arXiv 1608.04295). sweeps/LOG.md has by how much
-medians, quartiles and least times of one and the same cell differed here. Where the medians have moved beyond the margin,
-that is said beside the verdict: something that the quickest request does not show would show there.
+The readings are processes, as everywhere (``verdict``), but of a process not the median request is taken but what is left
+when nobody interferes: its quickest prefill, and the quickest decode step at each position. The cells of one sweep are
+disturbed alike; then and now are not. Neighbours on the same hardware only ever add time, in bursts of seconds, and the
+kernel counts none of it: the least of many times is the robust estimate of what the program itself takes (Chen and Revels,
+Robust benchmarking in noisy environments, arXiv 1608.04295). sweeps/LOG.md has by how much medians and least times of one
+and the same cell differed here. Where the medians have moved beyond the margin, that is said beside the verdict: something
+that the quickest steps do not meet would show there.
 
-y is the logarithm of a process's quickest TTFT or TPOT. What differs between processes of one side is noise, pooled over
-both sides and all cells, without blocks. The change is uncertain by t x s x sqrt(1/n_then + 1/n_now).
+y is the logarithm of such a time of a process. What differs between processes of one side is noise, pooled over both sides
+and all cells, without blocks. The change is uncertain by t x s x sqrt(1/n_then + 1/n_now).
 
 * ``reproduced``: the 90 % interval of every change lies inside the margin (two one-sided tests, Schuirmann 1987).
 * ``differs``: an interval that holds for all changes together at 95 % (Bonferroni) lies outside it.
@@ -45,7 +46,7 @@ STEADY = 0.05  # medians of the reference kernels move by less on a quiet machin
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How many times as long the quickest request takes now. ``low``, ``high``: 90 %; None where the noise is not known."""
+    """How many times as long it takes now, undisturbed. ``low``, ``high``: 90 %; None where the noise is not known."""
 
     metric: str
     then_s: float  # geometric mean over the processes

@@ -96,7 +96,7 @@ def _has_moved(change: Change, margin: float) -> bool:
 def _moved(change: Change) -> str:
     when = "now" if change.medians_ratio > 1 else "then"
     medians = f"the medians of {_NAMES[change.metric]} are {change.medians_ratio:.2f} times as long"
-    return f"{medians}: requests were slowed down {when}, by neighbours or by what the quickest one does not meet"
+    return f"{medians}: requests were slowed down {when}, by neighbours or by what the quickest ones do not meet"
 
 
 def _exactness(each: Reproduction) -> list[str]:
