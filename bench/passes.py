@@ -7,7 +7,7 @@ that is finished.
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from bench.meter.device import nvml_used_bytes, wait_until_free
 from bench.meter.telemetry import other_processes
 from bench.output import store
 from bench.output.progress import ProgressLine
-from bench.result import Result, is_complete
+from bench.result import Host, Result, is_complete
 from bench.shared_quality import share, still_to_ask
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
@@ -39,16 +39,36 @@ def run_all(
         references: by cell_id, the file of the model that its predictions are compared with.
     """
     records = {record.cell_id: replace(record, sweep_id=folder.name) for record in begun}
+    answered: dict[str, Result] = {}
     status = "KILLED"
     try:
+        _keep_what_is_there(records.values(), recorder)
         for record in records.values():
-            if is_complete(record):
+            share(record, answered)
+        host = begun[0].host
+        baseline_bytes = nvml_used_bytes(host.device_uuid)
+        _name_neighbours(host)
+        jobs = schedule(list(records.values()))
+        progress.plan(len(jobs))
+        for which in jobs:
+            record, place = records[which], store.cell_folder(folder, which)
+            if is_complete(record):  # an earlier pass of it failed
+                progress.finished()
+                continue
+            progress.cell(record.cell.label)
+            trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
+            wanted = still_to_ask(record, answered, references.get(which), trace)
+            record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
+            store.hide_secrets(place / "log.txt")
+            records[which] = record = share(record, answered)
+            with signals.deferred():
                 recorder.keep(record)
-        reused = sum(record.reused_from is not None for record in records.values() if is_complete(record))
-        if reused:
-            _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
-        if _run_passes(records, references, wants_profiles, folder, recorder, progress):
-            return True
+            progress.finished()
+            if interrupted:
+                return True
+            if held := wait_until_free(host.device_uuid, baseline_bytes):
+                label = record.cell.label
+                _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {label}: other processes?")
         status = "FINISHED"
     except KeyboardInterrupt:
         return True
@@ -58,44 +78,18 @@ def run_all(
     return False
 
 
-def _run_passes(
-    records: dict[str, Result],
-    references: Mapping[str, str],
-    wants_profiles: bool,
-    folder: Path,
-    recorder: "Recorder",
-    progress: ProgressLine,
-) -> bool:
-    answered: dict[str, Result] = {}
-    for record in records.values():
-        share(record, answered)
-    host = next(iter(records.values())).host
-    baseline_bytes = nvml_used_bytes(host.device_uuid)
+def _keep_what_is_there(records: Collection[Result], recorder: "Recorder") -> None:
+    complete = [record for record in records if is_complete(record)]
+    for record in complete:
+        recorder.keep(record)
+    if reused := sum(record.reused_from is not None for record in complete):
+        _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
+
+
+def _name_neighbours(host: Host) -> None:
+    """Other processes on the GPU."""
     for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
         _say(f"{host.device_name} is in use by {other.name or 'a process'} (pid {other.pid}): it disturbs what is measured")
-    jobs = schedule(list(records.values()))
-    progress.plan(len(jobs))
-    for which in jobs:
-        record = records[which]
-        if is_complete(record):  # an earlier pass of it failed
-            progress.finished()
-            continue
-        cell, place = record.cell, store.cell_folder(folder, which)
-        progress.cell(cell.label)
-        trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
-        wanted = still_to_ask(record, answered, references.get(which), trace)
-        record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
-        store.hide_secrets(place / "log.txt")
-        records[which] = record = share(record, answered)
-        with signals.deferred():
-            recorder.keep(record)
-        progress.finished()
-        if interrupted:
-            return True
-        held = wait_until_free(host.device_uuid, baseline_bytes)
-        if held:
-            _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {cell.label}: other processes?")
-    return False
 
 
 def schedule(records: Sequence[Result]) -> list[str]:

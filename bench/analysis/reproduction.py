@@ -86,7 +86,7 @@ class Reproduction:
     exactness: Exactness
 
     @property
-    def disturbed(self) -> list[tuple[str, float]]:
+    def contamination(self) -> list[tuple[str, float]]:
         """Who else was on this machine's CPUs now: what, and for which share of the time."""
         return disturbances(self.now.measurements) if self.now.measurements else []
 
@@ -137,8 +137,8 @@ def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> st
         return str(decisive[0])
     if all(change.word != "differs" for change in found.changes):
         return "nothing that is recorded explains another answer"
-    if found.disturbed:
-        what, share = max(found.disturbed, key=lambda each: each[1])
+    if found.contamination:
+        what, share = max(found.contamination, key=lambda each: each[1])
         return f"{what} ({share:.0%})"
     kernels = kernel_change(found.then, found.now)
     if kernels is not None and abs(math.log(kernels)) > math.log1p(STEADY):

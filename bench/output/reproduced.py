@@ -27,7 +27,7 @@ def findings(found: Sequence[Reproduction], elsewhere: Sequence[Difference], mar
             said.append(f"  likeliest reason: {likeliest_reason(each, elsewhere)}")
         elif each.word == "cannot tell":
             said += [f"  {line}" for line in (_what_it_takes(each), *_unsteady(each))]
-        said += [f"  warning: contaminated: {what} ({share:.0%})" for what, share in each.disturbed]
+        said += [f"  warning: contaminated: {what} ({share:.0%})" for what, share in each.contamination]
         said += [f"  warning: {_moved(change)}" for change in each.changes if _has_moved(change, margin)]
     return said
 
