@@ -115,7 +115,7 @@ def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[
 
 
 def _run_there(place: Path, arguments: Sequence[str]) -> int:
-    """The command with the worktree's package, to its end, which signals to us hasten and do not forestall."""
+    """The command with the worktree's package, to its end; signals are passed on, and it ends as it does by itself."""
     # Without the safe path ``-m`` would find the package of the working folder first.
     own = {**os.environ, "PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"}
     child = subprocess.Popen([sys.executable, "-m", "bench", "reproduce", *arguments], env=own)
