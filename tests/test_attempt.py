@@ -106,7 +106,7 @@ def earlier(outputs: Path, name: str, result: Result) -> None:
     place = outputs / "sweeps" / name
     place.mkdir(parents=True)
     tracking = Tracking("none", False, "tests")
-    write_sweep(place, Sweep(name, 0.0, (), tracking, Baseline(), 0.03, {}, (result.cell_id,), None, None))
+    write_sweep(place, Sweep(name, 0.0, (), tracking, Baseline(), 0.03, {}, (result.cell_id,), fakes.provenance()))
     write_result(place, replace(result, sweep_id=name))
 
 

@@ -56,7 +56,7 @@ def folder(place: Path, results: list[Result]) -> Path:
     place.mkdir()
     tracking = Tracking("none", False, "tests")
     cells = tuple(result.cell_id for result in results)
-    write_sweep(place, Sweep(place.name, 0.0, (), tracking, Baseline(), 0.03, {}, cells, None, None))
+    write_sweep(place, Sweep(place.name, 0.0, (), tracking, Baseline(), 0.03, {}, cells, fakes.provenance()))
     for result in results:
         write_result(place, result)
     return place

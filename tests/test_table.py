@@ -33,7 +33,7 @@ def paced(of: Cell, step_s: float, weight_mib: int) -> Result:
 
 
 def sweep(baseline: Baseline = NO_BASELINE, *cells: str) -> Sweep:
-    return Sweep("x", 0.0, (), Tracking("none", False, "tests"), baseline, 0.03, {}, cells, None, None)
+    return Sweep("x", 0.0, (), Tracking("none", False, "tests"), baseline, 0.03, {}, cells, fakes.provenance())
 
 
 def as_text(results: list[Result], baseline: Baseline) -> str:
