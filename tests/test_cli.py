@@ -57,10 +57,6 @@ COMMANDS = "push, fetch, gate, advise, report, reproduce, doctor"
         (["frobnicate"], [f"frobnicate: no such command; there are {COMMANDS}, and key=value starts a sweep"]),
         (["push"], ["no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
         (
-            ["reproduce", "."],
-            [".: no sweep.json in it; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00"],
-        ),
-        (
             ["reproduce", "nowhere"],
             ["nowhere: no such folder, and no store of runs at outputs/mlflow.db; want one in MLFLOW_TRACKING_URI"],
         ),
