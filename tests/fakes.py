@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from bench.config import Baseline, Tracking
 from bench.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
+from bench.output.store import Sweep
 from bench.parse import parse
 from bench.paths import CONF
 from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Provenance, Result
@@ -116,6 +118,22 @@ def provenance(**changes: Any) -> Provenance:
         "packages": {"torch": "2.9.0", "tqdm": "4.66.0"},
     }
     return Provenance(**values | changes)
+
+
+def sweep(*cells: str, **changes: Any) -> Sweep:
+    """A sweep of these cell_ids, without tracking, baseline or calibration."""
+    values: dict[str, Any] = {
+        "sweep_id": "2026-01-31_12-00-00",
+        "started_at": 1000.0,
+        "overrides": (),
+        "tracking": Tracking("none", False, "tests"),
+        "baseline": Baseline(),
+        "margin": 0.03,
+        "calibration": {},
+        "cells": cells,
+        "provenance": provenance(),
+    }
+    return Sweep(**values | changes)
 
 
 def memory(**changes: int) -> Memory:

@@ -8,9 +8,8 @@ import pytest
 
 from bench import attempt
 from bench.afterwards import Afterwards
-from bench.config import Baseline, Tracking
 from bench.errors import CellFailure, Interrupted
-from bench.output.store import Sweep, find_earlier, last_wall_s, write_result, write_sweep
+from bench.output.store import find_earlier, last_wall_s, write_result, write_sweep
 from bench.passes import schedule
 from bench.result import Findings, Outcome, Pass, Result, is_complete
 from tests import fakes
@@ -105,8 +104,7 @@ def test_what_is_done_is_not_scheduled() -> None:
 def earlier(outputs: Path, name: str, result: Result) -> None:
     place = outputs / "sweeps" / name
     place.mkdir(parents=True)
-    tracking = Tracking("none", False, "tests")
-    write_sweep(place, Sweep(name, 0.0, (), tracking, Baseline(), 0.03, {}, (result.cell_id,), fakes.provenance()))
+    write_sweep(place, fakes.sweep(result.cell_id, sweep_id=name))
     write_result(place, replace(result, sweep_id=name))
 
 

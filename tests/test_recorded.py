@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bench.analysis.reproduction import reproductions
-from bench.config import Baseline, Tracking
+from bench.config import Tracking
 from bench.errors import ConfigError, StoreError, TrackingError
 from bench.output import store
 from bench.output.push import push
@@ -29,18 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def swept(tmp_path: Path, *overrides: str, reproduces: str | None = None) -> Path:
     place = store.new_folder(tmp_path / "outputs")
-    sweep = store.Sweep(
-        sweep_id=place.name,
-        started_at=1000.0,
-        overrides=overrides,
-        tracking=Tracking("local", True, "an experiment"),
-        baseline=Baseline(),
-        margin=0.03,
-        calibration={},
-        cells=(TWO.cell_id, ONE.cell_id),
-        provenance=fakes.provenance(),
-        reproduces=reproduces,
-    )
+    tracking = Tracking("local", True, "an experiment")
+    cells = (TWO.cell_id, ONE.cell_id)
+    sweep = fakes.sweep(*cells, sweep_id=place.name, overrides=overrides, tracking=tracking, reproduces=reproduces)
     store.write_sweep(place, sweep)
     store.write_inputs(place, [TEXTS["prose"]])
     for result in (ONE, TWO):

@@ -6,10 +6,9 @@ import pytest
 
 from bench.analysis.regression import changes
 from bench.analysis.verdict import Spread
-from bench.config import Baseline, Tracking
 from bench.errors import StoreError
 from bench.output.gate import gate
-from bench.output.store import Sweep, write_result, write_sweep
+from bench.output.store import write_result, write_sweep
 from bench.result import Outcome, Result
 from tests import fakes
 
@@ -54,9 +53,7 @@ def test_a_single_process_each_takes_a_calibration() -> None:
 
 def folder(place: Path, results: list[Result]) -> Path:
     place.mkdir()
-    tracking = Tracking("none", False, "tests")
-    cells = tuple(result.cell_id for result in results)
-    write_sweep(place, Sweep(place.name, 0.0, (), tracking, Baseline(), 0.03, {}, cells, fakes.provenance()))
+    write_sweep(place, fakes.sweep(*(result.cell_id for result in results), sweep_id=place.name))
     for result in results:
         write_result(place, result)
     return place

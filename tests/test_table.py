@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import Baseline, Tracking
+from bench.config import Baseline
 from bench.measurement import Contamination, Energy, Telemetry
 from bench.output import table
 from bench.output.store import Sweep, read_results, write_result, write_sweep
@@ -33,7 +33,7 @@ def paced(of: Cell, step_s: float, weight_mib: int) -> Result:
 
 
 def sweep(baseline: Baseline = NO_BASELINE, *cells: str) -> Sweep:
-    return Sweep("x", 0.0, (), Tracking("none", False, "tests"), baseline, 0.03, {}, cells, fakes.provenance())
+    return fakes.sweep(*cells, baseline=baseline)
 
 
 def as_text(results: list[Result], baseline: Baseline) -> str:

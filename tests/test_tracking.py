@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench.analysis.metrics import derive
-from bench.config import Baseline, Tracking
+from bench.config import Tracking
 from bench.errors import ConfigError, TrackingError
 from bench.measurement import Sample
 from bench.output import store
@@ -32,17 +32,9 @@ FAILED = fakes.result(cell=fakes.cell(batch=2), outcome=Outcome("oom", "no memor
 def folder(tmp_path: Path) -> Path:
     """A sweep on disk: one cell with a number, one without."""
     place = store.new_folder(tmp_path / "outputs")
-    sweep = store.Sweep(
-        sweep_id=place.name,
-        started_at=1000.0,
-        overrides=("-m", "batch=1,2"),
-        tracking=Tracking("local", True, "an experiment"),
-        baseline=Baseline(),
-        margin=0.03,
-        calibration={},
-        cells=(OK.cell_id, FAILED.cell_id),
-        provenance=fakes.provenance(),
-    )
+    tracking = Tracking("local", True, "an experiment")
+    cells = (OK.cell_id, FAILED.cell_id)
+    sweep = fakes.sweep(*cells, sweep_id=place.name, overrides=("-m", "batch=1,2"), tracking=tracking)
     store.write_sweep(place, sweep)
     store.write_inputs(place, [TEXTS["prose"]])
     for result in (OK, FAILED):
