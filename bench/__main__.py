@@ -40,8 +40,8 @@ def _sweep(arguments: list[str]) -> int:
     collected = collect(arguments)
     if not collected:  # --help, --cfg, --info: Hydra has answered
         return 0
-    from bench.config import Config, parse_config
-    from bench.mistakes import missing_files
+    from bench.config.compose import missing_files
+    from bench.config.settings import Config, parse_config
 
     problems: dict[str, None] = {}  # ordered, each once: a mistake repeats in every cell
     configs: list[Config] = []
@@ -53,7 +53,7 @@ def _sweep(arguments: list[str]) -> int:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(list(problems))
-    from bench.sweep import run_sweep
+    from bench.driver.sweep import run_sweep
 
     return run_sweep(configs, arguments)
 
@@ -64,7 +64,7 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     Raises:
         ConfigError: when Hydra cannot compose them.
     """
-    from bench.mistakes import explain, keys_as_flags
+    from bench.config.compose import explain, keys_as_flags
 
     problems = keys_as_flags(arguments)
     if problems:

@@ -13,9 +13,9 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from bench.output.store import read_results
 from bench.paths import ROOT
-from bench.result import Result
+from bench.record.result import Result
+from bench.store.files import read_results
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:

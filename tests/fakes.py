@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from bench.config import Baseline, Tracking
-from bench.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
-from bench.output.store import Sweep
-from bench.parse import parse
+from bench.config.cell import Cell, cell_id
+from bench.config.parse import parse
+from bench.config.settings import Baseline, Tracking
 from bench.paths import CONF
-from bench.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Provenance, Result
-from bench.spec import Cell, cell_id
+from bench.record.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
+from bench.record.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Provenance, Result
+from bench.store.files import Sweep
 
 _NAMES = {
     "model": "smollm2-135m",

@@ -18,8 +18,8 @@ import pytest
 
 from bench.analysis.metrics import derive
 from bench.analysis.stats import geometric_interval
+from bench.engine import sources
 from bench.meter.host import usable_cpus
-from bench.model import sources
 from tests import fakes
 from tests.command_line import bench, environment, results
 

@@ -18,13 +18,13 @@ import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bench.measurement import Sample
-from bench.output.push import push
-from bench.output.report import write_report
-from bench.output.views import LATEST, page
+from bench.commands.push import push
+from bench.record.measurement import Sample
+from bench.report.page import write_report
+from bench.store.mlflow_view import LATEST, page
 from tests import fakes
-from tests.test_advice import KNOWN, SWEEP
-from tests.test_report import answering, kept
+from tests.analysis.test_advice import KNOWN, SWEEP
+from tests.report.test_page import answering, kept
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -12,11 +12,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from bench.analysis.divergence import is_above_floor
 from bench.analysis.metrics import derive
-from bench.analysis.quality import is_above_floor
-from bench.output.store import read_results
+from bench.config.cell import cell_id
 from bench.paths import cache_folder
-from bench.spec import cell_id
+from bench.store.files import read_results
 from tests.command_line import (
     bench,
     from_readme,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.output.store import read_results, read_sweep
 from bench.paths import ROOT
+from bench.store.files import read_results, read_sweep
 from tests.command_line import environment
 
 TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]

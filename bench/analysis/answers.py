@@ -7,7 +7,7 @@ they follow different texts, so what comes after says less than where it began.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.measurement import Sample
+from bench.record.measurement import Sample
 
 _LEAST_LOOP = 8  # tokens: shorter repetitions are style
 _TIMES = 3

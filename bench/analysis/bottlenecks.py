@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 
 from bench.analysis import readings
-from bench.analysis.compare import identity_without
+from bench.analysis.comparison import identity_without
 from bench.analysis.roofline import Bottleneck, bottleneck, is_quantized, read_step
-from bench.result import Result
+from bench.record.result import Result
 
 
 def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:

@@ -6,7 +6,7 @@ The input embedding is a table look-up of a few rows and is left out, unless it 
 it. These are minimum bytes: copies of a growing cache, or 4-bit weights that are unpacked to memory first, come on top.
 """
 
-from bench.result import Attestation
+from bench.record.result import Attestation
 
 
 def kv_bytes(found: Attestation, context_tokens: float, batch: int) -> float:

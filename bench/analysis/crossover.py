@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.analysis.advice import SURE
-from bench.analysis.compare import coordinate, varying_columns
+from bench.analysis.comparison import coordinate, varying_columns
 from bench.analysis.plausible import Array, Plausible
-from bench.result import Result
-from bench.spec import digest, identity
+from bench.config.cell import digest, identity
+from bench.record.result import Result
 
 _TIMES: Mapping[str, Callable[[Plausible], Array]] = {"tpot_s": lambda k: k.tpot_s, "ttft_s": lambda k: k.ttft_s}
 _LENGTH = {"batch": lambda r: r.cell.batch, "prompt_tokens": lambda r: r.measurements[0].prompt_tokens}

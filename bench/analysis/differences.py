@@ -8,7 +8,7 @@ files are the same text.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.result import Host, Provenance, Result
+from bench.record.result import Host, Provenance, Result
 
 _COMPUTING = ("torch", "bitsandbytes", "transformers", "flash-attn", "flash-attn-3", "triton", "cuda", "cudnn", "kernels")
 _MOST_PACKAGES = 5

@@ -4,7 +4,7 @@ A model is a short list of matrices whose sizes follow from a few numbers of its
 the matrices inside the layers and leaves embedding, norms, biases and head in the cell's dtype. On top of the weights
 come the KV cache, known exactly, and what prefill needs while it runs, of which only an upper estimate is possible:
 kernels and allocators differ. So ``weight_bytes + kv_bytes`` is what a cell needs at least, ``total_bytes`` what is
-enough for it. What is really there afterwards is counted in ``bench.model.verify``.
+enough for it. What is really there afterwards is counted in ``bench.engine.transformers.attest``.
 """
 
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.spec import Cell, estimated_tokens
+from bench.config.cell import Cell, estimated_tokens
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.measurement import Measurement
-from bench.result import Attestation, Result
+from bench.record.measurement import Measurement
+from bench.record.result import Attestation, Result
 
 
 @dataclass(frozen=True, slots=True)

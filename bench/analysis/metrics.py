@@ -8,11 +8,11 @@ import math
 from statistics import median
 
 from bench.analysis import cost, readings, roofline
+from bench.analysis.divergence import QUALITY_METRICS, by_text, estimates
 from bench.analysis.footprint import predict
 from bench.analysis.metric import Metric
-from bench.analysis.quality import QUALITY_METRICS, by_text, estimates
 from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level
-from bench.result import Result
+from bench.record.result import Result
 
 METRICS: tuple[Metric, ...] = (
     Metric(

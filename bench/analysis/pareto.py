@@ -7,10 +7,10 @@ compared at equal memory, each with the batch that gives the most output within 
 import math
 from collections.abc import Sequence
 
-from bench.analysis.compare import comparable, coordinate
+from bench.analysis.comparison import comparable, coordinate
 from bench.analysis.metrics import derive
 from bench.analysis.plausible import peak_memory_bytes
-from bench.result import Result
+from bench.record.result import Result
 
 _BUDGETS = 4
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.quality import estimates
+from bench.analysis.divergence import estimates
 from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import Spread, better_known, spread
-from bench.measurement import Divergence
-from bench.result import Result
+from bench.record.measurement import Divergence
+from bench.record.result import Result
 
 DRAWS = 2000
 _RESIDENT_DEVIATION = 0.1  # the resident set keeps freed memory or not: int8's differs by up to a third between sweeps

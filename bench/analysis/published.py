@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.analysis.compare import Reference, pairs
+from bench.analysis.comparison import Reference, pairs
 from bench.analysis.metrics import derive
-from bench.result import Result
+from bench.record.result import Result
 
 _BASELINES = (("fp16", "bf16"), ("fp32",))  # better ones first; for a quantized row one of a group may stand for the other
 _DEFAULT_ATTN = "sdpa"  # what transformers takes when nothing is said

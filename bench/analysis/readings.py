@@ -8,8 +8,8 @@ import numpy as np
 
 from bench.analysis import cost, roofline
 from bench.analysis.stats import outliers, readings_needed
-from bench.measurement import Measurement, Memory, Repeat, Telemetry
-from bench.result import Attestation, Peaks, Result
+from bench.record.measurement import Measurement, Memory, Repeat, Telemetry
+from bench.record.result import Attestation, Peaks, Result
 
 # by field of Contamination: what it means, and the share of the time that is harmless. A quiet machine of two CPUs shows
 # a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy neighbour 12 to 47 %.

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from bench.analysis.compare import COMPARED
+from bench.analysis.comparison import COMPARED
 from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import Spread, spread
-from bench.result import Result
+from bench.record.result import Result
 
 Word = Literal["regression", "no regression", "cannot tell", "lost"]
 

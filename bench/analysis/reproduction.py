@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from statistics import fmean, geometric_mean, median
 from typing import Literal
 
-from bench.analysis.compare import COMPARED
+from bench.analysis.comparison import COMPARED
 from bench.analysis.differences import Difference, in_memory
 from bench.analysis.readings import disturbances, process_times_s, quickest_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import Spread, spread
-from bench.measurement import Measurement
-from bench.result import Outcome, Result
+from bench.record.measurement import Measurement
+from bench.record.result import Outcome, Result
 
 Word = Literal["reproduced", "differs", "cannot tell"]
 

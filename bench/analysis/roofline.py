@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.analysis import cost
-from bench.result import Attestation, Peaks
+from bench.record.result import Attestation, Peaks
 
 Cause = Literal["bandwidth", "compute", "host overhead", "dequantization", "unclear"]
 

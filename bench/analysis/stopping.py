@@ -13,8 +13,8 @@ from statistics import median
 
 from bench.analysis.readings import tpot_s
 from bench.analysis.stats import is_narrow, look_level, looks
-from bench.measurement import Repeat, Stopped
-from bench.spec import Measure
+from bench.config.cell import Measure
+from bench.record.measurement import Repeat, Stopped
 
 _AGREE = 0.05
 

@@ -6,13 +6,13 @@ process doing nothing is read last, with the model in memory, and is subtracted 
 
 import torch
 
-from bench.measurement import Energy
+from bench.config.cell import Cell
+from bench.engine.transformers.attention import pinned
+from bench.engine.transformers.load import Subject
+from bench.engine.transformers.strategies import LOOPS
 from bench.meter.memory import cuda_uuid
-from bench.meter.telemetry import SHORTEST_ENERGY_WINDOW_S, idle_power_w, watch
-from bench.model.attn import pinned
-from bench.model.decode import LOOPS
-from bench.model.load import Subject
-from bench.spec import Cell
+from bench.meter.nvml import SHORTEST_ENERGY_WINDOW_S, idle_power_w, watch
+from bench.record.measurement import Energy
 
 
 class _NoClock:

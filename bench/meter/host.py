@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from bench.meter.isolate import Announce
+from bench.config.cell import Cell
+from bench.driver.process import Announce
+from bench.engine import sources
 from bench.meter.memory import cuda_uuid
-from bench.model import sources
-from bench.result import Host
-from bench.spec import Cell
+from bench.record.result import Host
 
 # Whatever decides a number; a change in any of them means measuring again.
 PACKAGES = (

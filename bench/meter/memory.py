@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from bench.measurement import Memory
 from bench.meter.device import nvml_used_bytes
+from bench.record.measurement import Memory
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")

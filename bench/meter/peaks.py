@@ -22,9 +22,9 @@ from typing import Any
 import torch
 import yaml
 
+from bench.config.cell import digest
 from bench.paths import DATA, cache_folder
-from bench.result import Host, Peaks
-from bench.spec import digest
+from bench.record.result import Host, Peaks
 
 SHEETS = DATA / "peaks.yaml"
 

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bench.config.cell import Cell, Quality, Quant
+from bench.driver.process import Announce
+from bench.engine.transformers.load import load, release_heap
 from bench.errors import CellFailure
+from bench.meter.answers import answer_samples
+from bench.meter.divergence import compare, final_hidden
 from bench.meter.host import begin_task
-from bench.meter.isolate import Announce
-from bench.meter.quality import compare, final_hidden
-from bench.meter.samples import answer_samples
-from bench.model.load import load, release_heap
 from bench.paths import TEXTS
-from bench.spec import Cell, Quality, Quant
 
 _FLOOR_ROWS = 4
 _SAME = 1e-2  # of logits: two ways through one head differ by less, a missing scale or cap by more

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench.analysis.stopping import is_warm, why_stop
-from bench.measurement import Repeat, Stopped
-from bench.meter.isolate import Announce
-from bench.meter.speed import time_requests
-from bench.model.load import Subject
-from bench.spec import Cell
+from bench.config.cell import Cell
+from bench.driver.process import Announce
+from bench.engine.transformers.load import Subject
+from bench.meter.requests import time_requests
+from bench.record.measurement import Repeat, Stopped
 
 _BETWEEN_ANNOUNCEMENTS_S = 2.0
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from bench.meter import isolate
+from bench.driver import process as isolate
+from bench.driver.probe import probe
 from bench.paths import ROOT
-from bench.result import Host
-from bench.surroundings import probe
+from bench.record.result import Host
 
 
 @pytest.fixture(scope="session")

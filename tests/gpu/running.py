@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import plan
-from bench.afterwards import Afterwards
-from bench.attempt import measure
-from bench.meter import isolate
-from bench.result import Host
-from bench.spec import Cell
+from bench.config.cell import Cell
+from bench.driver import plan
+from bench.driver import process as isolate
+from bench.driver.worker import measure
+from bench.record.afterwards import Afterwards
+from bench.record.result import Host
 from tests import fakes
 
 if TYPE_CHECKING:  # it imports torch, which a run without these tests need not wait for
-    from bench.run import Findings
+    from bench.meter.cell import Findings
 
 LIMITS_S = {"prepare": 120.0, "load": 300.0, "warm-up": 400.0, "measure": 300.0}
 RANDOM_GPT2 = fakes.group("model", "gpt2", weights="random")

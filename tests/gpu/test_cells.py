@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import plan
-from bench.afterwards import Afterwards
-from bench.attempt import measure
+from bench.config.cell import Cell
+from bench.driver import plan
+from bench.driver.process import Announce
+from bench.driver.references import make, reference_cell
+from bench.driver.worker import measure
 from bench.errors import CellFailure
-from bench.meter.isolate import Announce
-from bench.output.store import read_results
 from bench.paths import CONF, ROOT
-from bench.references import make, reference_cell
-from bench.result import Host
-from bench.spec import Cell
+from bench.record.afterwards import Afterwards
+from bench.record.result import Host
+from bench.store.files import read_results
 from tests import fakes
 from tests.gpu.running import QUICK, RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 if TYPE_CHECKING:
-    from bench.run import Findings
+    from bench.meter.cell import Findings
 
 pytestmark = pytest.mark.gpu
 
@@ -88,9 +88,9 @@ def places(announce: Announce, cell: Cell) -> set[str]:
     """Devices of everything that the loaded model stores, quantization state included, after a forward."""
     import torch
 
-    from bench.model import sources
-    from bench.model.load import load
-    from bench.model.verify import _stored_tensors
+    from bench.engine import sources
+    from bench.engine.transformers.attest import _stored_tensors
+    from bench.engine.transformers.load import load
 
     model = load(cell, sources.fetch(cell.model)).model
     with torch.inference_mode():

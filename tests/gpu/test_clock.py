@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench.measurement import Repeat
-from bench.meter.isolate import Announce
-from bench.result import Host
-from bench.spec import Cell
+from bench.config.cell import Cell
+from bench.driver.process import Announce
+from bench.record.measurement import Repeat
+from bench.record.result import Host
 from tests.gpu.running import QUICK, RANDOM_GPT2, gpu_cell, run
 
 pytestmark = pytest.mark.gpu
@@ -20,10 +20,10 @@ LONG = QUICK | {"new_tokens": 64}
 
 def ready(cell: Cell) -> tuple[Any, Any]:
     """The loaded model and its prompts."""
+    from bench.engine import sources
+    from bench.engine.prompts import prompt_ids
+    from bench.engine.transformers.load import load
     from bench.meter.host import prepare_process
-    from bench.model import sources
-    from bench.model.load import load
-    from bench.model.prompts import prompt_ids
 
     folder = sources.fetch(cell.model)
     prepare_process(cell)
@@ -35,8 +35,8 @@ def time_both_ways(announce: Announce, cell: Cell) -> tuple[tuple[Repeat, ...], 
     """What the meter reads, the disagreement of its clocks, and by hand: steps that each wait, and whole requests."""
     import torch
 
-    from bench.meter.speed import time_requests
-    from bench.model.decode import loop
+    from bench.engine.transformers.strategies import loop
+    from bench.meter.requests import time_requests
 
     class Waiting:
         """Synchronizes at each token: simple, and slower."""
@@ -81,9 +81,9 @@ def time_both_ways(announce: Announce, cell: Cell) -> tuple[tuple[Repeat, ...], 
 def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
     import torch
 
-    from bench.meter.speed import decode_syncs
-    from bench.model.attn import pinned
-    from bench.model.decode import LOOPS
+    from bench.engine.transformers.attention import pinned
+    from bench.engine.transformers.strategies import LOOPS
+    from bench.meter.requests import decode_syncs
 
     def loop_with_item(model: Any, ids: Any, new_tokens: int, clock: Any) -> Any:
         clock.start()

@@ -11,11 +11,11 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from bench.driver.process import Announce
 from bench.errors import CellFailure
-from bench.measurement import Memory
-from bench.meter.isolate import Announce
 from bench.paths import ROOT
-from bench.result import Host
+from bench.record.measurement import Memory
+from bench.record.result import Host
 from tests.gpu.running import RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 pytestmark = pytest.mark.gpu

@@ -25,12 +25,12 @@ from typing import Any
 
 from safetensors import safe_open
 
+from bench.config.cell import Cell
+from bench.engine import sources
+from bench.engine.transformers.load import load
+from bench.meter.divergence import evaluate
 from bench.meter.host import prepare_process, usable_cpus
-from bench.meter.quality import evaluate
 from bench.meter.reference import make_reference
-from bench.model import sources
-from bench.model.load import load
-from bench.spec import Cell
 from tests import fakes
 
 TOLERANCE = 0.005

@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.engine import sources
 from bench.meter.host import usable_cpus
-from bench.model import sources
 from bench.paths import ROOT
 from tests import fakes
 

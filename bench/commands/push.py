@@ -1,0 +1,38 @@
+"""``python -m bench push FOLDER``: send the results of a sweep to MLflow, after the fact. What is there already stays."""
+
+import os
+from pathlib import Path
+
+from bench.errors import ConfigError
+from bench.record.redact import HIDDEN, redacted
+from bench.record.result import is_complete
+from bench.report.page import try_report
+from bench.store.files import read_results, read_sweep
+from bench.store.mlflow import Tracker, tracking_uri
+
+
+def push(folder: Path) -> int:
+    """Log a sweep's folder to where it was meant to go, or to MLFLOW_TRACKING_URI; returns the exit code.
+
+    Raises:
+        ConfigError: when where it was meant to go has a password.
+        StoreError: when the folder is not a sweep's, or a result in it cannot be read.
+        TrackingError: when MLflow does not take it.
+    """
+    sweep = read_sweep(folder)
+    results = list(read_results(folder))
+    outputs = folder.resolve().parent.parent  # outputs/sweeps/ID
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(sweep.tracking, outputs)
+    if HIDDEN in uri:
+        raise ConfigError([f"{uri}: passwords are not kept; want the whole address in MLFLOW_TRACKING_URI"])
+    tracker = Tracker(uri, outputs, folder, sweep)
+    tracker.open()
+    for result in results:
+        tracker.log_cell(result)
+    ended_at = max((result.ended_at for result in results), default=sweep.started_at)
+    complete = len(results) == len(sweep.cells) and all(map(is_complete, results))
+    complete = complete and all(result.outcome.status != "killed" for result in results)
+    tracker.close("FINISHED" if complete else "KILLED", results, ended_at, try_report(folder))
+    tracker.link()
+    print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {redacted(uri)}")
+    return 0

@@ -1,0 +1,86 @@
+"""A composed configuration: a cell, and what a sweep does with it, which changes no number."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.config.cell import Cell
+from bench.config.parse import parse, unknown_key
+from bench.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Where runs are logged; ``uri`` null is SQLite in the outputs folder unless MLFLOW_TRACKING_URI says otherwise."""
+
+    name: str
+    enabled: bool
+    experiment: str
+    uri: str | None = None
+    diff: bool = False  # keep what differs from the commit with the run, as a patch; it may hold anything
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The value of an axis that the others are compared with; all null: the first value of the first axis that varies."""
+
+    model: str | None = None
+    quant: str | None = None
+    attn: str | None = None
+    decode: str | None = None
+    workload: str | None = None
+    threads: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a sweep does with its cells; changes no number."""
+
+    tracking: Tracking
+    baseline: Baseline
+    output_dir: str  # folder for everything that a run writes
+    margin: float  # two speeds within it are equivalent: 0.03 for 3 %
+    resume: bool | None  # take ok results of earlier sweeps; null: as ``measure`` says
+    profile: bool  # after measuring, one more request of each cell under torch's profiler
+    dry_run: bool  # show the grid, measure nothing
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("output_dir=: want the name of a folder")
+        if not 0 < self.margin < 1:
+            raise ValueError(f"margin={self.margin:g}: want a share like 0.03 for 3 %")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The composed configuration as Hydra hands it over: a cell and its settings, flat."""
+
+    cell: Cell
+    settings: Settings
+    largest_batch: bool = False  # batch=max: the cell's batch is still to be found, and stands at 1
+
+
+def parse_config(mapping: Mapping[str, Any]) -> Config:
+    """The cell and the settings of one composed configuration.
+
+    Raises:
+        ConfigError: with every mistake in it.
+    """
+    largest_batch = mapping.get("batch") == "max"
+    if largest_batch:
+        mapping = {**mapping, "batch": 1}
+    parts = {part: [f.name for f in dataclasses.fields(part)] for part in (Cell, Settings)}
+    known = [name for names in parts.values() for name in names]
+    problems = [unknown_key(key, mapping[key], known) for key in mapping if key not in known]
+    parsed: list[Any] = []
+    for part, names in parts.items():
+        try:
+            parsed.append(parse(part, {name: mapping[name] for name in names if name in mapping}))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    cell, settings = parsed
+    return Config(cell, settings, largest_batch)

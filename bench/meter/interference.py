@@ -1,0 +1,66 @@
+"""Who else had the CPUs while something was timed, as the kernel counted it.
+
+Four counters, read before and after, never in between: time in which the cgroup was throttled, having used up its quota
+(``cpu.stat``); time that the hypervisor gave to other machines (steal, ``/proc/stat``); how often the scheduler took a
+CPU from one of our threads (``getrusage``); time in which some thread waited for a CPU (pressure stall information,
+Linux 4.20). They do not correct a reading; they say whether to trust it.
+"""
+
+import dataclasses
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.meter.host import cgroup_files
+from bench.record.measurement import Contamination
+
+_STAT = Path("/proc/stat")
+_PRESSURE = Path("/proc/pressure/cpu")
+_STEAL = 8  # column of the line "cpu" (proc_stat(5)), in clock ticks of all CPUs together
+
+
+def counters() -> Contamination:
+    """Totals since some moment; their differences are readings."""
+    return Contamination(
+        wall_s=time.perf_counter(),
+        throttled_s=_throttled_s(),
+        steal_s=_steal_s(),
+        involuntary_switches=resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
+        pressure_s=_pressure_s(),
+    )
+
+
+def since(before: Contamination) -> Contamination:
+    """What has come on top of ``before``."""
+    now, then = dataclasses.asdict(counters()), dataclasses.asdict(before)
+    gained: dict[str, Any] = {name: None if now[name] is None else now[name] - then[name] for name in now}
+    return Contamination(**gained)
+
+
+def _throttled_s() -> float | None:
+    found = []
+    for file in cgroup_files("cpu.stat"):
+        values = dict(line.split() for line in file.read_text().splitlines())
+        if "throttled_usec" in values:  # version 2 of cgroups
+            found.append(int(values["throttled_usec"]) / 1e6)
+        elif "throttled_time" in values:  # version 1
+            found.append(int(values["throttled_time"]) / 1e9)
+    return sum(found) if found else None  # at whichever level: the largest total need not be the one that grows
+
+
+def _steal_s() -> float | None:
+    if not _STAT.is_file():
+        return None
+    return int(_STAT.read_text().split("\n", 1)[0].split()[_STEAL]) / os.sysconf("SC_CLK_TCK")
+
+
+def _pressure_s() -> float | None:
+    for file in (*cgroup_files("cpu.pressure")[:1], _PRESSURE):
+        try:
+            some = file.read_text().splitlines()[0]  # some avg10=0.00 avg60=0.00 avg300=0.00 total=123
+        except OSError:  # absent, or compiled in and switched off: reading it is an error then
+            continue
+        return int(some.rpartition("total=")[2]) / 1e6
+    return None

@@ -1,0 +1,1 @@
+"""What crosses processes and disks: frozen types of plain data."""

@@ -1,0 +1,298 @@
+"""The pictures of the report: what each shows stands in its title, computed from the same numbers.
+
+Drawn with matplotlib as SVG that is put into the page: sharp on paper and on a phone, no script and no network. Text and
+lines take the colours of the page around them, so one picture serves light and dark; colours of data are Okabe and Ito's
+(2008), which colour-blind readers can tell apart.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bench.analysis import readings, roofline
+from bench.analysis.pareto import pareto_front
+from bench.analysis.plausible import peak_memory_bytes
+from bench.record.result import Result
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+_TEXT, _GRID = "#010203", "#040506"  # stand for the page's own colours
+mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
+
+_MOST_BARS = 24
+_MOST_COLUMNS = 12  # of a heat map with its numbers in it
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One picture: ``title`` says what it shows, ``figure`` is matplotlib's."""
+
+    name: str
+    title: str
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A cell with a number, as charts see it."""
+
+    result: Result
+    label: str
+    group: str  # value of the compared axis, which has a colour
+    values: Mapping[str, float]
+
+
+def charts(cells: Sequence[Shown]) -> Iterator[Chart]:
+    """All that the data allows; nothing without a cell that has a number."""
+    if not cells:
+        return
+    fastest = sorted(cells, key=lambda c: -c.values["output_tok_s"])[:_MOST_BARS]
+    bars = [cell for cell in cells if cell in fastest]
+    few = "" if len(bars) == len(cells) else f" (the {len(bars)} fastest of {len(cells)} cells)"
+    yield _throughput_and_memory(bars, few)
+    yield _tradeoffs(cells)
+    if len({c.result.cell.batch for c in cells}) > 1 and len({c.group for c in cells}) > 1:
+        yield _heat_maps(cells)
+    yield _phases(bars, few)
+    yield _memory_split(bars, few)
+    if all(c.result.peaks is not None for c in cells):
+        yield _roofline(cells)
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an element of a page, its title in it for who cannot see it."""
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name}):
+        out = io.StringIO()
+        chart.figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = out.getvalue()[out.getvalue().index("<svg") :]
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' id="(?!defs)([^"]+)"', rf' id="{chart.name}-\1"', text)  # ids of several pictures in one page
+    text = re.sub(r'(url\(#|href="#)', rf"\1{chart.name}-", text)
+    text = text.replace(_TEXT, "currentColor").replace(_GRID, "var(--line)")
+    return text.replace("<svg", f'<svg role="img" aria-label="{_escaped(chart.title)}"', 1)
+
+
+def png(chart: Chart) -> bytes:
+    """For where no page can be shown."""
+    out = io.BytesIO()
+    chart.figure.savefig(out, format="png", dpi=150, facecolor="white", bbox_inches="tight")
+    return out.getvalue()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+
+
+def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    style: Any = {"font.size": 9, "axes.edgecolor": _GRID, "grid.color": _GRID, "grid.linewidth": 0.5}
+    style |= {"text.color": _TEXT, "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        for each in axes:
+            each.spines[["top", "right"]].set_visible(False)
+            each.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def _colours(cells: Sequence[Shown]) -> dict[str, str]:
+    groups = dict.fromkeys(cell.group for cell in cells)
+    return {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+
+
+def _legend(colours: Mapping[str, str]) -> list[Line2D]:
+    return [Line2D([], [], marker="o", linestyle="", color=colour, label=group) for group, colour in colours.items()]
+
+
+def _bar_height(cells: Sequence[Shown]) -> float:
+    return 0.9 + 0.24 * len(cells)
+
+
+def _throughput_and_memory(cells: Sequence[Shown], few: str) -> Chart:
+    colours, best = _colours(cells), max(cells, key=lambda c: c.values["output_tok_s"])
+    figure, (speed, memory) = _panels(2, 9, _bar_height(cells))
+    places = range(len(cells))
+    paint = [colours[cell.group] for cell in cells]
+    speed.barh(places, [cell.values["output_tok_s"] for cell in cells], color=paint)
+    speed.set_yticks(places, [cell.label for cell in cells])
+    speed.set_xlabel("output tokens / s")
+    memory.barh(places, [peak_memory_bytes(cell.result) / _MIB for cell in cells], color=paint)
+    memory.set_yticks(places, [])
+    memory.set_xlabel("peak memory, MiB")
+    for each in (speed, memory):
+        each.invert_yaxis()
+        each.grid(axis="x")
+    title = f"{best.label} gives the most output: {best.values['output_tok_s']:,.0f} tokens/s{few}"
+    return Chart("throughput", title, figure)
+
+
+def _tradeoffs(cells: Sequence[Shown]) -> Chart:
+    colours, front = _colours(cells), set(pareto_front([cell.result for cell in cells]))
+    has_quality = all("kl_nats" in cell.values for cell in cells)
+    figure, axes = _panels(2 if has_quality else 1, 9, 3.6)
+    across: list[tuple[str, Callable[[Shown], float]]] = [
+        ("peak memory, MiB", lambda c: peak_memory_bytes(c.result) / _MIB),
+        ("divergence, nat (left: closer to the unquantized model)", lambda c: max(c.values["kl_nats"], 1e-6)),
+    ]
+    for axis, (name, value) in zip(axes, across, strict=False):
+        for group, colour in colours.items():
+            for on_front in (False, True):
+                members = [c for c in cells if c.group == group and (c.result.cell_id in front) is on_front]
+                axis.scatter(
+                    [value(c) for c in members],
+                    [c.values["output_tok_s"] for c in members],
+                    color=colour,
+                    s=60 if on_front else 18,
+                    edgecolors=_TEXT if on_front else "none",
+                )
+        axis.set_xlabel(name)
+        axis.set_yscale("log")
+        axis.grid()
+    if has_quality:
+        axes[1].set_xscale("log")
+    axes[0].set_ylabel("output tokens / s")
+    axes[0].legend(handles=_legend(colours), loc="upper left", frameon=False, labelcolor=_TEXT, fontsize=8)
+    what = "speed, memory and divergence" if has_quality else "speed and memory"
+    title = f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
+    return Chart("tradeoffs", title, figure)
+
+
+def _heat_maps(cells: Sequence[Shown]) -> Chart:
+    shown = (
+        ("TTFT, ms", "ttft_s", 1e3),
+        ("TPOT, ms", "tpot_s", 1e3),
+        ("output tok/s", "output_tok_s", 1.0),
+        ("peak MiB", "", 1.0),
+    )
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    batches = sorted({cell.result.cell.batch for cell in cells})
+    figure, axes = _panels(4, 10, 0.9 + 0.35 * len(groups))
+    for axis, (name, key, factor) in zip(axes, shown, strict=True):
+        grid = np.full((len(groups), len(batches)), np.nan)
+        for cell in reversed(cells):  # where several cells share a place, the first one shows
+            value = cell.values[key] * factor if key else peak_memory_bytes(cell.result) / _MIB
+            grid[groups.index(cell.group), batches.index(cell.result.cell.batch)] = value
+        axis.imshow(np.log(grid), aspect="auto", cmap="viridis")
+        middle = np.nanmean([np.nanmin(np.log(grid)), np.nanmax(np.log(grid))])
+        legible = len(batches) <= _MOST_COLUMNS
+        for row, column in np.argwhere(~np.isnan(grid)) if legible else ():
+            colour = "white" if math.log(grid[row, column]) < middle else "black"
+            axis.text(column, row, _three_digits(grid[row, column]), ha="center", va="center", color=colour, fontsize=7)
+        every = -(-len(batches) // _MOST_COLUMNS)
+        axis.set_xticks(range(0, len(batches), every), [str(batch) for batch in batches[::every]])
+        axis.set_yticks(range(len(groups)), groups if axis is axes[0] else [])
+        axis.set_title(name, color=_TEXT, fontsize=9)
+        axis.set_xlabel("batch")
+    slowest = max(cells, key=lambda c: c.values["ttft_s"])
+    shared = len(cells) > len({(cell.group, cell.result.cell.batch) for cell in cells})
+    title = f"The longest wait for a first token is {slowest.values['ttft_s'] * 1e3:,.0f} ms, with {slowest.label}"
+    title += " (each square shows the first of several cells)" if shared else ""
+    return Chart("heat", title, figure)
+
+
+def _near_ones_together(flops: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Peaks whose lines would lie on each other, under one name."""
+    left = sorted(flops.items(), key=lambda item: -item[1])
+    while left:
+        highest = left[0][1]
+        near = [item for item in left if item[1] > 0.7 * highest]
+        left = left[len(near) :]
+        yield ", ".join(name for name, _ in near), highest
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _label_bars(axis: Any, cells: Sequence[Shown], unit: str) -> None:
+    """Of a chart of stacked bars, one a cell from top to bottom."""
+    axis.set_yticks(range(len(cells)), [cell.label for cell in cells])
+    axis.invert_yaxis()
+    axis.set_xlabel(unit)
+    axis.grid(axis="x")
+    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
+
+
+def _phases(cells: Sequence[Shown], few: str) -> Chart:
+    shares = [cell.values["ttft_s"] / cell.values["e2e_s"] for cell in cells]
+    figure, (axis,) = _panels(1, 9, _bar_height(cells))
+    places = range(len(cells))
+    prefill = [cell.values["ttft_s"] * 1e3 for cell in cells]
+    axis.barh(places, prefill, color=_COLOURS[1], label="prefill (to the first token)")
+    axis.barh(
+        places,
+        [c.values["e2e_s"] * 1e3 - s for c, s in zip(cells, prefill, strict=True)],
+        left=prefill,
+        color=_COLOURS[0],
+        label="decode",
+    )
+    _label_bars(axis, cells, "one request, ms")
+    title = f"Prefill takes {min(shares):.0%} to {max(shares):.0%} of a request{few}"
+    return Chart("phases", title, figure)
+
+
+def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
+    figure, (axis,) = _panels(1, 9, _bar_height(cells))
+    places, left = range(len(cells)), np.zeros(len(cells))
+    weights = np.array([c.values["weight_bytes"] / _MIB for c in cells])
+    cache = np.array([c.values["kv_bytes"] / _MIB for c in cells])
+    peak = np.array([peak_memory_bytes(c.result) / _MIB for c in cells])
+    parts = (
+        ("weights", weights),
+        ("KV cache", cache),
+        ("libraries, activations, the rest of the peak", np.maximum(peak - weights - cache, 0)),
+    )
+    for (name, part), colour in zip(parts, (_COLOURS[0], _COLOURS[1], _COLOURS[7]), strict=True):
+        axis.barh(places, part, left=left, color=colour, label=name)
+        left = left + np.nan_to_num(part)
+    _label_bars(axis, cells, "MiB")
+    title = f"Weights take {weights.min():,.0f} to {weights.max():,.0f} MiB, the KV cache up to {cache.max():,.1f} MiB{few}"
+    return Chart("memory", title, figure)
+
+
+def _roofline(cells: Sequence[Shown]) -> Chart:
+    """Operations per byte across, operations per second up; the roof is the smaller of bandwidth and compute."""
+    figure, (axis,) = _panels(1, 9, 3.8)
+    colours, shares = _colours(cells), []
+    peaks = {(c.result.cell.device, c.result.cell.threads): c.result.peaks for c in cells}
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}  # of each group and kind
+    for cell in cells:
+        result, found = cell.result, cell.result.attestation
+        assert found is not None
+        assert result.peaks is not None
+        measurement = result.measurements[0]
+        context, _ = readings.contexts(result, measurement)
+        size, tpot_s, ttft_s = (cell.values[key] for key in ("step_bytes", "tpot_s", "ttft_s"))
+        shares.append(size / tpot_s / result.peaks.read_bytes_s)
+        step = roofline.step_flops(found, context, result.cell.batch)
+        prefill = roofline.forward_flops(found, measurement.prompt_tokens, result.cell.batch)
+        points.setdefault((cell.group, "o"), []).append((step / size, step / tpot_s))
+        points.setdefault((cell.group, "^"), []).append((prefill / size, prefill / ttft_s))
+    for (group, marker), places in points.items():
+        axis.scatter(*zip(*places, strict=True), color=colours[group], marker=marker, s=24)
+    for known in peaks.values():
+        assert known is not None
+        across = np.logspace(-1, 5, 50)
+        for names, peak in _near_ones_together(known.flops):
+            axis.plot(across, np.minimum(across * known.read_bytes_s, peak), color=_TEXT, linewidth=0.8)
+            axis.text(across[-1], peak, names, fontsize=7, color=_TEXT, va="bottom", ha="right")
+    axis.legend(handles=_legend(colours), loc="lower right", frameon=False, labelcolor=_TEXT, fontsize=8)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("operations per byte of weights and cache (circles: decode steps, triangles: prefill)")
+    axis.set_ylabel("operations / s")
+    axis.grid()
+    best = max(range(len(cells)), key=lambda i: shares[i])
+    title = (
+        f"Decode steps use {min(shares):.0%} to {max(shares):.0%} of the memory's bandwidth, most with {cells[best].label}"
+    )
+    return Chart("roofline", title, figure)

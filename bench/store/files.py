@@ -1,0 +1,193 @@
+"""Results on disk: the truth that MLflow mirrors.
+
+A sweep is a folder with ``sweep.json`` and, for each cell, a folder with ``result.json`` and the process's ``log.txt``.
+Files are written aside, flushed to the disk and renamed, so that a killed process or a full disk never leaves half of one.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.analysis.verdict import Spread
+from bench.config.parse import parse
+from bench.config.settings import Baseline, Tracking
+from bench.errors import ConfigError, StoreError
+from bench.record.redact import redacted
+from bench.record.result import Host, Outcome, Provenance, Result, from_json
+
+TRACE = "trace.json.gz"  # of a cell's profiled request
+INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
+REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
+DIFF = "changes.patch"  # what was not committed, if that was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep is, besides its cells."""
+
+    sweep_id: str
+    started_at: float  # seconds since 1970
+    overrides: tuple[str, ...]  # as typed
+    tracking: Tracking
+    baseline: Baseline
+    margin: float
+    calibration: Mapping[str, Spread]  # of this host, by metric; empty when there was none
+    cells: tuple[str, ...]  # cell_ids, in the order of the grid
+    provenance: Provenance
+    reproduces: str | None = None  # the run or sweep that this one repeats
+
+
+def new_folder(outputs: Path) -> Path:
+    """A fresh folder for a sweep, named by the time; its name is the sweep's id."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = outputs / "sweeps" / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise StoreError(f"{outputs}: 100 sweeps in one second")
+
+
+def cell_folder(folder: Path, cell_id: str) -> Path:
+    """Where one cell's files lie, made if need be."""
+    place = folder / cell_id
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{place}: cannot be made ({error.strerror})") from error
+    return place
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """Raises: StoreError when the disk is full or forbids it."""
+    _write(folder / "sweep.json", json.dumps(redacted(dataclasses.asdict(sweep)), indent=1))
+
+
+def write_inputs(folder: Path, files: Collection[Path]) -> None:
+    """Keep a copy of what models read: these files may be others tomorrow. Raises: StoreError when the disk is full."""
+    (folder / INPUTS).mkdir()
+    for file in files:
+        write_aside(folder / INPUTS / file.name, file.read_bytes())
+
+
+def write_reproduction(folder: Path, record: Mapping[str, Any]) -> None:
+    """Keep a verdict, for people and for MLflow. Raises: StoreError when the disk is full or forbids it."""
+    _write(folder / REPRODUCTION, json.dumps(redacted(record), indent=1))
+    _write(folder / "reproduction.md", str(redacted(record["text"])))
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Raises: StoreError when the disk is full or forbids it."""
+    _write(cell_folder(folder, result.cell_id) / "result.json", result.to_json())
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Raises: StoreError when the folder is not a sweep's."""
+    file = folder / "sweep.json"
+    if not file.is_file():
+        what = "no sweep.json in it" if folder.is_dir() else "no such folder"
+        raise StoreError(f"{folder}: {what}; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00")
+    return sweep_from_json(file.read_bytes(), str(file))
+
+
+def sweep_from_json(text: str | bytes, where: str) -> Sweep:
+    """The sweep in ``text``; ``where`` names it in messages. Raises: StoreError when it is none."""
+    try:
+        mapping: Any = json.loads(text)
+        return parse(Sweep, mapping)
+    except (ValueError, ConfigError) as error:
+        raise StoreError(f"{where}: {error}") from error
+
+
+def read_place(folder: Path) -> tuple[Sweep, list[Result]]:
+    """A sweep with its results, or with one of them where the folder is a cell's. Raises: StoreError when it is neither."""
+    file = folder / "result.json"
+    if file.is_file():
+        return read_sweep(folder.parent), [from_json(file.read_bytes(), str(file))]
+    return read_sweep(folder), list(read_results(folder))
+
+
+def read_results(folder: Path) -> Iterator[Result]:
+    """The results in a sweep's folder, in the order of its grid."""
+    for cell_id in read_sweep(folder).cells:
+        file = folder / cell_id / "result.json"
+        if file.is_file():
+            yield from_json(file.read_bytes(), str(file))
+
+
+def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
+    """What the newest sweep has that measured this very cell, fit to go on from; None: begin anew.
+
+    ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come again. A cell that failed,
+    was killed or took too long gets another try.
+    """
+    for found in _newest_first(outputs, cell_id):
+        if found.resume_key == resume_key and found.outcome.status in ("ok", "oom"):
+            kept = tuple(each for each in found.passes if each.measurement is not None or found.outcome.status == "oom")
+            outcome = found.outcome if len(kept) == len(found.passes) else Outcome("ok")
+            return replace(found, outcome=outcome, passes=kept, reused_from=found.reused_from or found.sweep_id)
+    return None
+
+
+def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:
+    """How long a process of this cell took when it last ran on this machine; None: it never did."""
+    for found in _newest_first(outputs, cell_id):
+        if found.host.device_name == host.device_name and found.host.cpus == host.cpus and found.measurements:
+            return median(each.wall_s for each in found.passes)
+    return None
+
+
+def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
+    """The results of a cell in all sweeps of a folder; one of an older version, or damaged, is passed over."""
+    for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
+        try:
+            found = from_json(file.read_bytes(), str(file))
+        except StoreError:
+            continue
+        yield found
+
+
+def library_words(folder: Path) -> list[str]:
+    """What libraries wrote while cells ran that have a number, each line once; a failed cell has its reason instead."""
+    found: dict[str, None] = {}
+    for result in read_results(folder):
+        log = folder / result.cell_id / "log.txt"
+        if result.measurements and log.is_file():
+            found |= dict.fromkeys(line for line in log.read_text(errors="replace").splitlines() if line.strip())
+    return list(found)
+
+
+def hide_secrets(log: Path) -> None:
+    """Rewrite a process's output where it holds some. Raises: StoreError when the disk is full or forbids it."""
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if (hidden := redacted(said)) != said:
+        _write(log, hidden)
+
+
+def _write(file: Path, text: str) -> None:
+    write_aside(file, text.encode())
+
+
+def write_aside(file: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        StoreError: when the disk is full or forbids it.
+    """
+    aside = file.with_suffix(".partial")
+    try:
+        with open(aside, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,128 @@
+"""What MLflow is told of a sweep and of a cell: parameters, metrics and tags, with nothing secret in them.
+
+Units are SI; a value is rounded to six digits, because MLflow's tables show all that they are given.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.entities import Metric, Param
+
+from bench.analysis.comparison import is_group
+from bench.analysis.metrics import derive
+from bench.analysis.operators import per_step_s
+from bench.analysis.readings import median_step_s
+from bench.config.cell import identity
+from bench.record.redact import redacted
+from bench.record.result import Result
+from bench.report.advice import in_numbers
+from bench.store.files import Sweep
+
+NOTE = "mlflow.note.content"  # the description of a run or an experiment
+
+_LONGEST_VALUE = 500
+LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
+_MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
+
+
+def metrics(result: Result) -> list[Metric]:
+    """Everything that is derived from a result, its decode steps as a curve, its profile by kind of operation."""
+    at = milliseconds(result.ended_at)
+    logged = [Metric(key, rounded(value), at, 0) for key, value in derive(result).items()]
+    if result.measurements:
+        curve = median_step_s(result.measurements)[:_MOST_STEPS]
+        logged += [Metric("decode_step_s", rounded(step), at, i) for i, step in enumerate(curve)]
+    for phase in result.profile.phases if result.profile is not None else ():
+        # A slash makes a group of charts in the UI; spaces in names it takes as they are.
+        parts = per_step_s(phase).items()
+        logged += [Metric(f"profile_{phase.phase}_s/{kind}", rounded(s), at, 0) for kind, s in parts]
+    return logged
+
+
+def params(result: Result) -> list[Param]:
+    """Every field of the cell under its path; bare names like ``batch`` would collide with those of ``mlflow run``."""
+    flat = redacted(dict(_flatten(identity(result.cell), "")))
+    named = {(path if "." in path else f"cell.{path}"): str(value)[:_LONGEST_VALUE] for path, value in flat.items()}
+    return [Param(key, value) for key, value in named.items()]
+
+
+def configuration(result: Result) -> str:
+    """The resolved cell as YAML, limits and requirements included."""
+    plain = json.loads(json.dumps(redacted(dataclasses.asdict(result.cell))))  # tuples as lists
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def param_of(column: str) -> str:
+    """The parameter under which a column of the table is logged."""
+    if "." in column:
+        return column
+    return f"{column}.name" if is_group(column) else f"cell.{column}"
+
+
+def sweep_tags(sweep: Sweep) -> dict[str, str]:
+    """What is known of a sweep before its first cell."""
+    of = sweep.provenance
+    tags = {
+        "bench.sweep_id": sweep.sweep_id,
+        "bench.overrides": " ".join(sweep.overrides),
+        "bench.measuring": of.measuring,
+    }
+    if of.commit is not None:
+        tags["mlflow.source.git.commit"] = of.commit
+        tags["bench.git_dirty"] = str(bool(of.changed)).lower()
+    if of.lock is not None:
+        tags["bench.lock"] = of.lock
+    if sweep.reproduces is not None:
+        tags["bench.reproduces"] = sweep.reproduces
+    return _hidden(tags)
+
+
+def cell_tags(result: Result) -> dict[str, str]:
+    """Which cell it is, where it ran and how it ended."""
+    tags = {
+        "bench.cell_id": result.cell_id,
+        "bench.resume_key": result.resume_key,
+        "bench.status": result.outcome.status,
+        "bench.host": result.host.device_name,
+    }
+    if result.reused_from is not None:
+        tags["bench.reused_from"] = result.reused_from
+    if result.outcome.reason is not None:
+        tags["bench.reason"] = redacted(result.outcome.reason)[:_LONGEST_VALUE]
+        tags[NOTE] = f"**{result.outcome.status}**: {result.outcome.reason}"
+    elif result.measurements:
+        tags[NOTE] = in_numbers(result)
+    return _hidden(tags)
+
+
+def sweep_note(report: Sequence[Path], summary: str) -> str:
+    """The advice and the table, as far as a tag holds them."""
+    written = next((file.read_text(encoding="utf-8") for file in report if file.suffix == ".md"), f"```\n{summary}\n```")
+    return written if len(written) < LONGEST_NOTE else written.partition("## Every cell")[0][:LONGEST_NOTE]
+
+
+def rounded(value: float) -> float:
+    """To six digits."""
+    return float(f"{value:.6g}")
+
+
+def milliseconds(seconds: float) -> int:
+    """As MLflow counts time."""
+    return round(seconds * 1000)
+
+
+def _hidden(tags: dict[str, str]) -> dict[str, str]:
+    hidden: dict[str, str] = redacted(tags)
+    return hidden
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _flatten(each, f"{path}.{key}" if path else key)
+    elif value is not None:
+        yield path, json.dumps(value) if isinstance(value, list) else value

@@ -1,0 +1,232 @@
+"""Advice on constructed sweeps whose answer is known, and on noise, where there is none."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from bench.analysis.advice import Goal, Limits, advise
+from bench.analysis.crossover import crossovers, sentences
+from bench.analysis.pareto import pareto_front
+from bench.analysis.plausible import DRAWS, plausible
+from bench.analysis.verdict import Spread
+from bench.config.cell import Workload, cell_id
+from bench.config.parse import parse
+from bench.config.settings import Baseline, Tracking
+from bench.driver import plan
+from bench.record.measurement import Repeat
+from bench.record.result import Outcome, Result
+from bench.report.advice import answer, command, turning_points, use_cases
+from bench.store.files import Sweep
+from tests import fakes
+
+MIB = 2**20
+STEPS = 3  # of four new tokens
+
+
+def measured(
+    quant: str,
+    batch: int,
+    *,
+    tpot_s: float,
+    ttft_s: float = 0.1,
+    mib: float = 100,
+    kl: float | None = None,
+    noise: float = 0.0,
+) -> Result:
+    """Three processes, each off by its share of ``noise``."""
+    generator = random.Random(f"{quant}/{batch}")
+    passes = []
+    for _ in range(3):
+        factor = 1 + noise * generator.uniform(-1, 1)
+        steps = (tpot_s * factor,) * STEPS
+        repeat = Repeat(ttft_s * factor, steps, ttft_s * factor + sum(steps))
+        memory = fakes.memory(rss_peak_bytes=round(mib * MIB))
+        passes.append(fakes.process(repeats=(repeat,), run_memory=memory))
+    windows = [fakes.window(kl_nats=kl * (1 + 0.1 * i)) for i in (-1, 0, 1)] if kl is not None else []
+    divergence = fakes.divergence(*windows) if windows else None
+    cell = plan.resolve(fakes.cell(quant=quant, batch=batch), fakes.host())
+    return fakes.result(cell=cell, passes=tuple(passes), divergence=divergence)
+
+
+# int8 is dominated everywhere; nf4 decodes faster than bf16 up to batch 8 and slower from 32 on, and diverges
+KNOWN = [
+    measured("bf16", 1, tpot_s=0.040, ttft_s=0.05, mib=600, kl=0.001),
+    measured("bf16", 8, tpot_s=0.060, ttft_s=0.25, mib=700, kl=0.001),
+    measured("bf16", 32, tpot_s=0.100, ttft_s=0.90, mib=1000, kl=0.001),
+    measured("int8", 1, tpot_s=0.080, ttft_s=0.10, mib=650, kl=0.02),
+    measured("int8", 8, tpot_s=0.120, ttft_s=0.50, mib=750, kl=0.02),
+    measured("int8", 32, tpot_s=0.200, ttft_s=1.80, mib=1050, kl=0.02),
+    measured("nf4", 1, tpot_s=0.020, ttft_s=0.06, mib=300, kl=0.3),
+    measured("nf4", 8, tpot_s=0.045, ttft_s=0.30, mib=400, kl=0.3),
+    measured("nf4", 32, tpot_s=0.150, ttft_s=1.20, mib=700, kl=0.3),
+]
+SWEEP = Sweep(
+    sweep_id="now",
+    started_at=1_750_000_000.0,
+    overrides=("-m", "quant=bf16,int8,nf4", "batch=1,8,32", "workload=chat"),
+    tracking=Tracking("none", False, "tests"),
+    baseline=Baseline(),
+    margin=0.03,
+    calibration={},
+    cells=tuple(result.cell_id for result in KNOWN),
+    provenance=fakes.provenance(commit=None, changed=()),
+)
+
+
+@pytest.mark.parametrize(
+    ("goal", "limits", "wanted"),
+    [
+        ("throughput", Limits(), ("bf16", 32)),  # 128 tokens / (0.9 + 3 x 0.1) s; nf4 / (1.2 + 3 x 0.15)
+        ("tpot", Limits(), ("nf4", 1)),
+        ("tpot", Limits(max_kl_nats=0.05), ("bf16", 1)),
+        ("ttft", Limits(), ("bf16", 1)),
+        ("memory", Limits(), ("nf4", 1)),
+        ("memory", Limits(min_output_tok_s=60), ("nf4", 8)),  # 32 / (0.3 + 3 x 0.045)
+        ("throughput", Limits(max_memory_bytes=500 * MIB), ("nf4", 8)),
+        ("throughput", Limits(max_ttft_s=0.2, max_kl_nats=0.1), ("bf16", 1)),
+        ("throughput", Limits(max_tpot_s=0.03), ("nf4", 1)),
+    ],
+)
+def test_the_planted_answer_is_found(goal: Goal, limits: Limits, wanted: tuple[str, int]) -> None:
+    found = advise(plausible(KNOWN, {}), limits, goal, 0.03)
+    assert found.word == "recommended"
+    (best,) = [result.cell for result in KNOWN if result.cell_id == found.best]
+    assert (best.quant.name, best.batch) == wanted
+
+
+def test_a_limit_that_nothing_keeps_is_said() -> None:
+    found = advise(plausible(KNOWN, {}), Limits(max_ttft_s=0.001), "throughput", 0.03)
+    assert (found.word, found.best) == ("nothing fits", None)
+    said = answer(plausible(KNOWN, {}), SWEEP, Limits(max_ttft_s=0.001), "throughput")
+    assert said.headline == "no measured cell keeps these limits"
+    assert said.why[0] == "would be first, but: quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
+
+
+def test_noise_gets_no_advice_but_a_command() -> None:
+    alike = [measured(quant, 1, tpot_s=0.04, noise=0.3) for quant in ("fp16", "bf16", "nf4", "fp4", "int8")]
+    sweep = replace(SWEEP, overrides=("-m", "quant=fp16,bf16,nf4,fp4,int8", "batch=1", "workload=chat"))
+    found = advise(plausible(alike, {}), Limits(), "tpot", 0.03)
+    assert found.word == "not enough data"
+    assert len(found.in_question) > 1
+    said = answer(plausible(alike, {}), sweep, Limits(), "tpot")
+    assert said.headline.startswith("not enough data; likeliest quant=")
+    asked = [line for line in said.why if line.startswith("run this to tell: ")]
+    assert len(asked) == 1
+    assert "batch=1 workload=chat measure=rigorous" in asked[0]
+
+
+def test_what_would_be_better_and_breaks_a_limit_binds() -> None:
+    found = advise(plausible(KNOWN, {}), Limits(max_kl_nats=0.05, max_memory_bytes=900 * MIB), "throughput", 0.03)
+    names = {result.cell_id: (result.cell.quant.name, result.cell.batch) for result in KNOWN}
+    assert found.best is not None
+    assert names[found.best] == ("bf16", 8)
+    assert [(names[each.cell_id], each.breaks) for each in found.better_but_excluded] == [
+        (("bf16", 32), ("max_memory_bytes",)),
+        (("nf4", 32), ("max_kl_nats",)),
+    ]
+
+
+def test_quality_that_was_not_evaluated_keeps_no_limit_of_it() -> None:
+    unknown = [measured("bf16", 1, tpot_s=0.04), measured("nf4", 1, tpot_s=0.02)]
+    assert advise(plausible(unknown, {}), Limits(max_kl_nats=0.1), "tpot", 0.03).word == "nothing fits"
+
+
+def test_cells_within_the_margin_are_as_good_and_the_better_one_is_named() -> None:
+    close = [measured("bf16", 1, tpot_s=0.0400, noise=0.001), measured("fp16", 1, tpot_s=0.0396, noise=0.001)]
+    found = advise(plausible(close, {}), Limits(), "tpot", 0.03)
+    assert found.best == close[1].cell_id
+    assert found.probability == 1.0
+    assert set(found.in_question) == {each.cell_id for each in close}
+
+
+def test_one_process_each_is_judged_by_the_calibration_or_by_an_assumption_that_is_said() -> None:
+    single = [replace(each, passes=each.passes[:1]) for each in KNOWN]
+    assert plausible(single, {}).is_assumed
+    assert not plausible(single, {"ttft_s": Spread(0.01, 7), "tpot_s": Spread(0.01, 7)}).is_assumed
+    said = answer(plausible(single, {}), SWEEP, Limits(), "tpot")
+    assert any("assuming that processes differ by 5%" in line for line in said.why)
+    assert not any("assuming" in line for line in answer(plausible(KNOWN, {}), SWEEP, Limits(), "tpot").why)
+
+
+def test_draws_are_the_same_for_the_same_results() -> None:
+    one, other = plausible(KNOWN, {}), plausible(KNOWN, {})
+    assert one.ttft_s.shape == (9, DRAWS)
+    assert (one.kl_nats == other.kl_nats).all()
+
+
+def test_without_a_number_there_is_no_advice() -> None:
+    failed = fakes.result(outcome=Outcome("failed", "it broke"))
+    assert advise(plausible([failed], {}), Limits(), "tpot", 0.03).word == "nothing measured"
+    assert answer(plausible([failed], {}), SWEEP, Limits(), "tpot").headline == "no cell has a number"
+
+
+def test_usual_questions_are_answered_within_the_usual_divergence() -> None:
+    found = {name.partition(" (")[0]: each.headline for name, each in use_cases(plausible(KNOWN, {}), SWEEP)}
+    assert found == {
+        "single-user chat": "quant=bf16 batch=1",
+        "batch processing": "quant=bf16 batch=32",
+        "edge device": "quant=bf16 batch=1",  # int8 takes 8 % more, and is within the divergence too
+        "real-time API": "quant=bf16 batch=1",
+    }
+
+
+def test_the_planted_crossover_is_found_between_the_batches_around_it() -> None:
+    found = [
+        each
+        for each in crossovers(plausible(KNOWN, {}), "quant")
+        if each.metric == "tpot_s" and {each.first, each.second} == {"bf16", "nf4"}
+    ]
+    (each,) = found
+    assert (each.first, each.second, each.between) == ("nf4", "bf16", (8, 32))
+    assert each.probability == 1.0
+    # ln(45/60) at 8 and ln(150/100) at 32: zero at 8 x 4^(0.2877 / (0.2877 + 0.4055))
+    assert each.at == pytest.approx(14.22, rel=0.01)
+    assert each.low <= each.at <= each.high
+    assert each.next_point == 16
+    assert any(
+        sentence.startswith("quant=bf16 decodes faster than nf4 from batch 14.2 on (")
+        for sentence in turning_points(plausible(KNOWN, {}), SWEEP)
+    )
+
+
+def test_a_crossover_in_noise_cannot_be_told() -> None:
+    noisy = [measured(quant, batch, tpot_s=0.04, noise=0.3) for quant in ("bf16", "nf4") for batch in (1, 8, 32)]
+    assert all("cannot tell" in sentence for sentence in sentences(crossovers(plausible(noisy, {}), "quant")))
+
+
+def test_dominated_cells_are_not_on_the_front() -> None:
+    front = {result.cell.label for result in KNOWN if result.cell_id in pareto_front(KNOWN)}
+    assert not any("int8" in label for label in front)
+    assert {label.rpartition("/")[2] for label in front if "bf16" in label} == {"b1", "b8", "b32"}
+    assert {label.rpartition("/")[2] for label in front if "nf4" in label} == {"b1", "b8", "b32"}
+
+
+def test_equal_cells_are_both_on_the_front() -> None:
+    twins = [measured("bf16", 1, tpot_s=0.04), measured("fp16", 1, tpot_s=0.04)]
+    assert len(pareto_front(twins)) == 2
+
+
+def test_the_command_names_what_is_in_question_and_keeps_the_rest() -> None:
+    in_question = [KNOWN[1], KNOWN[7]]
+    assert command(in_question, KNOWN, SWEEP) == "python -m bench -m quant=bf16,nf4 batch=8 workload=chat measure=rigorous"
+    of_a_file = replace(SWEEP, overrides=("sweeps=small_batch_quant", "measure.passes=1", "resume=true"))
+    wanted = "python -m bench -m quant=bf16,nf4 batch=8 sweeps=small_batch_quant measure=rigorous"
+    assert command(in_question, KNOWN, of_a_file) == wanted
+
+
+def test_workloads_are_no_choice_and_models_have_references_of_their_own() -> None:
+    chat = fakes.group("workload", "chat")
+    other = [replace(each, cell=replace(each.cell, workload=parse(Workload, chat))) for each in KNOWN[:1]]
+    other = [replace(each, cell_id=cell_id(each.cell)) for each in other]
+    names = [name for name, _ in use_cases(plausible([*KNOWN, *other], {}), SWEEP)]
+    assert names[0].startswith("few: single-user chat")
+    assert names[4].startswith("chat: single-user chat")
+    assert set(pareto_front(KNOWN)) | {other[0].cell_id} == set(pareto_front([*KNOWN, *other]))
+
+
+def test_many_cells_alike_are_no_reason_to_say_that_nothing_fits() -> None:
+    alike = [measured("bf16", batch, tpot_s=0.04, noise=0.2) for batch in range(1, 101)]
+    found = advise(plausible(alike, {"tpot_s": Spread(0.05, 30)}), Limits(), "tpot", 0.001)
+    assert found.word == "not enough data"
+    assert found.best in found.in_question

@@ -1,0 +1,194 @@
+"""Every derived number against one computed by hand from the readings in fakes."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from bench.analysis.metrics import METRICS, derive
+from bench.analysis.readings import median_step_s, outlying, tpot_s
+from bench.record.measurement import Energy, Repeat, Telemetry
+from bench.record.result import Outcome, Result
+from tests import fakes
+
+ENERGY = Energy(
+    prefill=Telemetry(10.0, 20, (), 160.0, 16.0, ()),
+    request=Telemetry(10.0, 10, (), 200.0, 20.0, ()),
+    idle_power_w=5.0,
+)
+ON_GPU = fakes.result(
+    samples=(fakes.sample(1, 2, 3, 4), fakes.sample(5, 6, prompt="how?")),
+    divergence=fakes.divergence(answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?"))),
+    cell=fakes.cell(batch=2, device="cuda"),
+    attestation=fakes.attestation(outlier_share=0.125),
+    measurement=fakes.measurement(
+        repeats=tuple(replace(each, enqueue_s=0.125) for each in fakes.measurement().repeats),
+        energy=ENERGY,
+        load_memory=fakes.memory(rss_peak_bytes=7000, allocated_peak_bytes=9000),
+        run_memory=fakes.memory(
+            rss_peak_bytes=5000, allocated_peak_bytes=2000, reserved_peak_bytes=3000, device_used_bytes=4000
+        ),
+    ),
+)
+ON_CPU = fakes.result(cell=fakes.cell(batch=2))
+
+BY_HAND = {
+    "ttft_s": 1.0,
+    "tpot_s": 0.5,
+    "e2e_s": 4.0,
+    "prefill_tok_s": 16.0,  # 2 x 8 / 1
+    "decode_tok_s": 4.0,  # 2 / 0.5
+    "output_tok_s": 2.0,  # 2 x 4 / 4
+    "load_s": 3.0,
+    "first_ttft_s": 6.0,
+    "weight_bytes": 1000.0,
+    "bits_per_weight": 16.0,  # 1000 x 8 / 500
+    "step_bytes": 960.0,  # 1000 - 200 + 2 x 8 x (8 + 4 / 2)
+    "head_share": 0.5,  # 400 / (1000 - 200)
+    "kv_bytes": 176.0,  # 2 x 8 x (8 + 4 - 1)
+    "predicted_bytes": 269_537_152.0,  # 134,515,008 x 2 + 256 + 2 x 11 x 30 x 2 x 3 x 64 x 2
+    "vram_peak_bytes": 2000.0,
+    "vram_peak_reserved_bytes": 3000.0,
+    "device_used_bytes": 4000.0,
+    "rss_peak_bytes": 5000.0,
+    "rss_growth_bytes": 4000.0,  # 5000 - 1000
+    "enqueue_share": 0.25,  # 0.125 / 0.5
+    "load_peak_bytes": 9000.0,
+    "outlier_share": 0.125,
+    "mbu": 0.48,  # 960 / 0.5 / 4000
+    "bw_attained": None,  # that is for peaks that were measured
+    # 2 x (2 x 300 x 8 + 2 x 4 x 100 + 4 x 4 x 1 x 2 x 36) / 1 / 40,000; 36 pairs in a causal triangle of 8
+    "mfu": 0.3376,
+    "ceiling_tok_s": 8.333333,  # 2 / (960 / 4000)
+    "j_per_prompt_tok": 0.5,  # 160 J / 20 rounds / (2 x 8)
+    "j_per_output_tok": 2.0,  # (200 J / 10 - 160 / 20) / (2 x 3)
+    "j_per_output_tok_net": 9.5 / 6,  # ((200 - 5 x 10) / 10 - (160 - 5 x 10) / 20) / (2 x 3)
+    "idle_power_w": 5.0,
+    "decode_step_p50_s": 0.5,
+    "decode_step_p95_s": None,  # nine steps are not enough
+    "decode_step_p99_s": None,
+    "n": 3.0,
+    "outliers": 0.0,
+    "drift": -0.25,  # 0.003 / 0.004 - 1, more than 0.011 / 0.01 - 1
+    "throttled_share": 0.0,
+    "steal_share": 0.005,
+    "pressure_share": 0.005,
+    "switches_per_s": 2.0,
+    "kl_nats": 0.5,
+    "kl_median_nats": 0.25,
+    "kl_p99_nats": 2.0,
+    "kl_floor_nats": 0.125,
+    "top1_agreement": 0.75,
+    "perplexity": 8.0,
+    "reference_perplexity": 4.0,
+    "perplexity_ratio": 2.0,
+    "bits_per_byte": 0.75,  # 3 bits x 255 / 1020
+    "equal_tokens": 0.875,  # 3 of 4 and 2 of 2
+    "first_difference": None,  # 2, and never
+    "answers_looping": 0.0,
+    "answers_empty": 0.0,
+}
+
+
+def test_every_metric_is_computed_by_hand_here() -> None:
+    assert [row.key for row in METRICS] == list(BY_HAND)
+
+
+@pytest.mark.parametrize(("key", "value"), BY_HAND.items())
+def test_a_metric_is_what_the_readings_say(key: str, value: float | None) -> None:
+    assert derive(ON_GPU).get(key) == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vram_peak_bytes",
+        "vram_peak_reserved_bytes",
+        "device_used_bytes",
+        "enqueue_share",
+        "outlier_share",
+        "idle_power_w",
+        "j_per_prompt_tok",
+        "j_per_output_tok",
+        "j_per_output_tok_net",
+    ],
+)
+def test_a_metric_without_its_reading_is_absent_and_not_zero(key: str) -> None:
+    assert key in derive(ON_GPU)
+    assert key not in derive(ON_CPU)
+
+
+def test_a_reading_of_zero_is_a_reading() -> None:
+    result = fakes.result(attestation=fakes.attestation(outlier_share=0.0))
+    assert derive(result)["outlier_share"] == 0.0
+
+
+def test_the_peak_of_loading_is_the_resident_set_where_there_is_no_allocator() -> None:
+    assert derive(ON_CPU)["load_peak_bytes"] == 7000.0
+
+
+def test_no_peak_of_loading_without_any_reading() -> None:
+    assert "load_peak_bytes" not in derive(fakes.result(measurement=fakes.measurement(load_memory=fakes.memory())))
+
+
+def test_sliding_windows_bound_the_cache_and_with_it_the_bytes_of_a_step() -> None:
+    shape = replace(fakes.attestation().shape, sliding_windows=(None, 6))
+    metrics = derive(replace(ON_CPU, attestation=fakes.attestation(shape=shape)))
+    assert metrics["kv_bytes"] == 136.0  # 2 x 4 x (11 + 6)
+    assert metrics["step_bytes"] == 928.0  # 800 + 2 x 4 x (10 + 6)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        fakes.result(outcome=Outcome("oom", "no memory")),
+        fakes.result(outcome=Outcome("skipped", "no GPU")),
+        fakes.result(measurement=None),
+        fakes.result(attestation=None),
+    ],
+)
+def test_a_cell_without_a_measurement_has_no_numbers(result: Result) -> None:
+    assert derive(result) == {}
+
+
+def test_tpot_is_the_time_after_the_first_token_by_the_number_of_gaps() -> None:
+    assert tpot_s(Repeat(ttft_s=1.0, decode_step_s=(0.5, 0.5, 2.0), e2e_s=7.0)) == 2.0
+
+
+def test_the_step_curve_is_the_median_at_each_position() -> None:
+    assert median_step_s([fakes.measurement()]) == [0.5, 0.5, 0.5]
+    two = (Repeat(1.0, (1.0, 4.0), 6.0), Repeat(1.0, (3.0, 2.0), 6.0))
+    assert median_step_s([fakes.measurement(repeats=two)]) == [2.0, 3.0]
+
+
+def test_units_are_si_base_units() -> None:
+    assert {row.unit for row in METRICS} == {"s", "tok/s", "token", "B", "bit", "nat", "1", "1/s", "J", "W"}
+    assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s", "1/s")] == []
+    assert [row.key for row in METRICS if row.key.endswith("_bytes") and row.unit != "B"] == []
+
+
+def test_every_metric_says_what_it_is() -> None:
+    assert [row.key for row in METRICS if len(row.doc.split()) < 3] == []
+
+
+def test_a_number_of_several_processes_is_their_median_with_an_interval() -> None:
+    result = fakes.paced(fakes.cell(), 0.25, 0.5, 1.0)
+    metrics = derive(result)
+    assert metrics["tpot_s"] == 0.5
+    assert metrics["processes"] == 3
+    # ln 2 apart: t(2) = 4.3027, standard error ln 2 / sqrt 3, so 0.5 x exp(-+1.7219)
+    assert metrics["tpot_s_low"] == pytest.approx(0.5 * math.exp(-4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5)
+    assert metrics["tpot_s_high"] == pytest.approx(0.5 * math.exp(4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5)
+    assert "tpot_s_low" not in derive(ON_CPU)
+
+
+def test_requests_of_one_process_have_an_interval_of_their_own_name() -> None:
+    metrics = derive(ON_CPU)
+    assert metrics["ttft_s_repeat_low"] < 1.0 < metrics["ttft_s_repeat_high"]
+
+
+def test_an_outlier_is_counted_and_kept() -> None:
+    times = [1.0, 1.01, 0.99, 1.0, 1.02, 3.0]
+    repeats = tuple(Repeat(1.0 + i / 1e4, (time, time, time), 1.0 + i / 1e4 + 3 * time) for i, time in enumerate(times))
+    assert outlying(fakes.measurement(repeats=repeats)) == [5]
+    assert derive(fakes.result(measurement=fakes.measurement(repeats=repeats)))["n"] == 6

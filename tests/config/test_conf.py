@@ -1,0 +1,121 @@
+"""Every YAML in conf/ composes and parses; a new one is tested by being there."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bench.config.cell import Model
+from bench.config.settings import Config, parse_config
+from bench.paths import CONF, ROOT
+
+AT_LEAST = {
+    "model": 7,
+    "quant": 8,
+    "attn": 9,
+    "decode": 2,
+    "workload": 5,
+    "measure": 3,
+    "quality": 3,
+    "tracking": 3,
+}
+VALUES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+MODELS = [name for group, name in VALUES if group == "model"]
+OF_REPOSITORIES = [
+    name for name in MODELS if "repo" in yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+]
+
+
+@pytest.fixture(autouse=True)
+def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("BENCH_ROOT", str(ROOT))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    config = compose("config", list(overrides))
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def parsed(*overrides: str) -> Config:
+    return parse_config(composed(*overrides))
+
+
+def model(*overrides: str) -> Model:
+    return parsed(*overrides).cell.model
+
+
+def test_no_group_has_lost_a_value() -> None:
+    found = Counter(group for group, _ in VALUES)
+    assert {group: count for group, count in AT_LEAST.items() if found[group] < count} == {}
+
+
+def test_every_yaml_in_conf_is_a_value_of_a_known_group() -> None:
+    files = {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.y*ml")}
+    assert files == {"config.yaml", *(f"{group}/{name}.yaml" for group, name in VALUES)}
+    assert {group for group, _ in VALUES} == set(AT_LEAST)
+
+
+def test_the_defaults_compose_and_parse() -> None:
+    config = parsed()
+    assert config.cell.model.name == "smollm2-135m"
+    assert (config.cell.batch, config.cell.device, config.cell.cpus) == (1, "auto", "all")
+    assert config.settings.output_dir == "outputs"
+
+
+def test_hydras_own_settings_compose_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCH_SCRATCH", raising=False)  # a command line has a folder of its own for it
+    own = compose("config", return_hydra_config=True).hydra
+    assert [source.path for source in own.runtime.config_sources if source.schema == "file"] == [str(CONF), str(ROOT)]
+    assert (own.run.dir, own.sweep.dir, own.output_subdir) == (".", "outputs/hydra", None)
+    assert (own.job_logging.root, own.hydra_logging.root) == (None, None)
+
+
+@pytest.mark.parametrize(("group", "name"), VALUES)
+def test_a_value_parses_and_is_called_like_its_file(group: str, name: str) -> None:
+    config = parsed(f"{group}={name}")
+    value = config.settings.tracking if group == "tracking" else getattr(config.cell, group)
+    assert value.name == name
+
+
+@pytest.mark.parametrize("name", sorted({name for _, name in VALUES}))
+def test_no_name_is_something_else_to_yaml(name: str) -> None:
+    assert yaml.safe_load(name) == name
+    assert name.lower() not in {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+@pytest.mark.parametrize(("group", "name"), VALUES)
+def test_a_value_begins_with_a_comment_that_explains_it(group: str, name: str) -> None:
+    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    explained = lines[1] if lines[0] == "# @package _global_" else lines[0]
+    assert len(explained.removeprefix("# ").split()) >= 2
+    assert explained.startswith("# ")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_can_have_random_weights(name: str) -> None:
+    assert model(f"model={name}", "model.weights=random").weights == "random"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_can_come_from_a_local_folder(name: str) -> None:
+    assert model(f"model={name}", "model.path=/x").path == "/x"
+
+
+@pytest.mark.parametrize("name", OF_REPOSITORIES)
+def test_a_model_of_a_repository_can_be_pinned_to_a_revision(name: str) -> None:
+    assert model(f"model={name}", "model.revision=abc").revision == "abc"
+
+
+def test_the_models_of_repositories_are_found() -> None:
+    assert len(OF_REPOSITORIES) >= 5
+
+
+def test_an_axis_left_alone_keeps_its_default() -> None:
+    changed, default = composed("quant=nf4"), composed()
+    assert {key for key in default if changed[key] != default[key]} == {"quant"}

@@ -1,0 +1,184 @@
+"""A measured process may end in any way; each is provoked for real."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.driver import process as isolate
+from bench.driver.process import Announce
+from bench.errors import CellFailure
+
+NO_PHASE = lambda phase, detail: None  # noqa: E731
+LIMITS = {"measure": 1.5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    isolate.begin_server()
+    assert isolate.check_server(NO_PHASE) is None
+
+
+def add(announce: Announce, a: int, b: int) -> tuple[int, int]:
+    announce("measure", "adding")
+    return os.getpid(), a + b
+
+
+def raise_value_error(announce: Announce) -> None:
+    raise ValueError("first line\nsecond line")
+
+
+def refuse(announce: Announce) -> None:
+    raise CellFailure("not_engaged", "a reason")
+
+
+def run_out_of_memory(announce: Announce) -> None:
+    import torch
+
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def die(announce: Announce, number: int) -> None:
+    announce("measure", "")
+    os.kill(os.getpid(), number)
+
+
+def exit_quietly(announce: Announce) -> None:
+    os._exit(7)
+
+
+def hang(announce: Announce, pid_file: str) -> None:
+    grandchild = subprocess.Popen(["sleep", "600"])
+    Path(pid_file).write_text(f"{os.getpid()} {grandchild.pid}")
+    announce("measure", "")
+    time.sleep(600)
+
+
+def write(announce: Announce) -> None:
+    print("from python", flush=True)
+    os.write(2, b"from native code\n")
+
+
+def die_after_handing_over(announce: Announce) -> None:
+    announce("measure", "", "what was found")
+    os._exit(3)
+
+
+def oom_score(announce: Announce) -> str:
+    return Path("/proc/self/oom_score_adj").read_text().strip()
+
+
+def run(task: object, *arguments: object, log: str = os.devnull) -> object:
+    return isolate.run_isolated(task, arguments, LIMITS, NO_PHASE, Path(log))  # type: ignore[arg-type]
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until_gone(*pids: int) -> None:
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"of {pids} some are still running"
+        time.sleep(0.05)
+
+
+def test_the_value_comes_back_from_another_process() -> None:
+    pid, total = run(add, 2, 3)  # type: ignore[misc]
+    assert total == 5
+    assert pid != os.getpid()
+    assert not is_running(pid)
+
+
+def test_phases_are_announced_in_order() -> None:
+    seen: list[tuple[str, str]] = []
+    isolate.run_isolated(add, (1, 1), LIMITS, lambda *phase: seen.append(phase), Path(os.devnull))
+    assert seen[-1] == ("measure", "adding")
+
+
+def test_an_exception_is_failed_with_its_first_line_and_its_traceback() -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(raise_value_error)
+    assert caught.value.status == "failed"
+    assert caught.value.reason == "ValueError: first line"
+    assert "in raise_value_error" in caught.value.__notes__[0]
+
+
+def test_a_refusal_keeps_its_status() -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(refuse)
+    assert (caught.value.status, caught.value.reason) == ("not_engaged", "a reason")
+
+
+def test_an_allocation_that_cannot_be_is_oom() -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(run_out_of_memory)
+    assert caught.value.status == "oom"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGILL])
+def test_a_death_by_signal_names_the_signal_and_the_phase(number: signal.Signals) -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(die, int(number))
+    assert caught.value.status == "failed"
+    assert number.name in caught.value.reason
+    assert "measure" in caught.value.reason
+
+
+def test_an_exit_without_an_answer_is_failed_with_the_code() -> None:
+    with pytest.raises(CellFailure, match="exit code 7"):
+        run(exit_quietly)
+
+
+def test_a_phase_that_takes_too_long_is_timeout_and_its_process_group_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(hang, str(tmp_path / "pids"))
+    assert caught.value.status == "timeout"
+    assert "measure.limits_s.measure" in caught.value.reason
+    wait_until_gone(*map(int, (tmp_path / "pids").read_text().split()))
+
+
+def test_what_was_handed_over_survives_the_process() -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(die_after_handing_over)
+    assert caught.value.kept == "what was found"
+
+
+def test_output_goes_to_the_log_from_python_and_from_native_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(write, log=str(tmp_path / "log.txt"))
+    assert (tmp_path / "log.txt").read_text().splitlines() == ["from python", "from native code"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_out_of_memory_killer_is_told_to_prefer_the_child() -> None:
+    assert run(oom_score) == "1000"
+
+
+def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from bench.meter import isolate\n"
+        "from tests.driver.test_process import hang\n"
+        "isolate.begin_server()\n"
+        f"pids = {str(tmp_path / 'pids')!r}\n"
+        "isolate.run_isolated(hang, (pids,), {'measure': 600}, lambda *_: None, Path('/dev/null'))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+            assert parent.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        child, grandchild = map(int, (tmp_path / "pids").read_text().split())
+        time.sleep(0.3)
+        assert is_running(child)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    wait_until_gone(child, grandchild)

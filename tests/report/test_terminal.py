@@ -1,0 +1,210 @@
+"""The table at the end of a sweep, as text."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.config.cell import Cell, cell_id
+from bench.config.settings import Baseline
+from bench.driver.plan import resolve
+from bench.record.measurement import Contamination, Energy, Telemetry
+from bench.record.result import Outcome, Peaks, Result
+from bench.report import terminal as table
+from bench.store.files import Sweep, read_results, write_result, write_sweep
+from tests import fakes
+
+NO_BASELINE = Baseline()
+FP16_1, FP16_8, NF4_1, NF4_8 = (
+    resolve(fakes.cell(quant=quant, batch=batch), fakes.host()) for quant in ("fp16", "nf4") for batch in (1, 8)
+)
+OOM = Outcome("oom", "no memory")
+
+
+STEADY = fakes.measurement().before
+
+
+def paced(of: Cell, step_s: float, weight_mib: int) -> Result:
+    steady = {"after": STEADY, "run_memory": fakes.memory(rss_peak_bytes=300 * 2**20)}
+    repeats = fakes.paced(of, step_s).measurements[0].repeats
+    measurement = fakes.measurement(repeats=repeats, **steady)
+    attestation = fakes.attestation(weight_bytes=weight_mib * 2**20)
+    peaks = Peaks(2e9, {"bf16": 1e12}, "measured here: by a toy", measured=True)
+    return fakes.result(cell=of, attestation=attestation, measurement=measurement, peaks=peaks)
+
+
+def sweep(baseline: Baseline = NO_BASELINE, *cells: str) -> Sweep:
+    return fakes.sweep(*cells, baseline=baseline)
+
+
+def as_text(results: list[Result], baseline: Baseline) -> str:
+    return table.as_text(results, sweep(baseline))
+
+
+RESULTS = [
+    paced(FP16_1, 0.5, 256),
+    paced(FP16_8, 1.0, 256),
+    paced(NF4_1, 0.25, 64),
+    fakes.result(cell=NF4_8, outcome=OOM),
+]
+
+TEXT = """\
+smollm2-135m, workload few: 8 prompt + 4 new tokens, Some CPU, 2 threads, torch 2.9.0, transformers 5.0.0
+
+ quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   RSS peak MiB   decode speedup   prefill speedup   bound by   outcome
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fp16    1       1,000.0     500.00            2.0         256.0            300   -                -                 unclear
+ fp16    8       1,000.0   1,000.00            8.0         256.0            300   -                -                 unclear
+ nf4     1       1,000.0     250.00            4.0          64.0            300   2.00x ?          1.00x ?           unclear
+ nf4     8             -          -              -             -              -   -                -                 -          oom
+
+speedup: how many times as fast as quant=fp16
+?: one process each, so no telling whether that is more than the noise between processes; measure=standard tells, or `python -m bench doctor --calibrate` once
+quant=nf4 batch=8: oom: no memory"""
+
+
+def header(results: list[Result], baseline: Baseline = NO_BASELINE) -> str:
+    return " ".join(as_text(results, baseline).splitlines()[2].split())
+
+
+def test_the_table_holds_what_varies_the_numbers_and_the_reasons() -> None:
+    assert as_text(RESULTS, NO_BASELINE) == TEXT
+
+
+def test_recorded_results_give_the_same_table(tmp_path: Path) -> None:
+    cells = tuple(result.cell_id for result in RESULTS)
+    write_sweep(tmp_path, sweep(NO_BASELINE, *cells))
+    for result in RESULTS:
+        write_result(tmp_path, result)
+    assert as_text(list(read_results(tmp_path)), NO_BASELINE) == TEXT
+
+
+def test_a_single_cell_is_named_by_model_quant_and_batch() -> None:
+    columns = "model quant batch TTFT ms TPOT ms decode tok/s weights MiB RSS peak MiB bound by"
+    assert header([RESULTS[0]]) == columns
+
+
+def test_without_a_pair_to_compare_there_is_no_speedup() -> None:
+    assert "speedup" in as_text(RESULTS, NO_BASELINE)
+    assert "speedup" not in as_text(RESULTS[:2], NO_BASELINE)
+    assert "speedup" not in as_text(RESULTS, Baseline(quant="int8"))
+
+
+def test_when_every_cell_is_ok_there_is_no_outcome() -> None:
+    assert header(RESULTS).endswith("outcome")
+    assert header(RESULTS[:3]).endswith("prefill speedup bound by")
+
+
+def test_a_baseline_that_was_asked_for_is_the_one() -> None:
+    text = as_text(RESULTS, Baseline(quant="nf4"))
+    assert "how many times as fast as quant=nf4" in text
+    assert "0.50x ?" in text.splitlines()[4]
+
+
+def test_cells_that_share_a_reason_share_a_line() -> None:
+    cells = [NF4_1, NF4_8, FP16_8]
+    reasons = ["no memory", "no memory", "really none"]
+    results = [fakes.result(cell=cell, outcome=Outcome("oom", reason)) for cell, reason in zip(cells, reasons, strict=True)]
+    assert as_text([RESULTS[0], *results], NO_BASELINE).splitlines()[-2:] == [
+        "quant=nf4 batch=1; quant=nf4 batch=8: oom: no memory",
+        "quant=fp16 batch=8: oom: really none",
+    ]
+
+
+@pytest.mark.parametrize("status", ["skipped", "oom", "timeout", "not_engaged", "failed", "killed"])
+def test_every_outcome_but_ok_is_shown_with_its_reason(status: str) -> None:
+    results = [RESULTS[0], fakes.result(cell=NF4_1, outcome=Outcome(status, "because"))]  # type: ignore[arg-type]
+    text = as_text(results, NO_BASELINE)
+    assert text.splitlines()[5].split() == ["nf4", *"-" * 6, status]
+    assert text.splitlines()[-1] == f"quant=nf4: {status}: because"
+
+
+def test_a_sweep_in_which_nothing_was_measured_shows_its_outcomes() -> None:
+    results = [fakes.result(cell=cell, outcome=OOM) for cell in (FP16_1, NF4_1)]
+    assert header(results) == "quant outcome"
+    assert as_text(results, NO_BASELINE).splitlines()[-1] == "every cell: oom: no memory"
+
+
+def test_a_reading_that_no_cell_has_is_no_column() -> None:
+    on_gpu = fakes.result(
+        cell=fakes.cell(device="cuda"),
+        host=fakes.gpu_host(),
+        measurement=fakes.measurement(run_memory=fakes.memory(allocated_peak_bytes=2**20)),
+    )
+    assert "VRAM" not in header(RESULTS)
+    assert "VRAM peak MiB" in header([on_gpu])
+    assert "RSS" not in header([on_gpu])
+
+
+def test_the_first_line_says_where_it_was_measured() -> None:
+    on_gpu = fakes.result(cell=fakes.cell(device="cuda"), host=fakes.gpu_host(versions={"torch": "2.9.0"}))
+    assert as_text([on_gpu], NO_BASELINE).splitlines()[0] == (
+        "smollm2-135m, workload few: 8 prompt + 4 new tokens, Some GPU, torch 2.9.0"
+    )
+
+
+def test_the_first_line_says_only_what_holds_for_every_cell() -> None:
+    cells = [fakes.cell(), fakes.cell(model="tiny", quant="fp32", threads=1)]
+    first = as_text([fakes.result(cell=cell) for cell in cells], NO_BASELINE).splitlines()[0]
+    assert first == "workload few: 8 prompt + 4 new tokens, Some CPU, torch 2.9.0, transformers 5.0.0"
+
+
+def test_a_number_without_its_samples_says_so() -> None:
+    lacking = fakes.result(outcome=Outcome("ok", "no samples: failed: no memory"))
+    assert "no samples: failed: no memory" in as_text([lacking], NO_BASELINE)
+
+
+def test_equal_names_that_hide_a_difference_get_the_differing_field() -> None:
+    quants = [fakes.group("quant", "int8", threshold=threshold) for threshold in (6.0, 3.0)]
+    cells = [resolve(fakes.cell(quant=quant), fakes.host()) for quant in quants]
+    assert cell_id(cells[0]) != cell_id(cells[1])
+    text = as_text([paced(cell, 0.5, 64) for cell in cells], NO_BASELINE)
+    assert [line.split()[0] for line in text.splitlines()[2:6:1] if "─" not in line] == ["quant.threshold", "6.0", "3.0"]
+
+
+def test_no_results_are_said_to_be_none() -> None:
+    assert as_text([], NO_BASELINE) == "no cell has ended"
+
+
+def test_text_for_files_has_no_escape_codes_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in as_text([fakes.result()], Baseline())
+
+
+def test_brackets_in_a_value_are_text_and_not_markup() -> None:
+    prompts = ("[bold] a [/INST]", "b")
+    cells = [fakes.cell(workload={"name": "w", "new_tokens": 4, "prompt": prompt}) for prompt in prompts]
+    assert "[bold] a [/INST]" in as_text([fakes.result(cell=cell) for cell in cells], Baseline())
+
+
+def test_what_a_reader_should_doubt_is_said() -> None:
+    doubtful = fakes.result(measurement=fakes.measurement(clock_mismatch=0.023, decode_syncs=4))
+    text = as_text([doubtful], Baseline())
+    assert "(2.3%): host and device clocks differ" in text
+    assert "(4): operations waited for the device while decoding" in text
+
+
+def test_more_than_a_data_sheet_allows_is_doubted() -> None:
+    impossible = fakes.result(peaks=Peaks(100.0, {"bf16": 1e12}, "data sheet: of a toy", measured=False))
+    assert "more than the data sheet allows" in as_text([impossible], Baseline())
+    assert "more than the data sheet allows" not in as_text([fakes.result()], Baseline())
+
+
+def test_a_gpu_that_was_held_down_is_said() -> None:
+    hot = Energy(None, Telemetry(10.0, 5, (), None, None, ("hw_thermal", "sw_power_cap")), None)
+    text = as_text([fakes.result(measurement=fakes.measurement(energy=hot))], Baseline())
+    assert "(hw_thermal, sw_power_cap): the GPU's clocks were held down" in text
+
+
+def test_what_disturbed_a_cell_is_said_with_how_much() -> None:
+    stolen = Contamination(wall_s=10.0, throttled_s=0.5, steal_s=1.0, involuntary_switches=None, pressure_s=None)
+    text = as_text([fakes.result(measurement=fakes.measurement(contamination=stolen))], Baseline())
+    assert "(5%): the cgroup's CPU quota was used up for a share of the time" in text
+    assert "(10%): other virtual machines took a share of the CPUs" in text
+    assert "(-25%): the machine itself became slower or faster meanwhile" in text
+
+
+def test_a_cell_that_is_not_known_well_enough_is_said() -> None:
+    hasty = fakes.result(measurement=fakes.measurement(stopped="budget", settled=False))
+    text = as_text([hasty], Baseline())
+    assert "its requests ended before they were known to within 5%" in text
+    assert "the warm-ups never settled" in text

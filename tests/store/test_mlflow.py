@@ -1,0 +1,280 @@
+"""What MLflow holds after results were logged, on a real SQLite store."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from bench.analysis.metrics import derive
+from bench.commands.push import push
+from bench.config.cell import Cell
+from bench.config.parse import parse
+from bench.config.settings import Tracking
+from bench.errors import ConfigError, TrackingError
+from bench.paths import TEXTS
+from bench.record.measurement import Sample
+from bench.record.result import Outcome, Result
+from bench.store import files as store
+from bench.store.mlflow import Tracker, tracking_uri
+from tests import fakes
+
+SAMPLES = (Sample("Why?", "Because.", (1, 2), True), Sample("How?", "Slowly", (3,), False))
+OK = replace(fakes.result(), samples=SAMPLES)
+FAILED = fakes.result(cell=fakes.cell(batch=2), outcome=Outcome("oom", "no memory left"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sweep on disk: one cell with a number, one without."""
+    place = store.new_folder(tmp_path / "outputs")
+    tracking = Tracking("local", True, "an experiment")
+    cells = (OK.cell_id, FAILED.cell_id)
+    sweep = fakes.sweep(*cells, sweep_id=place.name, overrides=("-m", "batch=1,2"), tracking=tracking)
+    store.write_sweep(place, sweep)
+    store.write_inputs(place, [TEXTS["prose"]])
+    for result in (OK, FAILED):
+        store.write_result(place, result)
+    return place
+
+
+@pytest.fixture
+def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return MlflowClient(tracking_uri=f"sqlite:///{folder.parent.parent / 'mlflow.db'}")
+
+
+def tracker(folder: Path) -> Tracker:
+    sweep = store.read_sweep(folder)
+    outputs = folder.parent.parent
+    opened = Tracker(tracking_uri(sweep.tracking, outputs), outputs, folder, sweep)
+    opened.open()
+    return opened
+
+
+def cells(client: MlflowClient, tracked: Tracker) -> list[Run]:
+    kind = "tags.`bench.kind` = 'cell'"
+    return list(client.search_runs([tracked.experiment_id], kind, order_by=["attributes.run_name ASC"]))
+
+
+def test_a_cell_is_a_nested_run_with_all_that_is_known(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(OK)
+    (run,) = cells(client, tracked)
+    assert run.data.tags["mlflow.parentRunId"] == tracked.parent_id
+    assert run.data.tags["mlflow.source.git.commit"] == "0123abc"
+    assert run.data.tags["bench.git_dirty"] == "true"
+    assert run.data.tags["bench.resume_key"] == OK.resume_key
+    assert run.data.params["quant.dtype"] == "bf16"
+    assert run.data.params["model.architecture.num_hidden_layers"] == "30"
+    assert not {"quant", "batch", "model"} & run.data.params.keys()  # names that `mlflow run` may have taken
+    derived = derive(OK)
+    assert {key: run.data.metrics[key] for key in derived} == pytest.approx(derived, rel=1e-5)
+    files = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert files == {"result.json", "config.yaml", "samples.json"}
+    written = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml"))
+    assert parse(Cell, written) == OK.cell
+
+
+def test_a_cell_without_a_number_says_why_and_has_none(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(FAILED)
+    (run,) = cells(client, tracked)
+    assert run.info.status == "FAILED"
+    assert run.data.metrics == {}
+    assert run.data.tags["bench.status"] == "oom"
+    assert run.data.tags["mlflow.note.content"] == "**oom**: no memory left"
+
+
+def test_a_cell_is_logged_once(folder: Path, client: MlflowClient) -> None:
+    for _ in range(2):
+        tracked = tracker(folder)
+        tracked.log_cell(OK)
+    assert len(cells(client, tracked)) == 1
+
+
+def test_a_cell_that_was_logged_by_half_is_logged_again(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = tracker(folder)
+
+    def fail(run_id: str, result: Result) -> None:
+        raise OSError("the server went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tracked, "_log_artifacts", fail)
+        with pytest.raises(TrackingError, match="the server went away"):
+            tracked.log_cell(OK)
+    (half,) = cells(client, tracked)
+    assert half.info.status == "RUNNING"
+    assert push(folder) == 0
+    whole = cells(client, tracked)
+    assert [run.info.status for run in whole] == ["FINISHED", "FAILED"]
+    assert half.info.run_id not in [run.info.run_id for run in whole]
+    assert "decode_tok_s" in whole[0].data.metrics
+
+
+def test_the_run_that_mlflow_run_has_opened_becomes_the_parent(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = (folder / "artifacts").as_uri()
+    opened = client.create_run(client.create_experiment("of the project", place)).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.run_id)
+    tracked = tracker(folder)
+    tracked.log_cell(OK)
+    assert (tracked.parent_id, tracked.experiment_id) == (opened.run_id, opened.experiment_id)
+    assert [run.data.tags["mlflow.parentRunId"] for run in cells(client, tracked)] == [opened.run_id]
+    assert client.get_run(opened.run_id).data.tags["bench.kind"] == "sweep"
+
+
+def test_a_run_of_another_store_is_not_adopted(folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `mlflow run -P overrides=tracking=server`: the opened run is in the store of the environment."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
+    outputs = folder.parent.parent
+    tracked = Tracker(f"sqlite:///{outputs / 'mlflow.db'}", outputs, folder, store.read_sweep(folder))
+    tracked.open()
+    assert client.get_run(tracked.parent_id).data.tags["bench.kind"] == "sweep"
+
+
+def test_push_finds_the_runs_of_a_sweep_in_whichever_experiment(folder: Path, client: MlflowClient) -> None:
+    """As those of `mlflow run --experiment-name`, which is not the one in sweep.json."""
+    theirs = client.create_experiment("theirs", (folder / "artifacts").as_uri())
+    tracked = tracker(folder)
+    client.create_run(theirs, tags={"bench.sweep_id": folder.name, "bench.kind": "sweep"})
+    client.delete_run(tracked.parent_id)
+    assert tracker(folder).experiment_id == theirs
+
+
+def only_one(folder: Path) -> None:
+    """The sweep as if it had had one cell."""
+    store.write_sweep(folder, replace(store.read_sweep(folder), cells=(OK.cell_id,)))
+
+
+def test_a_sweep_of_one_cell_is_one_run(folder: Path, client: MlflowClient) -> None:
+    only_one(folder)
+    for _ in range(2):  # what is there stays, and gets no longer
+        assert push(folder) == 0
+    (run,) = client.search_runs(["1"])
+    assert (run.info.run_name, run.info.status) == (OK.cell.label, "FINISHED")
+    assert run.data.tags["bench.kind"] == "cell"
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert run.data.metrics["decode_tok_s"] > 0
+    files = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"result.json", "sweep.json", "summary.txt", "inputs", "report.html"} <= files
+    rows = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/samples.json"))["data"]
+    assert len(rows) == len(SAMPLES)
+
+
+def test_the_run_that_mlflow_run_has_opened_becomes_the_only_cell(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_one(folder)
+    opened = client.create_run(client.create_experiment("of the project", (folder / "artifacts").as_uri())).info
+    client.log_param(opened.run_id, "batch", "1")  # as `mlflow run -P batch=1` does
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.run_id)
+    assert push(folder) == 0
+    assert [experiment.name for experiment in client.search_experiments() if experiment.name != "Default"] == [
+        "of the project"
+    ]
+    (run,) = client.search_runs([opened.experiment_id])
+    assert (run.info.run_id, run.info.status) == (opened.run_id, "FINISHED")
+    assert run.data.metrics["decode_tok_s"] > 0
+
+
+PASSWORD = "pass-word-0123"
+HUB_TOKEN = "hf_" + "abcdefghij0123456789"
+PLAIN = "a-plain-value-4711"  # of a variable that nothing asked for
+
+
+def test_no_secret_reaches_mlflow_or_the_disk(folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", PASSWORD)
+    monkeypatch.setenv("WHATEVER", PLAIN)
+    words = f"401 for https://me:{PASSWORD}@hub/x?access_token={PASSWORD}, sent {HUB_TOKEN} and {PASSWORD}"
+    where = fakes.group("model", "smollm2-135m", repo=f"https://me:{PASSWORD}@hub/m", revision=HUB_TOKEN)
+    failed = fakes.result(cell=fakes.cell(model=where, batch=2), outcome=Outcome("failed", words, f"Traceback\n{words}"))
+    sweep = store.read_sweep(folder)
+    uri = f"http://me:{PASSWORD}@host:5000"
+    store.write_sweep(
+        folder,
+        replace(
+            sweep,
+            overrides=("-m", f"tracking.uri={uri}", f"model.revision={HUB_TOKEN}"),
+            tracking=replace(sweep.tracking, uri=uri),
+            cells=(OK.cell_id, failed.cell_id),
+        ),
+    )
+    store.write_result(folder, failed)
+    (folder / failed.cell_id / "log.txt").write_text(words)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent.parent / 'mlflow.db'}")
+    # What a running sweep hands over has not been on disk.
+    tracked = Tracker(tracking_uri(Tracking("local", True, "e"), folder), folder.parent.parent, folder, sweep)
+    tracked.open()
+    tracked.log_cell(failed)
+    assert push(folder) == 0
+    store.hide_secrets(folder / failed.cell_id / "log.txt")  # as it is done when a process ends
+    files = [file for file in folder.parent.parent.rglob("*") if file.is_file()]
+    assert {"mlflow.db", "result.json", "sweep.json", "log.txt", "config.yaml", "report.html"} <= {f.name for f in files}
+    for secret in (PASSWORD, HUB_TOKEN, PLAIN):
+        assert [file for file in files if secret.encode() in file.read_bytes()] == []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
+        push(folder)
+
+
+def test_push_sends_a_folder_and_ends_its_parent(folder: Path, client: MlflowClient) -> None:
+    assert push(folder) == 0
+    tracked = tracker(folder)  # finds the parent that is there
+    parent = client.get_run(tracked.parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "batch=1,2"
+    assert "oom: no memory left" in parent.data.tags["mlflow.note.content"]
+    assert len(cells(client, tracked)) == 2
+
+
+def test_a_refusal_of_mlflow_is_one_sentence(folder: Path) -> None:
+    database = folder.parent.parent / "mlflow.db"
+    database.write_text("no database")
+    with pytest.raises(TrackingError) as caught:
+        tracker(folder)
+    assert str(caught.value).startswith(f"MLflow at sqlite:///{database}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_names_the_store_unless_the_configuration_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
+    assert tracking_uri(Tracking("local", True, "e"), tmp_path) == "http://there:1"
+    assert tracking_uri(Tracking("server", True, "e", "http://here:2"), tmp_path) == "http://here:2"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(Tracking("local", True, "e"), tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_runs_of_a_sweep_that_was_killed_are_ended_by_the_next_one(folder: Path, client: MlflowClient) -> None:
+    dead = tracker(folder)
+    assert client.get_run(dead.parent_id).info.status == "RUNNING"
+    tracker(folder).end_dead_runs()
+    assert client.get_run(dead.parent_id).info.status == "KILLED"
+
+
+def test_a_result_of_an_earlier_sweep_says_so(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(replace(OK, reused_from="an earlier sweep"))
+    (run,) = cells(client, tracked)
+    assert run.data.tags["bench.reused_from"] == "an earlier sweep"
+    assert "decode_tok_s" in run.data.metrics
+
+
+def test_a_cell_that_was_pushed_too_early_is_replaced_when_it_has_grown(folder: Path, client: MlflowClient) -> None:
+    tracked = tracker(folder)
+    tracked.log_cell(OK)
+    later = replace(OK.passes[0], started_at=OK.passes[0].started_at + 60)
+    tracked.log_cell(replace(OK, passes=(*OK.passes, later)))
+    (run,) = cells(client, tracked)
+    assert run.data.metrics["processes"] == 2
