@@ -1,3 +1,4 @@
-"""Which way of running a language model is best on this machine: sweep, measure, record, compare."""
+"""Which way of running a language model is best on this machine: sweep, measure, record,
+compare."""
 
 __version__ = "0.1.0"

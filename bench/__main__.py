@@ -1,9 +1,9 @@
 """The command line: Hydra's, and a few commands of our own.
 
-Hydra composes every job, but its task function only collects the composed configuration; when it has returned, all of
-them are parsed and only then does anything run. So a mistake in the ninth cell stops the sweep before the first, and
-order, resume and dry runs need no launcher. A first argument that is a plain word is a command (``commands``); anything
-else is Hydra's.
+Hydra composes every job, but its task function only collects the composed configuration; when it
+has returned, all of them are parsed and only then does anything run. So a mistake in the ninth cell
+stops the sweep before the first, and order, resume and dry runs need no launcher. A first argument
+that is a plain word is a command (``commands``); anything else is Hydra's.
 """
 
 import os
@@ -83,12 +83,20 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     os.environ["BENCH_ROOT"] = str(paths.ROOT)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to us, instead of printing and exiting
     # Hydra's parser gives up on an override behind a flag, as in `batch=8 -m quant=fp16,nf4`.
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    sys.argv = [sys.argv[0], *(argument for argument in arguments if argument not in overrides), *overrides]
+    overrides = [
+        argument for argument in arguments if "=" in argument and not argument.startswith("-")
+    ]
+    sys.argv = [
+        sys.argv[0],
+        *(argument for argument in arguments if argument not in overrides),
+        *overrides,
+    ]
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         os.environ["BENCH_SCRATCH"] = scratch
         try:
-            hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(task)()
+            hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(
+                task
+            )()
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(arguments, error)) from error
     return jobs

@@ -1,10 +1,9 @@
 """Every exception that this package raises on purpose.
 
-BenchError
-├── ConfigError    the YAML or the command line is wrong; exit code 2 before anything heavy is imported
-├── CellFailure    this cell, not the program; ``status`` says how it is recorded
-├── StoreError     a saved result cannot be read, or is of another schema
-└── TrackingError  MLflow could not be reached or refused; the results on disk are untouched
+BenchError ├── ConfigError    the YAML or the command line is wrong; exit code 2 before anything
+heavy is imported ├── CellFailure    this cell, not the program; ``status`` says how it is recorded
+├── StoreError     a saved result cannot be read, or is of another schema └── TrackingError  MLflow
+could not be reached or refused; the results on disk are untouched
 
 A message reads *where = value: what was expected; what to do*.
 """
@@ -29,8 +28,8 @@ class ConfigError(BenchError):
 class CellFailure(BenchError):
     """A cell that gives no number, with the status under which it is recorded.
 
-    ``kept`` is what was found out before: the attestation of a cell that is not what its name says, or everything but
-    the samples of one that failed while it was answering.
+    ``kept`` is what was found out before: the attestation of a cell that is not what its name says,
+    or everything but the samples of one that failed while it was answering.
     """
 
     def __init__(self, status: FailureStatus, reason: str, kept: Any = None) -> None:
@@ -41,7 +40,8 @@ class CellFailure(BenchError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user ended the sweep while a measured process ran; ``kept`` is what that process had handed over."""
+    """The user ended the sweep while a measured process ran; ``kept`` is what that process had
+    handed over."""
 
     def __init__(self, kept: Any) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Where the shipped files lie, in a checkout and in an installed wheel, and where downloads are kept.
+"""Where the shipped files lie, in a checkout and in an installed wheel, and where downloads are
+kept.
 
-In a checkout ``conf`` and ``sweeps`` are beside the package; a wheel holds them inside it, since they must not become
-top-level packages of somebody's environment.
+In a checkout ``conf`` and ``sweeps`` are beside the package; a wheel holds them inside it, since
+they must not become top-level packages of somebody's environment.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""The entry points of ``MLproject``: ``python -m bench.project ENTRY name=value ...`` becomes our own command line.
+"""The entry points of ``MLproject``: ``python -m bench.project ENTRY name=value ...`` becomes our
+own command line.
 
-MLflow fills each parameter in as one quoted word, an empty one too, so several overrides in a parameter have to be taken
-apart here. The run that MLflow has opened reaches us as MLFLOW_RUN_ID (``output.tracking`` adopts it).
+MLflow fills each parameter in as one quoted word, an empty one too, so several overrides in a
+parameter have to be taken apart here. The run that MLflow has opened reaches us as MLFLOW_RUN_ID
+(``output.tracking`` adopts it).
 """
 
 import shlex
@@ -28,7 +30,9 @@ def command_line(entry: str, given: Sequence[str]) -> list[str]:
     if entry == "sweep":
         name = values["name"]
         if not name and not more:
-            raise ConfigError(['sweep: want -P name=headline, or -P overrides="quant=fp16,nf4 batch=1,8"'])
+            raise ConfigError(
+                ['sweep: want -P name=headline, or -P overrides="quant=fp16,nf4 batch=1,8"']
+            )
         return ["-m", *([f"sweeps={name}"] if name else []), *more]
     return [entry, *(value for value in values.values() if value), *more]
 
@@ -37,7 +41,9 @@ def _one_cell(values: Mapping[str, str]) -> list[str]:
     several = [f"{key}={value}" for key, value in values.items() if "," in value]
     if several:
         asked = " ".join(several)
-        raise ConfigError([f'{asked}: main measures one cell; for several -e sweep -P overrides="{asked}"'])
+        raise ConfigError(
+            [f'{asked}: main measures one cell; for several -e sweep -P overrides="{asked}"']
+        )
     return [f"{key}={value}" for key, value in values.items()]
 
 

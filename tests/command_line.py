@@ -34,7 +34,8 @@ def start(folder: Path, arguments: Sequence[str], **extra: str) -> "subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+        # A job in the background ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -53,7 +54,8 @@ def readme_commands() -> list[str]:
 
 
 def from_readme(command: str) -> list[str]:
-    """The arguments of a command that the README has (after ``python -m bench``, where it is one of those)."""
+    """The arguments of a command that the README has (after ``python -m bench``, where it is one of
+    those)."""
     assert command in readme_commands()
     words = shlex.split(command)
     return words[3:] if words[:3] == ["python", "-m", "bench"] else words
@@ -71,16 +73,21 @@ def results(folder: Path) -> list[Result]:
 
 
 def runs(folder: Path) -> tuple[list[Run], list[Run]]:
-    """Parents and cells in the SQLite store that a sweep in ``folder`` made, in the order of their start."""
+    """Parents and cells in the SQLite store that a sweep in ``folder`` made, in the order of their
+    start."""
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
     experiments = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
-    found = list(client.search_runs(experiments, order_by=["attributes.start_time ASC"], max_results=1000))
+    found = list(
+        client.search_runs(experiments, order_by=["attributes.start_time ASC"], max_results=1000)
+    )
     return [r for r in found if r.data.tags["bench.kind"] == "sweep"], [
         r for r in found if r.data.tags["bench.kind"] == "cell"
     ]
 
 
-def nth_measured_process(driver: "subprocess.Popen[str]", nth: int, lived_s: float) -> psutil.Process:
+def nth_measured_process(
+    driver: "subprocess.Popen[str]", nth: int, lived_s: float
+) -> psutil.Process:
     """The ``nth`` process (from 1) that measures a cell, once it has lived for ``lived_s``.
 
     The two that look around before the first cell do not count: they live for less than that.

@@ -1,4 +1,5 @@
-"""Small whole values for tests: each builder gives something valid and takes what the test wants to be different.
+"""Small whole values for tests: each builder gives something valid and takes what the test wants to
+be different.
 
 The numbers are chosen so that what is derived from them can be computed in the head.
 """
@@ -14,8 +15,27 @@ from bench.config.cell import Cell, cell_id
 from bench.config.parse import parse
 from bench.config.settings import Baseline, Tracking
 from bench.paths import CONF
-from bench.record.measurement import Contamination, Divergence, Measurement, Memory, Repeat, Sample, Sentinel, Window
-from bench.record.result import SCHEMA, Attestation, Host, ModelShape, Outcome, Pass, Peaks, Provenance, Result
+from bench.record.measurement import (
+    Contamination,
+    Divergence,
+    Measurement,
+    Memory,
+    Repeat,
+    Sample,
+    Sentinel,
+    Window,
+)
+from bench.record.result import (
+    SCHEMA,
+    Attestation,
+    Host,
+    ModelShape,
+    Outcome,
+    Pass,
+    Peaks,
+    Provenance,
+    Result,
+)
 from bench.store.files import Sweep
 
 _NAMES = {
@@ -31,7 +51,9 @@ _FEW_TOKENS = {"name": "few", "text": "prose", "prompt_tokens": 8, "new_tokens":
 
 def group(axis: str, name: str, **changes: Any) -> dict[str, Any]:
     """The YAML of one value in conf/, with some of its keys changed."""
-    mapping: dict[str, Any] = yaml.safe_load((CONF / axis / f"{name}.yaml").read_text(encoding="utf-8"))
+    mapping: dict[str, Any] = yaml.safe_load(
+        (CONF / axis / f"{name}.yaml").read_text(encoding="utf-8")
+    )
     return mapping | changes
 
 
@@ -143,7 +165,8 @@ def memory(**changes: int) -> Memory:
 
 
 def measurement(**changes: Any) -> Measurement:
-    """Three requests of 8 + 4 tokens. Medians: TTFT 1 s, TPOT 0.5 s, end to end 4 s, none of them of one request."""
+    """Three requests of 8 + 4 tokens. Medians: TTFT 1 s, TPOT 0.5 s, end to end 4 s, none of them
+    of one request."""
     values: dict[str, Any] = {
         "prompt_tokens": 8,
         "load_s": 3.0,
@@ -157,7 +180,9 @@ def measurement(**changes: Any) -> Measurement:
         "stopped": "target",
         "before": Sentinel(read_s=0.01, matmul_s=0.002, steps_s=0.004),
         "after": Sentinel(read_s=0.011, matmul_s=0.002, steps_s=0.003),
-        "contamination": Contamination(wall_s=10.0, throttled_s=0.0, steal_s=0.05, involuntary_switches=20, pressure_s=0.05),
+        "contamination": Contamination(
+            wall_s=10.0, throttled_s=0.0, steal_s=0.05, involuntary_switches=20, pressure_s=0.05
+        ),
         "load_memory": memory(rss_peak_bytes=7000),
         "run_memory": memory(rss_peak_bytes=5000),
         "rss_before_load_bytes": 1000,
@@ -170,10 +195,17 @@ def measurement(**changes: Any) -> Measurement:
 
 
 def attestation(**changes: Any) -> Attestation:
-    """Two layers; a step reads 1000 - 200 bytes of weights, half of them the head's, and 8 bytes a token of context."""
+    """Two layers; a step reads 1000 - 200 bytes of weights, half of them the head's, and 8 bytes a
+    token of context."""
     values: dict[str, Any] = {
         "shape": ModelShape(
-            layers=2, heads=4, kv_heads=2, head_dim=1, hidden=4, vocabulary=100, sliding_windows=(None, None)
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=1,
+            hidden=4,
+            vocabulary=100,
+            sliding_windows=(None, None),
         ),
         "layers": {"Linear": 14},
         "bytes_by_dtype": {"bfloat16": 1000},
@@ -229,10 +261,13 @@ def process(**changes: Any) -> Pass:
 
 
 def result(**changes: Any) -> Result:
-    """What was measured of a cell, by one process (``measurement``); nothing was when the outcome is not ok."""
+    """What was measured of a cell, by one process (``measurement``); nothing was when the outcome
+    is not ok."""
     of: Cell = changes.get("cell") or cell()
     ok = changes.get("outcome", Outcome("ok")).status == "ok"
-    passes = (replace(process(), measurement=changes.pop("measurement", measurement())),) if ok else ()
+    passes = (
+        (replace(process(), measurement=changes.pop("measurement", measurement())),) if ok else ()
+    )
     values: dict[str, Any] = {
         "schema": SCHEMA,
         "cell_id": cell_id(of),
@@ -243,7 +278,12 @@ def result(**changes: Any) -> Result:
         "outcome": Outcome("ok"),
         "started_at": 1_750_000_000.25,
         "passes": passes,
-        "peaks": Peaks(read_bytes_s=4000.0, flops={"bf16": 40_000.0}, source="data sheet: of a toy", measured=False),
+        "peaks": Peaks(
+            read_bytes_s=4000.0,
+            flops={"bf16": 40_000.0},
+            source="data sheet: of a toy",
+            measured=False,
+        ),
         "attestation": attestation() if ok else None,
     }
     return Result(**values | changes)
@@ -254,6 +294,7 @@ def in_sweep(of: Result, sweep_id: str) -> Result:
 
 
 def paced(of: Cell, *steps_s: float, **changes: Any) -> Result:
-    """A result of a cell with one process for each of ``steps_s``, which is the time of its every decode step."""
+    """A result of a cell with one process for each of ``steps_s``, which is the time of its every
+    decode step."""
     steady = [Repeat(1.0, (step_s, step_s, step_s), 1.0 + 3 * step_s) for step_s in steps_s]
     return result(cell=of, passes=tuple(process(repeats=(each,)) for each in steady), **changes)

@@ -1,10 +1,12 @@
-"""Does the tool read what is there? Its TTFT and TPOT against a bare loop of torch and transformers alone.
+"""Does the tool read what is there? Its TTFT and TPOT against a bare loop of torch and transformers
+alone.
 
-Both sides run in fresh processes, in pairs of which every other one begins with the other side, so that the machine's
-moods fall on both. The bare side (`bare_loop.py`) shares no code with the package: model, loop and clock are written out
-there, with the same shapes, threads and settings. They are equivalent when the 90 % interval of the mean log ratio over
-the pairs lies within 3 % (two one-sided tests). Not in the default run: `pytest -m slow -s tests/test_bare_loop.py`
-prints the ratios.
+Both sides run in fresh processes, in pairs of which every other one begins with the other side, so
+that the machine's moods fall on both. The bare side (`bare_loop.py`) shares no code with the
+package: model, loop and clock are written out there, with the same shapes, threads and settings.
+They are equivalent when the 90 % interval of the mean log ratio over the pairs lies within 3 % (two
+one-sided tests). Not in the default run: `pytest -m slow -s tests/test_bare_loop.py` prints the
+ratios.
 """
 
 import json
@@ -33,7 +35,9 @@ def bare(folder: Path, quant: str, batch: int, tmp_path: Path) -> tuple[float, f
     text = Path(__file__).parent.parent / "bench" / "data" / "text" / "prose.txt"
     shapes = [batch, usable_cpus(), PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS]
     command = [sys.executable, str(BARE_LOOP), str(folder), str(text), quant, *map(str, shapes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(tmp_path))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment(tmp_path)
+    )
     ttft_s, tpot_s = json.loads(done.stdout.splitlines()[-1])
     return ttft_s, tpot_s
 
@@ -42,7 +46,8 @@ def ours(quant: str, batch: int, place: Path) -> tuple[float, float]:
     place.mkdir()
     shapes = [f"workload.prompt_tokens={PROMPT_TOKENS}", f"workload.new_tokens={NEW_TOKENS}"]
     care = ["measure=standard", "measure.passes=1", "resume=false", "quality=none", "tracking=none"]
-    care += os.environ.get("BARE_LOOP_CARE", "").split()  # measure.repeats=10 halves the half hour that all of it takes
+    # Measure.repeats=10 halves the half hour that all of it takes
+    care += os.environ.get("BARE_LOOP_CARE", "").split()
     done = bench(place, f"quant={quant}", f"batch={batch}", *shapes, *care)
     assert done.returncode == 0, done.stderr
     (result,) = results(place)
@@ -70,8 +75,13 @@ def test_the_tool_reads_what_a_bare_loop_reads(tmp_path: Path, quant: str, batch
     for name, index in (("TTFT", 0), ("TPOT", 1)):
         ratios = [tool[index] / loop[index] for tool, loop in pairs]
         intervals[name] = geometric_interval(ratios, 0.90)
-        tool_s, loop_s = (statistics.median(side[index] for side in sides) for sides in zip(*pairs, strict=True))
-        print(f"\n{quant} batch {batch} {name}: tool {tool_s * 1e3:.2f} ms, bare {loop_s * 1e3:.2f} ms")
+        tool_s, loop_s = (
+            statistics.median(side[index] for side in sides) for sides in zip(*pairs, strict=True)
+        )
+        print(
+            f"\n{quant} batch {batch} {name}: tool {tool_s * 1e3:.2f} ms, bare"
+            f" {loop_s * 1e3:.2f} ms"
+        )
         print(f"ratio of medians {tool_s / loop_s:.3f}; {intervals[name]}")
         print(f"of each pair {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
     for name, found in intervals.items():

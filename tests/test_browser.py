@@ -1,6 +1,7 @@
 """What a person sees: the report and MLflow's page of a sweep in a real browser, without a display.
 
-Screenshots are kept in the folder that SCREENSHOTS names. Where no Chromium is installed the tests are skipped.
+Screenshots are kept in the folder that SCREENSHOTS names. Where no Chromium is installed the tests
+are skipped.
 """
 
 import os
@@ -26,11 +27,20 @@ from tests import fakes
 from tests.analysis.test_advice import KNOWN, SWEEP
 from tests.report.test_page import answering, kept
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 SAID = [
-    answering("bf16", Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True)),
+    answering(
+        "bf16", Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True)
+    ),
     answering("nf4", Sample("one", "a b x d", (1, 2, 9, 4), True), Sample("two", "z", (7,), True)),
 ]
 
@@ -51,7 +61,12 @@ class Seen:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, **options)  # type: ignore[arg-type]
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        self.page.on(
+            "console",
+            lambda message: (
+                self.complaints.append(message.text) if message.type == "error" else None
+            ),
+        )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
 
@@ -83,7 +98,9 @@ def test_the_report_shows_its_pictures_and_asks_nothing_of_the_network(
     seen.keep(f"report-{width}-{scheme}")
 
 
-def test_a_click_sorts_the_table_by_number_and_another_one_turns_it(browser: Browser, tmp_path: Path) -> None:
+def test_a_click_sorts_the_table_by_number_and_another_one_turns_it(
+    browser: Browser, tmp_path: Path
+) -> None:
     seen = Seen(browser, 1400)
     seen.page.goto(write_report(kept(tmp_path, KNOWN))[0].as_uri())
 
@@ -111,7 +128,9 @@ def test_it_is_readable_in_a_frame_without_any_rights(browser: Browser, tmp_path
     file = write_report(kept(tmp_path, KNOWN))[0]
     frame = tmp_path / "frame.html"
     frame.write_text(
-        f'<iframe sandbox srcdoc="" src="{file.name}" width="1200" height="800"></iframe>'.replace(' srcdoc=""', "")
+        f'<iframe sandbox srcdoc="" src="{file.name}" width="1200" height="800"></iframe>'.replace(
+            ' srcdoc=""', ""
+        )
     )
     seen = Seen(browser, 1400)
     seen.page.goto(frame.as_uri())
@@ -131,7 +150,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     command += [
         "--backend-store-uri",
         f"sqlite:///{outputs / 'mlflow.db'}",
@@ -156,7 +186,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("key", [SWEEP.sweep_id, None])
-def test_mlflow_opens_on_charts_of_the_sweep(browser: Browser, server: str, key: str | None) -> None:
+def test_mlflow_opens_on_charts_of_the_sweep(
+    browser: Browser, server: str, key: str | None
+) -> None:
     where = page("1", SWEEP.sweep_id)
     seen = Seen(browser, 1400)
     seen.page.goto(server + (where if key else where.replace(f"bench-{SWEEP.sweep_id}", LATEST)))
@@ -168,11 +200,15 @@ def test_mlflow_opens_on_charts_of_the_sweep(browser: Browser, server: str, key:
     seen.keep(f"mlflow-{'sweep' if key else 'latest'}")
 
 
-def test_mlflow_shows_the_report_among_the_artifacts_of_the_sweep(browser: Browser, server: str) -> None:
+def test_mlflow_shows_the_report_among_the_artifacts_of_the_sweep(
+    browser: Browser, server: str
+) -> None:
     client = MlflowClient(tracking_uri=server)
     (parent,) = client.search_runs(["1"], "tags.`bench.kind` = 'sweep'")
     seen = Seen(browser, 1400)
-    seen.page.goto(f"{server}/#/experiments/1/runs/{parent.info.run_id}/artifacts/report.html?workflowType=machine_learning")
+    seen.page.goto(
+        f"{server}/#/experiments/1/runs/{parent.info.run_id}/artifacts/report.html?workflowType=machine_learning"
+    )
     inner = seen.page.frame_locator("iframe")
     inner.locator("#advice").wait_for(timeout=60_000)
     assert "batch processing" in inner.locator("#advice").inner_text()

@@ -1,4 +1,5 @@
-"""Mistakes on the command line: one clear line each, exit code 2, no traceback, nothing heavy imported."""
+"""Mistakes on the command line: one clear line each, exit code 2, no traceback, nothing heavy
+imported."""
 
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import pytest
 from bench.paths import ROOT
 from tests.command_line import bench, environment, from_readme
 
-NO_NF5 = "quant=nf5: no such value; want one of bf16, fp16, fp32, fp4, int8, int8_nodecomp, nf4, nf4_double"
+NO_NF5 = (
+    "quant=nf5: no such value; want one of bf16, fp16, fp32, fp4, int8, int8_nodecomp, nf4,"
+    " nf4_double"
+)
 HEAVY = ("torch", "transformers", "mlflow", "bitsandbytes")
 
 SWEEPS = ", ".join(sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
@@ -24,7 +28,10 @@ COMMANDS = "push, fetch, gate, advise, report, reproduce, doctor"
             [NO_NF5],
         ),
         (["bach=1"], ["bach=1: unknown key; did you mean batch?"]),
-        (["workload.new_tokns=1"], ["workload.new_tokns=1: unknown key; did you mean workload.new_tokens?"]),
+        (
+            ["workload.new_tokns=1"],
+            ["workload.new_tokns=1: unknown key; did you mean workload.new_tokens?"],
+        ),
         (["batch=0"], ["batch=0: want an integer, at least 1"]),
         (["workload.new_tokens=-1"], ["workload.new_tokens=-1: want an integer, at least 2"]),
         (["batch=eight"], ["batch=eight: want an integer, at least 1"]),
@@ -47,18 +54,36 @@ COMMANDS = "push, fetch, gate, advise, report, reproduce, doctor"
         (["-m", "batch=1,0", "quant=fp16,nf4"], ["batch=0: want an integer, at least 1"]),
         (
             ["-m", "tracking=local,none"],
-            ["tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes: want one value of each"],
+            [
+                "tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes:"
+                " want one value of each"
+            ],
         ),
         (["model=gpt2", "model.revision=abc", "quant=nf5"], [NO_NF5]),
-        (["baseline.quant=fp61"], ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),
+        (
+            ["baseline.quant=fp61"],
+            ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"],
+        ),
         (["output_dir="], ["output_dir=: want the name of a folder"]),
-        (["workload.text=nope"], ["workload.text=nope: no such file; want one of alice, code, prose"]),
+        (
+            ["workload.text=nope"],
+            ["workload.text=nope: no such file; want one of alice, code, prose"],
+        ),
         (["quality.prompts=nope"], ["quality.prompts=nope: no such file; want one of basic"]),
-        (["frobnicate"], [f"frobnicate: no such command; there are {COMMANDS}, and key=value starts a sweep"]),
-        (["push"], ["no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"]),
+        (
+            ["frobnicate"],
+            [f"frobnicate: no such command; there are {COMMANDS}, and key=value starts a sweep"],
+        ),
+        (
+            ["push"],
+            ["no sweep in outputs/sweeps; want a folder like outputs/sweeps/2026-01-31_12-00-00"],
+        ),
         (
             ["reproduce", "nowhere"],
-            ["nowhere: no such folder, and no store of runs at outputs/mlflow.db; want one in MLFLOW_TRACKING_URI"],
+            [
+                "nowhere: no such folder, and no store of runs at outputs/mlflow.db; want one in"
+                " MLFLOW_TRACKING_URI"
+            ],
         ),
         (["--batch", "8"], ["--batch: keys are given as key=value; want batch=8"]),
         (["quant=nf4", "--batch=8"], ["--batch=8: keys are given as key=value; want batch=8"]),
@@ -104,7 +129,12 @@ def test_nothing_heavy_is_imported_before_the_configuration_is_checked(tmp_path:
         f"print(code, [name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "2 []\n"
 
@@ -120,8 +150,12 @@ def test_help_lists_every_group_with_its_values_and_every_command(tmp_path: Path
         assert f"python -m bench {command} " in done.stdout
 
 
-@pytest.mark.parametrize(("flags", "shown"), [(["--cfg", "job"], "batch: 1"), (["--info", "defaults"], "quant/bf16")])
-def test_looking_at_the_configuration_runs_nothing(tmp_path: Path, flags: list[str], shown: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "shown"), [(["--cfg", "job"], "batch: 1"), (["--info", "defaults"], "quant/bf16")]
+)
+def test_looking_at_the_configuration_runs_nothing(
+    tmp_path: Path, flags: list[str], shown: str
+) -> None:
     done = bench(tmp_path, *flags)
     assert done.returncode == 0
     assert shown in done.stdout

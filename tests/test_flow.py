@@ -35,13 +35,24 @@ SLOW_CELLS += ["measure.warmups=2", "measure.repeats=3"]
 
 def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
     tiny = [*TINY, "quant=fp32,nf4", "batch=1,2"]
-    done = bench(tmp_path, *from_readme("python -m bench sweeps=headline"), *tiny, A_SECRET="do not tell anyone")
+    done = bench(
+        tmp_path,
+        *from_readme("python -m bench sweeps=headline"),
+        *tiny,
+        A_SECRET="do not tell anyone",
+    )
     assert done.returncode == 0, done.stderr
     assert "speedup: how many times as fast as quant=fp32" in done.stdout
-    assert len(done.stderr.splitlines()) == 3, done.stderr  # where results and report are, and how to look further
+    # Where results and report are, and how to look further
+    assert len(done.stderr.splitlines()) == 3, done.stderr
 
     found = results(tmp_path)
-    assert [(r.cell.quant.name, r.cell.batch) for r in found] == [("fp32", 1), ("fp32", 2), ("nf4", 1), ("nf4", 2)]
+    assert [(r.cell.quant.name, r.cell.batch) for r in found] == [
+        ("fp32", 1),
+        ("fp32", 2),
+        ("nf4", 1),
+        ("nf4", 2),
+    ]
     for result in found:
         assert result.outcome.status == "ok"
         (measurement,) = result.measurements
@@ -69,7 +80,10 @@ def test_a_grid_is_measured_recorded_and_tracked(tmp_path: Path) -> None:
         assert run.data.metrics["weight_bytes"] == result.attestation.weight_bytes  # type: ignore[union-attr]
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     assert len(client.get_metric_history(cells[0].info.run_id, "decode_step_s")) == 3
-    assert [a.path for a in client.list_artifacts(cells[0].info.run_id)] == ["config.yaml", "result.json"]
+    assert [a.path for a in client.list_artifacts(cells[0].info.run_id)] == [
+        "config.yaml",
+        "result.json",
+    ]
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
         *("summary.txt", "sweep.json", "report.html", "report.md", "report.csv"),
         *("throughput.png", "tradeoffs.png", "inputs"),
@@ -85,7 +99,9 @@ def test_a_cell_that_cannot_run_here_is_an_answer(tmp_path: Path) -> None:
     outcomes = {(r.cell.attn.name, r.cell.quant.name): r.outcome for r in results(tmp_path)}
     assert outcomes["sdpa", "fp16"].status == "ok"
     assert outcomes["flash2", "fp16"].status == "skipped"
-    assert outcomes["flash2", "fp16"].reason == "attn=flash2 needs device cuda, this cell runs on cpu"
+    assert (
+        outcomes["flash2", "fp16"].reason == "attn=flash2 needs device cuda, this cell runs on cpu"
+    )
     assert outcomes["sdpa", "int8"].status == "not_engaged"
     assert "attn=flash2 needs device cuda" in done.stdout
     _, cells = runs(tmp_path)
@@ -101,14 +117,18 @@ def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
 
     for result in results(tmp_path):
         assert result.profile is not None
-        assert [(phase.phase, phase.steps) for phase in result.profile.phases] == [("prefill", 1), ("decode", 3)]
+        assert [(phase.phase, phase.steps) for phase in result.profile.phases] == [
+            ("prefill", 1),
+            ("decode", 3),
+        ]
         for phase in result.profile.phases:
             assert sum(phase.seconds.values()) == pytest.approx(phase.wall_s)
             assert phase.seconds["matrix product"] > 0
             assert phase.seconds["attention"] > 0
         trace = sweep_folder(tmp_path) / result.cell_id / "trace.json.gz"
         assert "bench::prefill" in {
-            event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+            event.get("name")
+            for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
         }
     plain, packed = results(tmp_path)
     assert plain.profile is not None
@@ -177,9 +197,13 @@ def test_a_sweep_takes_up_where_an_earlier_one_was_stopped(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     first, second = sorted((tmp_path / "outputs" / "sweeps").iterdir())
     found = list(read_results(second))
-    assert [(len(result.measurements), result.outcome.status) for result in found] == [(2, "ok")] * 4
+    assert [(len(result.measurements), result.outcome.status) for result in found] == [
+        (2, "ok")
+    ] * 4
     assert stored <= {each.started_at for result in found for each in result.passes}
-    assert {result.reused_from for result in found if result.passes[0].started_at in stored} == {first.name}
+    assert {result.reused_from for result in found if result.passes[0].started_at in stored} == {
+        first.name
+    }
     parents, cells = runs(tmp_path)
     assert sorted(run.info.status for run in parents) == ["FINISHED", "KILLED"]
     assert [run for run in cells if run.info.status == "RUNNING"] == []
@@ -261,7 +285,10 @@ def test_the_commands_after_a_sweep(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert missing.stderr.startswith("nowhere: no such folder; want the folder of a sweep")
 
-    advice = bench(tmp_path, *from_readme("python -m bench advise --max-memory 8GiB --max-ttft 200ms --max-kl 0.05"))
+    advice = bench(
+        tmp_path,
+        *from_readme("python -m bench advise --max-memory 8GiB --max-ttft 200ms --max-kl 0.05"),
+    )
     assert advice.returncode == 0, advice.stderr
     assert "quant=bf16" in advice.stdout or "quant=nf4" in advice.stdout
     page = tmp_path / "outputs" / "sweeps" / second / "report.html"
@@ -284,7 +311,12 @@ def test_a_run_is_reproduced_from_what_mlflow_has_of_it(tmp_path: Path) -> None:
         file.unlink()  # as if it had been measured by a colleague
 
     command = from_readme("python -m bench reproduce RUN")
-    done = bench(tmp_path, *[{"RUN": original.info.run_id}.get(word, word) for word in command], "--processes", "2")
+    done = bench(
+        tmp_path,
+        *[{"RUN": original.info.run_id}.get(word, word) for word in command],
+        "--processes",
+        "2",
+    )
     words = {0: "reproduced", 1: "differs", 4: "cannot tell"}
     assert done.stdout.startswith(words[done.returncode]), done.stderr
     assert "machine, versions and code are as they were recorded" in done.stderr
@@ -315,7 +347,11 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    cell = [*from_readme("python -m bench model=gpt2 quant=nf4 batch=8"), "model.weights=random", *TINY[1:]]
+    cell = [
+        *from_readme("python -m bench model=gpt2 quant=nf4 batch=8"),
+        "model.weights=random",
+        *TINY[1:],
+    ]
     done = bench(tmp_path, *cell, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     assert done.returncode == 3, done.stderr
     folder = sweep_folder(tmp_path)
@@ -359,7 +395,9 @@ def test_a_second_sweep_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decode", ["loop", "generate"])
 def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode: str) -> None:
-    quantizations = "fp32,fp16,bf16,int8,int8_nodecomp,nf4,nf4_double,fp4" if decode == "loop" else "bf16"
+    quantizations = (
+        "fp32,fp16,bf16,int8,int8_nodecomp,nf4,nf4_double,fp4" if decode == "loop" else "bf16"
+    )
     batches = "1" if decode == "loop" else "1,2"
     short = [
         "workload.new_tokens=4",
@@ -368,22 +406,37 @@ def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode:
         "quality.max_new_tokens=12",
         f"quality.text_tokens={1024 if decode == 'loop' else 256}",
     ]
-    done = bench(tmp_path, "-m", f"quant={quantizations}", f"batch={batches}", f"decode={decode}", *short)
+    done = bench(
+        tmp_path, "-m", f"quant={quantizations}", f"batch={batches}", f"decode={decode}", *short
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path)
     for one in found:
         assert len(one.samples) >= 8
-        assert "Paris" in one.samples[0].answer or one.cell.quant.name not in ("fp32", "fp16", "bf16")
+        assert "Paris" in one.samples[0].answer or one.cell.quant.name not in (
+            "fp32",
+            "fp16",
+            "bf16",
+        )
         assert one.revision == "0.1.2"
     if decode == "generate":
         one, two = found
         assert (two.samples, two.divergence) == (one.samples, one.divergence)
-        assert {one.samples_from, two.samples_from} in ({None, one.cell_id}, {None, two.cell_id})  # whoever was first
+        # Whoever was first
+        assert {one.samples_from, two.samples_from} in ({None, one.cell_id}, {None, two.cell_id})
     bits = {r.cell.quant.name: derive(r)["bits_per_weight"] for r in found}
     if decode == "loop":
-        assert bits["fp32"] > bits["fp16"] == bits["bf16"] > bits["int8"] == bits["int8_nodecomp"] > bits["nf4"]
+        assert (
+            bits["fp32"]
+            > bits["fp16"]
+            == bits["bf16"]
+            > bits["int8"]
+            == bits["int8_nodecomp"]
+            > bits["nf4"]
+        )
         assert bits["nf4"] == bits["fp4"]
-        # On a CPU with AVX512-BF16 bitsandbytes unpacks the doubly quantized scales: nothing is saved then.
+        # On a CPU with AVX512-BF16 bitsandbytes unpacks the doubly quantized scales: nothing is
+        # saved then.
         assert bits["nf4_double"] <= bits["nf4"] * 1.001
         divergence = {result.cell.quant.name: result.divergence for result in found}
         kl = {result.cell.quant.name: derive(result)["kl_nats"] for result in found}
@@ -395,6 +448,10 @@ def test_the_default_model_answers_in_every_quantization(tmp_path: Path, decode:
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     _, cells = runs(tmp_path)
     for run in cells[:2]:
-        table = json.loads(Path(client.download_artifacts(run.info.run_id, "samples.json", str(tmp_path))).read_text())
+        table = json.loads(
+            Path(
+                client.download_artifacts(run.info.run_id, "samples.json", str(tmp_path))
+            ).read_text()
+        )
         assert table["columns"][:2] == ["prompt", "answer"]
         assert [row[0] for row in table["data"]] == [sample.prompt for sample in found[0].samples]

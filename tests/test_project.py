@@ -1,4 +1,5 @@
-"""What ``mlflow run`` makes of MLproject: parameters to our command line, its run to our run, from a folder and from git."""
+"""What ``mlflow run`` makes of MLproject: parameters to our command line, its run to our run, from
+a folder and from git."""
 
 import itertools
 import shlex
@@ -22,7 +23,8 @@ ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))[
 
 
 def filled_in(entry: str, **values: str) -> list[str]:
-    """The words after ``python -m bench.project`` as a shell gets them from MLflow, which quotes each value."""
+    """The words after ``python -m bench.project`` as a shell gets them from MLflow, which quotes
+    each value."""
     point = ENTRY_POINTS[entry]
     defaults = {name: str(spec.get("default", "")) for name, spec in point["parameters"].items()}
     quoted = {name: shlex.quote(value) for name, value in (defaults | values).items()}
@@ -37,8 +39,10 @@ def filled_in(entry: str, **values: str) -> list[str]:
         (
             "main",
             {"quant": "nf4", "batch": "8", "overrides": 'seed=1 workload.prompt="two words"'},
-            "model=smollm2-135m quant=nf4 attn=sdpa decode=loop workload=quick batch=8 measure=quick quality=samples seed=1"
-            " 'workload.prompt=two words'",
+            (
+                "model=smollm2-135m quant=nf4 attn=sdpa decode=loop workload=quick batch=8"
+                " measure=quick quality=samples seed=1 'workload.prompt=two words'"
+            ),
         ),
         ("sweep", {"name": "headline"}, "-m sweeps=headline"),
         ("sweep", {"overrides": "quant=fp16,nf4 batch=1,8"}, "-m quant=fp16,nf4 batch=1,8"),
@@ -48,12 +52,16 @@ def filled_in(entry: str, **values: str) -> list[str]:
         ("reproduce", {"run_id": "abc", "overrides": "--margin 0.1"}, "reproduce abc --margin 0.1"),
     ],
 )
-def test_parameters_become_our_command_line(entry: str, values: dict[str, str], wanted: str) -> None:
+def test_parameters_become_our_command_line(
+    entry: str, values: dict[str, str], wanted: str
+) -> None:
     name, *given = filled_in(entry, **values)
     assert command_line(name, given) == shlex.split(wanted)
 
 
-def test_a_sweep_s_entry_point_runs_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_s_entry_point_runs_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = from_readme("mlflow run . --env-manager=local -e sweep -P name=headline")
     entry = words[words.index("-e") + 1]
     values = dict(word.split("=", 1) for flag, word in itertools.pairwise(words) if flag == "-P")
@@ -71,7 +79,9 @@ def test_a_sweep_s_entry_point_runs_the_sweep(tmp_path: Path, monkeypatch: pytes
         ("main", {"overrides": "workload.prompt=it's"}, "quote it as for a shell"),
     ],
 )
-def test_parameters_that_make_no_command_are_a_mistake(entry: str, values: dict[str, str], said: str) -> None:
+def test_parameters_that_make_no_command_are_a_mistake(
+    entry: str, values: dict[str, str], said: str
+) -> None:
     name, *given = filled_in(entry, **values)
     with pytest.raises(ConfigError, match=said):
         command_line(name, given)
@@ -87,7 +97,12 @@ def test_every_parameter_stands_in_its_command() -> None:
 
 def test_the_defaults_are_those_of_the_command_line() -> None:
     config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8"))
-    groups = {name: value for entry in config["defaults"] if isinstance(entry, dict) for name, value in entry.items()}
+    groups = {
+        name: value
+        for entry in config["defaults"]
+        if isinstance(entry, dict)
+        for name, value in entry.items()
+    }
     for name, spec in ENTRY_POINTS["main"]["parameters"].items():
         if name != "overrides":
             assert spec["default"] == str(groups.get(name, config.get(name)))
@@ -102,10 +117,13 @@ def test_the_environment_is_the_lock_file() -> None:
 def project(folder: Path, command: list[str], *extra: str, **variables: str) -> list[Run]:
     """``mlflow run`` in ``folder`` with a store of its own; its runs."""
     uri = f"sqlite:///{folder / 'runs.db'}"
-    path = f"{Path(sys.executable).parent}:{environment(folder)['PATH']}"  # where a shell would have activated it
+    # Where a shell would have activated it
+    path = f"{Path(sys.executable).parent}:{environment(folder)['PATH']}"
     own = {**environment(folder), "PATH": path, "MLFLOW_TRACKING_URI": uri, **variables}
     del own["PYTHONPATH"]
-    done = subprocess.run([*command, *extra], cwd=folder, env=own, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *extra], cwd=folder, env=own, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(tracking_uri=uri)
     return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
@@ -115,14 +133,23 @@ def test_a_cell_is_the_run_that_mlflow_has_opened_from_git_too(tmp_path: Path) -
     """At a commit of a plain repository; the same command takes a folder."""
     bare = tmp_path / "project.git"
     subprocess.run(["git", "clone", "-q", "--bare", str(ROOT), str(bare)], check=True)
-    commit = subprocess.run(["git", "-C", str(bare), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    commit = subprocess.run(
+        ["git", "-C", str(bare), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
     command = from_readme("mlflow run . --env-manager=local -P quant=nf4 -P batch=8")
-    # What exists on this disk MLflow takes for a folder, so git is told that this address is the repository.
+    # What exists on this disk MLflow takes for a folder, so git is told that this address is the
+    # repository.
     address = "https://git.invalid/project.git"
-    known = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{bare.as_uri()}.insteadOf", "GIT_CONFIG_VALUE_0": address}
+    known = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{bare.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address,
+    }
     command = [{".": address}.get(word, word) for word in command]
     version = ["-v", commit.stdout.strip()]
-    (run,) = project(tmp_path, command, *version, "-P", "model=tiny", "-P", f"overrides={TINY}", **known)
+    (run,) = project(
+        tmp_path, command, *version, "-P", "model=tiny", "-P", f"overrides={TINY}", **known
+    )
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "tiny/nf4/sdpa/b8"
     assert run.data.metrics["decode_tok_s"] > 0

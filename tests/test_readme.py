@@ -1,4 +1,5 @@
-"""Every command in the README is executed by some test: by one that takes it from there with ``from_readme``."""
+"""Every command in the README is executed by some test: by one that takes it from there with
+``from_readme``."""
 
 import ast
 import shlex
@@ -22,9 +23,16 @@ def executed() -> set[str]:
         node
         for file in Path(__file__).parent.rglob("test_*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "from_readme"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "from_readme"
     )
-    return {argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)}
+    return {
+        argument.value
+        for call in calls
+        for argument in call.args
+        if isinstance(argument, ast.Constant)
+    }
 
 
 def test_the_commands_are_found() -> None:
@@ -39,6 +47,11 @@ def test_every_command_is_executed() -> None:
 @pytest.mark.parametrize(("command", "runs"), MADE.items())
 def test_a_target_of_make_runs_what_it_says(command: str, runs: str) -> None:
     """As far as it can be seen without setting up an environment within an environment."""
-    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert f".venv/bin/{runs}" in done.stdout.splitlines()
-    assert any(f"then: {runs}" in line for line in (ROOT / "README.md").read_text().splitlines()) or command == "make test"
+    assert (
+        any(f"then: {runs}" in line for line in (ROOT / "README.md").read_text().splitlines())
+        or command == "make test"
+    )

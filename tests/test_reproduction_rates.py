@@ -1,9 +1,11 @@
-"""How often ``reproduce`` is right on this machine: not in the default run, 40 min on a quiet machine.
+"""How often ``reproduce`` is right on this machine: not in the default run, 40 min on a quiet
+machine.
 
-The default model in nf4 at batch 1, three processes then, five now. Once more on this machine: ``reproduced`` within 5 % in
-nine tries of ten; with a sleep of 15 % of TPOT planted into each decode step: ``differs`` in nine of ten, for the right
-reason; beside a process that keeps one core busy: never ``reproduced`` without a warning.
-`pytest -m slow -s tests/test_reproduction_rates.py` prints each verdict.
+The default model in nf4 at batch 1, three processes then, five now. Once more on this machine:
+``reproduced`` within 5 % in nine tries of ten; with a sleep of 15 % of TPOT planted into each
+decode step: ``differs`` in nine of ten, for the right reason; beside a process that keeps one core
+busy: never ``reproduced`` without a warning. `pytest -m slow -s tests/test_reproduction_rates.py`
+prints each verdict.
 """
 
 import shutil
@@ -29,7 +31,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one sweep of one cell."""
     folder = tmp_path_factory.mktemp("measured")
-    done = bench(folder, "quant=nf4", "measure=standard", "measure.repeats=20", "quality=none", "tracking=none")
+    done = bench(
+        folder,
+        "quant=nf4",
+        "measure=standard",
+        "measure.repeats=20",
+        "quality=none",
+        "tracking=none",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -44,7 +53,9 @@ def slowed(measured: Path, tmp_path: Path) -> Path:
     file = tmp_path / "bench" / "model" / "decode.py"
     text = file.read_text(encoding="utf-8")
     assert text.count(STEP) == 1
-    file.write_text(f"import time\n{text.replace(STEP, f'        time.sleep({sleep_s})' + chr(10) + STEP)}")
+    file.write_text(
+        f"import time\n{text.replace(STEP, f'        time.sleep({sleep_s})' + chr(10) + STEP)}"
+    )
     return tmp_path
 
 
@@ -79,7 +90,11 @@ def test_on_the_same_machine_it_is_reproduced(measured: Path) -> None:
 def test_a_planted_slowdown_differs(measured: Path, slowed: Path) -> None:
     said = verdicts(measured, TRIES, "--processes", "3", package=slowed)
     assert sum(text.startswith("differs") for text in said) >= TRIES - WRONG_AT_MOST
-    assert all("likeliest reason: files that measure" in text for text in said if text.startswith("differs"))
+    assert all(
+        "likeliest reason: files that measure" in text
+        for text in said
+        if text.startswith("differs")
+    )
 
 
 @pytest.mark.usefixtures("a_busy_core")

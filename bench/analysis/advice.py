@@ -1,9 +1,9 @@
 """Which configuration to take, under limits and for a goal, and how sure that is.
 
-Over the draws of ``plausible``: a cell is *good* in a draw when it keeps every limit there and no cell that does is better
-by more than the margin. The cell that is good most often is recommended, if that is often enough (80 %); otherwise the
-answer is that the data does not tell, with the cells that are still in question. What binds are the limits that exclude
-cells which would be better.
+Over the draws of ``plausible``: a cell is *good* in a draw when it keeps every limit there and no
+cell that does is better by more than the margin. The cell that is good most often is recommended,
+if that is often enough (80 %); otherwise the answer is that the data does not tell, with the cells
+that are still in question. What binds are the limits that exclude cells which would be better.
 """
 
 import math
@@ -48,12 +48,15 @@ class Advice:
     goal: Goal
     best: str | None  # cell_id
     probability: float  # that no other is better by more than the margin, limits kept
-    in_question: tuple[str, ...]  # cell_ids that may be the best, likeliest first; the best among them
+    # Cell_ids that may be the best, likeliest first; the best among them
+    in_question: tuple[str, ...]
     better_but_excluded: tuple[Excluded, ...]  # best first
     is_assumed: bool  # the spread between processes was assumed
 
 
-def advise(known: Plausible, limits: Limits, goal: Goal, margin: float, one_row_only: bool = False) -> Advice:
+def advise(
+    known: Plausible, limits: Limits, goal: Goal, margin: float, one_row_only: bool = False
+) -> Advice:
     """The best cell for a goal under limits.
 
     Args:
@@ -80,7 +83,9 @@ def advise(known: Plausible, limits: Limits, goal: Goal, margin: float, one_row_
     least = min(_IN_QUESTION, float(good[chosen]))  # of many alike each is seldom the best
     in_question = tuple(ids[i] for i in order if good[i] >= least)
     excluded = _excluded(known, limits, typical, typical[chosen] + math.log1p(margin))
-    return Advice(word, goal, ids[chosen], float(good[chosen]), in_question, excluded, known.is_assumed)
+    return Advice(
+        word, goal, ids[chosen], float(good[chosen]), in_question, excluded, known.is_assumed
+    )
 
 
 def _score(known: Plausible, goal: Goal) -> Array:
@@ -91,15 +96,22 @@ def _score(known: Plausible, goal: Goal) -> Array:
     return -np.log(known.ttft_s if goal == "ttft" else known.tpot_s)
 
 
-def _checks(known: Plausible, limits: Limits) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]"]:
-    """For each limit that is set, whether a draw keeps it; what was not read keeps none. Shapes: (cells, draws)."""
+def _checks(
+    known: Plausible, limits: Limits
+) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]"]:
+    """For each limit that is set, whether a draw keeps it; what was not read keeps none. Shapes:
+    (cells, draws)."""
     upper = (
         ("max_memory_bytes", known.memory_bytes),
         ("max_ttft_s", known.ttft_s),
         ("max_tpot_s", known.tpot_s),
         ("max_kl_nats", known.kl_nats),
     )
-    found = {name: values <= limit for name, values in upper if (limit := getattr(limits, name)) is not None}
+    found = {
+        name: values <= limit
+        for name, values in upper
+        if (limit := getattr(limits, name)) is not None
+    }
     if limits.min_output_tok_s is not None:
         found["min_output_tok_s"] = known.output_tok_s >= limits.min_output_tok_s
     return found
@@ -112,7 +124,9 @@ def _keeps(known: Plausible, limits: Limits) -> "np.ndarray[tuple[int, ...], np.
     return everything
 
 
-def _excluded(known: Plausible, limits: Limits, typical: Array, better_than: float) -> tuple[Excluded, ...]:
+def _excluded(
+    known: Plausible, limits: Limits, typical: Array, better_than: float
+) -> tuple[Excluded, ...]:
     """Cells that would score more and mostly break a limit."""
     checks = _checks(known, limits)
     found = []
@@ -135,7 +149,9 @@ class UseCase:
 
 USE_CASES: tuple[UseCase, ...] = (
     UseCase("single-user chat", "tpot", True, "one request at a time, shortest time per token"),
-    UseCase("batch processing", "throughput", False, "most tokens per second, latency does not matter"),
+    UseCase(
+        "batch processing", "throughput", False, "most tokens per second, latency does not matter"
+    ),
     UseCase("edge device", "memory", False, "least memory"),
     UseCase("real-time API", "ttft", False, "shortest time to first token"),
 )

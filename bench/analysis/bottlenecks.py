@@ -1,4 +1,5 @@
-"""What bounds the decode steps of each cell: ``roofline``'s rules, with a 16-bit cell beside each quantized one."""
+"""What bounds the decode steps of each cell: ``roofline``'s rules, with a 16-bit cell beside each
+quantized one."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -11,7 +12,11 @@ from bench.record.result import Result
 
 def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
     """By cell_id; cells without a number, or on a device without known peaks, are left out."""
-    measured = [each for each in results if each.measurements and each.attestation is not None and each.peaks is not None]
+    measured = [
+        each
+        for each in results
+        if each.measurements and each.attestation is not None and each.peaks is not None
+    ]
     plain: dict[tuple[str, str], float] = {
         (identity_without(each.cell, {"quant"}), each.cell.quant.dtype): _tpot_s(each)
         for each in measured
@@ -26,7 +31,15 @@ def bottlenecks(results: Sequence[Result]) -> dict[str, Bottleneck]:
         elsewhere = identity_without(each.cell, {"quant"})
         peers = [plain.get((elsewhere, dtype)) for dtype in (each.cell.quant.dtype, other)]
         peer_s = next((seconds for seconds in peers if seconds is not None), None)
-        reading = read_step(each.attestation, each.peaks, context, each.cell.batch, _tpot_s(each), peer_s, _enqueue_s(each))
+        reading = read_step(
+            each.attestation,
+            each.peaks,
+            context,
+            each.cell.batch,
+            _tpot_s(each),
+            peer_s,
+            _enqueue_s(each),
+        )
         found[each.cell_id] = bottleneck(reading)
     return found
 

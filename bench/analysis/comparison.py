@@ -1,7 +1,8 @@
 """Which columns tell the cells of a sweep apart, and how fast each is relative to its baseline.
 
-The baseline of a cell is the cell that is equal on every other axis and has the baseline's value on the compared one;
-by default that is the first value of the first axis that varies. What a speedup is worth is decided in ``verdict``.
+The baseline of a cell is the cell that is equal on every other axis and has the baseline's value on
+the compared one; by default that is the first value of the first axis that varies. What a speedup
+is worth is decided in ``verdict``.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ from bench.config.settings import Baseline
 from bench.record.result import Result
 
 COMPARED = ("tpot_s", "ttft_s")
-_ORDER = ("quant", "attn", "decode", "model", "workload", "threads", "seed")  # what one asks about first
+# What one asks about first
+_ORDER = ("quant", "attn", "decode", "model", "workload", "threads", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Reference:
 
 
 def varying_columns(cells: Sequence[Cell]) -> list[str]:
-    """Dotted paths of what differs between the cells: a group's name, or a field where equal names hide a difference."""
+    """Dotted paths of what differs between the cells: a group's name, or a field where equal names
+    hide a difference."""
     columns: list[str] = []
     for field in dataclasses.fields(Cell) if cells else ():
         values = [getattr(cell, field.name) for cell in cells]
@@ -75,11 +78,18 @@ def coordinate(cell: Cell, column: str) -> str:
 
 
 def comparable(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that are alternatives to each other, by what sets the groups apart: another model or workload is none."""
-    columns = [c for c in varying_columns([r.cell for r in results]) if c.partition(".")[0] in ("model", "workload")]
+    """Results that are alternatives to each other, by what sets the groups apart: another model or
+    workload is none."""
+    columns = [
+        c
+        for c in varying_columns([r.cell for r in results])
+        if c.partition(".")[0] in ("model", "workload")
+    ]
     found: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(" ".join(coordinate(result.cell, column) for column in columns), []).append(result)
+        found.setdefault(
+            " ".join(coordinate(result.cell, column) for column in columns), []
+        ).append(result)
     return found
 
 
@@ -102,17 +112,25 @@ def unknown_baseline(cells: Sequence[Cell], baseline: Baseline) -> list[str]:
         names = list(dict.fromkeys(coordinate(cell, axis) for cell in cells))
         value = getattr(baseline, axis)
         if value is not None and str(value) not in names:
-            problems.append(f"baseline.{axis}={value}: no cell of this sweep has it; there are {', '.join(names)}")
+            problems.append(
+                f"baseline.{axis}={value}: no cell of this sweep has it; there are"
+                f" {', '.join(names)}"
+            )
     return problems
 
 
 def verdicts(
-    results: Sequence[Result], against: Reference | None, margin: float, calibration: Mapping[str, Spread]
+    results: Sequence[Result],
+    against: Reference | None,
+    margin: float,
+    calibration: Mapping[str, Spread],
 ) -> dict[str, dict[str, Verdict]]:
-    """How TTFT and TPOT of each cell compare with its baseline's: metric, then cell_id. Cells without a pair are left out.
+    """How TTFT and TPOT of each cell compare with its baseline's: metric, then cell_id. Cells
+    without a pair are left out.
 
     Args:
-        calibration: by metric, the spread between processes that was found on this host; for sweeps of a single pass.
+        calibration: by metric, the spread between processes that was found on this host; for sweeps
+            of a single pass.
     """
     measured = {result.cell_id: result for result in results if result.measurements}
     compared = pairs(list(measured.values()), against) if against is not None else []
@@ -140,7 +158,8 @@ def pairs(measured: Sequence[Result], against: Reference) -> list[tuple[str, str
     for result in measured:
         if _is_baseline(result.cell, against):
             place = identity_without(result.cell, against.values)
-            # Two baselines for one cell differ in something that their names hide: neither is the one.
+            # Two baselines for one cell differ in something that their names hide: neither is the
+            # one.
             baselines[place] = None if place in baselines else result.cell_id
     found = []
     for result in measured:

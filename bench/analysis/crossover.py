@@ -1,9 +1,9 @@
 """From which batch (or prompt length) on is B faster than A?
 
-Between two measured points at which the answer differs, the logarithm of the ratio of the two times is taken as a
-straight line over the logarithm of the batch; where it is zero they are equal. Every draw of ``plausible`` has its own
-crossing: their 2.5th and 97.5th percentiles are the interval, and when fewer than 80 % of the draws cross at all it
-cannot be told.
+Between two measured points at which the answer differs, the logarithm of the ratio of the two times
+is taken as a straight line over the logarithm of the batch; where it is zero they are equal. Every
+draw of ``plausible`` has its own crossing: their 2.5th and 97.5th percentiles are the interval, and
+when fewer than 80 % of the draws cross at all it cannot be told.
 """
 
 import itertools
@@ -19,8 +19,14 @@ from bench.analysis.plausible import Array, Plausible
 from bench.config.cell import digest, identity
 from bench.record.result import Result
 
-_TIMES: Mapping[str, Callable[[Plausible], Array]] = {"tpot_s": lambda k: k.tpot_s, "ttft_s": lambda k: k.ttft_s}
-_LENGTH = {"batch": lambda r: r.cell.batch, "prompt_tokens": lambda r: r.measurements[0].prompt_tokens}
+_TIMES: Mapping[str, Callable[[Plausible], Array]] = {
+    "tpot_s": lambda k: k.tpot_s,
+    "ttft_s": lambda k: k.ttft_s,
+}
+_LENGTH = {
+    "batch": lambda r: r.cell.batch,
+    "prompt_tokens": lambda r: r.measurements[0].prompt_tokens,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,16 @@ def crossovers(known: Plausible, axis: str) -> list[Crossover]:
     found = []
     columns = varying_columns([result.cell for result in known.results])
     for along, of_it in (("batch", "batch"), ("prompt_tokens", "workload")):
-        others = [column for column in columns if column != axis and column.partition(".")[0] != of_it]
+        others = [
+            column for column in columns if column != axis and column.partition(".")[0] != of_it
+        ]
         groups: dict[tuple[str, str], dict[str, dict[int, int]]] = {}  # where, value, length -> row
         for row, result in enumerate(known.results):
             where = " ".join(f"{column}={coordinate(result.cell, column)}" for column in others)
             place = where, "" if along == "batch" else _without_length(result)
-            groups.setdefault(place, {}).setdefault(coordinate(result.cell, axis), {})[_LENGTH[along](result)] = row
+            groups.setdefault(place, {}).setdefault(coordinate(result.cell, axis), {})[
+                _LENGTH[along](result)
+            ] = row
         for (where, _), values in groups.items():
             for first, second in itertools.combinations(values, 2):
                 for metric, times in _TIMES.items():
@@ -71,17 +81,26 @@ def crossovers(known: Plausible, axis: str) -> list[Crossover]:
 
 
 def _without_length(result: Result) -> str:
-    """What else a workload is: prompts are compared along their length where nothing else differs."""
-    kept = {name: value for name, value in identity(result.cell.workload).items() if name not in ("name", "prompt_tokens")}
+    """What else a workload is: prompts are compared along their length where nothing else
+    differs."""
+    kept = {
+        name: value
+        for name, value in identity(result.cell.workload).items()
+        if name not in ("name", "prompt_tokens")
+    }
     return digest(kept)
 
 
 def _along(
-    times: Array, first: Mapping[int, int], second: Mapping[int, int], names: tuple[str, str, str, str, str, str]
+    times: Array,
+    first: Mapping[int, int],
+    second: Mapping[int, int],
+    names: tuple[str, str, str, str, str, str],
 ) -> list[Crossover]:
     metric, along, axis, a, b, where = names
     lengths = sorted(set(first) & set(second))
-    gains = {x: np.log(times[first[x]] / times[second[x]]) for x in lengths}  # above 0: the second is faster
+    # Above 0: the second is faster
+    gains = {x: np.log(times[first[x]] / times[second[x]]) for x in lengths}
     found = []
     for low, high in itertools.pairwise(lengths):
         start, end = float(np.median(gains[low])), float(np.median(gains[high]))
@@ -97,7 +116,19 @@ def _along(
         middle = float(_zero(low, high, np.array([start]), np.array([end]))[0])
         share = float(crosses.mean())
         found.append(
-            Crossover(metric, along, axis, below, above, where, middle, float(ends[0]), float(ends[1]), share, (low, high))
+            Crossover(
+                metric,
+                along,
+                axis,
+                below,
+                above,
+                where,
+                middle,
+                float(ends[0]),
+                float(ends[1]),
+                share,
+                (low, high),
+            )
         )
     return found
 
@@ -110,14 +141,25 @@ def _zero(low: int, high: int, start: Array, end: Array) -> Array:
 
 def sentences(found: Sequence[Crossover]) -> list[str]:
     """One for each, in words."""
-    names = {"tpot_s": "decodes", "ttft_s": "prefills", "batch": "batch", "prompt_tokens": "prompts of"}
+    names = {
+        "tpot_s": "decodes",
+        "ttft_s": "prefills",
+        "batch": "batch",
+        "prompt_tokens": "prompts of",
+    }
     said = []
     for each in found:
         unit = " tokens" if each.along == "prompt_tokens" else ""
-        what = f"{each.axis}={each.second} {names[each.metric]} faster than {each.first} from {names[each.along]} "
+        what = (
+            f"{each.axis}={each.second} {names[each.metric]} faster than {each.first} from"
+            f" {names[each.along]} "
+        )
         start = f"{each.where}: {what}" if each.where else what
         if not each.is_sure:
-            said.append(f"{start}{each.between[0]} to {each.between[1]}{unit} on, or not at all: cannot tell")
+            said.append(
+                f"{start}{each.between[0]} to {each.between[1]}{unit} on, or not at all: cannot"
+                " tell"
+            )
             continue
         text = f"{start}{each.at:.3g}{unit} on ({each.low:.3g} to {each.high:.3g})"
         more = f"{names[each.along]} {each.next_point}{unit} would tell more"

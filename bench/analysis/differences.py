@@ -1,8 +1,9 @@
-"""What is different here from where a run was measured, in the order of what could change its numbers.
+"""What is different here from where a run was measured, in the order of what could change its
+numbers.
 
-The order is a judgement: another device explains anything, then come the files that measure, then the libraries that
-compute, then what a process may use, then the rest. A difference in the commit alone explains nothing when the measuring
-files are the same text.
+The order is a judgement: another device explains anything, then come the files that measure, then
+the libraries that compute, then what a process may use, then the rest. A difference in the commit
+alone explains nothing when the measuring files are the same text.
 """
 
 from collections.abc import Iterator
@@ -10,13 +11,24 @@ from dataclasses import dataclass
 
 from bench.record.result import Host, Provenance, Result
 
-_COMPUTING = ("torch", "bitsandbytes", "transformers", "flash-attn", "flash-attn-3", "triton", "cuda", "cudnn", "kernels")
+_COMPUTING = (
+    "torch",
+    "bitsandbytes",
+    "transformers",
+    "flash-attn",
+    "flash-attn-3",
+    "triton",
+    "cuda",
+    "cudnn",
+    "kernels",
+)
 _MOST_PACKAGES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it was. ``is_decisive``: it alone can explain any change of a number."""
+    """One thing that is not as it was. ``is_decisive``: it alone can explain any change of a
+    number."""
 
     what: str
     then: str
@@ -27,7 +39,9 @@ class Difference:
         return f"{self.what}: {self.then} then, {self.now} now"
 
 
-def differences(then: Host, now: Host, code_then: Provenance, code_now: Provenance) -> list[Difference]:
+def differences(
+    then: Host, now: Host, code_then: Provenance, code_now: Provenance
+) -> list[Difference]:
     """What could matter most comes first; empty when all that is recorded is the same."""
     return [
         *_devices(then, now),
@@ -50,7 +64,9 @@ def in_memory(then: Result, now: Result) -> list[Difference]:
     return found
 
 
-def _compared(what: str, then: object, now: object, is_decisive: bool = False) -> Iterator[Difference]:
+def _compared(
+    what: str, then: object, now: object, is_decisive: bool = False
+) -> Iterator[Difference]:
     if then != now:
         early, late = ("none" if each is None else str(each) for each in (then, now))
         yield Difference(what, early, late, is_decisive)
@@ -65,7 +81,9 @@ def _devices(then: Host, now: Host) -> Iterator[Difference]:
 
 
 def _measuring(then: Provenance, now: Provenance) -> Iterator[Difference]:
-    yield from _compared("files that measure, with their texts (digest)", then.measuring, now.measuring, True)
+    yield from _compared(
+        "files that measure, with their texts (digest)", then.measuring, now.measuring, True
+    )
 
 
 def _versions(then: Host, now: Host) -> Iterator[Difference]:
@@ -91,7 +109,9 @@ def _packages(then: Provenance, now: Provenance) -> Iterator[Difference]:
     for name in moved[:_MOST_PACKAGES]:
         yield from _compared(f"package {name}", then.packages.get(name), now.packages.get(name))
     if len(moved) > _MOST_PACKAGES:
-        yield Difference(f"{len(moved) - _MOST_PACKAGES} packages more", "other versions", "see sweep.json")
+        yield Difference(
+            f"{len(moved) - _MOST_PACKAGES} packages more", "other versions", "see sweep.json"
+        )
     yield from _compared("requirements.lock (digest)", then.lock, now.lock)
 
 

@@ -1,8 +1,9 @@
 """What a configuration costs in quality, with intervals over the windows of the text.
 
-Every number is a mean over windows of equal length, and each window was read by both models, so differences are paired.
-Intervals are Student's at 95 % over the windows: they tell of other texts of this kind, not of other kinds of text.
-A divergence is *above the floor* when the interval of its difference from the floor, window by window, excludes 0.
+Every number is a mean over windows of equal length, and each window was read by both models, so
+differences are paired. Intervals are Student's at 95 % over the windows: they tell of other texts
+of this kind, not of other kinds of text. A divergence is *above the floor* when the interval of its
+difference from the floor, window by window, excludes 0.
 """
 
 import functools
@@ -53,7 +54,9 @@ def _estimates(windows: Sequence[Window]) -> dict[str, Estimate]:
 
 
 def _exp(found: Estimate) -> Estimate:
-    value, low, high = (math.exp(x) if x < _LARGEST_LOG else math.inf for x in (found.value, found.low, found.high))
+    value, low, high = (
+        math.exp(x) if x < _LARGEST_LOG else math.inf for x in (found.value, found.low, found.high)
+    )
     return Estimate(value, low, high, found.n)
 
 
@@ -64,26 +67,58 @@ def is_above_floor(divergence: Divergence) -> bool:
 
 def answer_differences(result: Result) -> list[AnswerDifference]:
     """Of each prompt, in their order; empty without answers or without a reference."""
-    theirs = {} if result.divergence is None else {answer.prompt: answer for answer in result.divergence.answers}
-    return [compare_answers(ours, theirs[ours.prompt]) for ours in result.samples if ours.prompt in theirs]
+    theirs = (
+        {}
+        if result.divergence is None
+        else {answer.prompt: answer for answer in result.divergence.answers}
+    )
+    return [
+        compare_answers(ours, theirs[ours.prompt])
+        for ours in result.samples
+        if ours.prompt in theirs
+    ]
 
 
 def _of(key: str) -> Callable[[Result], float | None]:
-    return lambda result: None if result.divergence is None else estimates(result.divergence)[key].value
+    return lambda result: (
+        None if result.divergence is None else estimates(result.divergence)[key].value
+    )
 
 
-def _of_answers(value: Callable[[Sequence[AnswerDifference]], float]) -> Callable[[Result], float | None]:
+def _of_answers(
+    value: Callable[[Sequence[AnswerDifference]], float],
+) -> Callable[[Result], float | None]:
     return lambda result: value(found) if (found := answer_differences(result)) else None
 
 
-def _row(key: str, unit: str, better: str, doc: str, value: Callable[[Result], float | None]) -> Metric:
+def _row(
+    key: str, unit: str, better: str, doc: str, value: Callable[[Result], float | None]
+) -> Metric:
     return Metric(key, unit, better, doc, lambda r, m, a: value(r))  # type: ignore[arg-type]
 
 
 QUALITY_METRICS: tuple[Metric, ...] = (
-    _row("kl_nats", "nat", "lower", "KL(reference || cell) of the next token, on the same text", _of("kl_nats")),
-    _row("kl_median_nats", "nat", "lower", "its median over positions, mean of windows", _of("kl_median_nats")),
-    _row("kl_p99_nats", "nat", "lower", "its 99th percentile over positions, mean of windows", _of("kl_p99_nats")),
+    _row(
+        "kl_nats",
+        "nat",
+        "lower",
+        "KL(reference || cell) of the next token, on the same text",
+        _of("kl_nats"),
+    ),
+    _row(
+        "kl_median_nats",
+        "nat",
+        "lower",
+        "its median over positions, mean of windows",
+        _of("kl_median_nats"),
+    ),
+    _row(
+        "kl_p99_nats",
+        "nat",
+        "lower",
+        "its 99th percentile over positions, mean of windows",
+        _of("kl_p99_nats"),
+    ),
     _row(
         "kl_floor_nats",
         "nat",
@@ -91,11 +126,37 @@ QUALITY_METRICS: tuple[Metric, ...] = (
         "the same of the reference in 16 bits against itself, at another batch size and attention",
         _of("kl_floor_nats"),
     ),
-    _row("top1_agreement", "1", "higher", "how often cell and reference expect the same token most", _of("top1_agreement")),
-    _row("perplexity", "1", "lower", "of the text; exp of the mean NLL of a token", _of("perplexity")),
-    _row("reference_perplexity", "1", "lower", "the reference's, on the same windows", _of("reference_perplexity")),
-    _row("perplexity_ratio", "1", "lower", "the cell's / the reference's, paired by window", _of("perplexity_ratio")),
-    _row("bits_per_byte", "bit", "lower", "NLL of the text / its bytes: comparable across tokenizers", _of("bits_per_byte")),
+    _row(
+        "top1_agreement",
+        "1",
+        "higher",
+        "how often cell and reference expect the same token most",
+        _of("top1_agreement"),
+    ),
+    _row(
+        "perplexity", "1", "lower", "of the text; exp of the mean NLL of a token", _of("perplexity")
+    ),
+    _row(
+        "reference_perplexity",
+        "1",
+        "lower",
+        "the reference's, on the same windows",
+        _of("reference_perplexity"),
+    ),
+    _row(
+        "perplexity_ratio",
+        "1",
+        "lower",
+        "the cell's / the reference's, paired by window",
+        _of("perplexity_ratio"),
+    ),
+    _row(
+        "bits_per_byte",
+        "bit",
+        "lower",
+        "NLL of the text / its bytes: comparable across tokenizers",
+        _of("bits_per_byte"),
+    ),
     _row(
         "equal_tokens",
         "1",
@@ -108,7 +169,11 @@ QUALITY_METRICS: tuple[Metric, ...] = (
         "token",
         "higher",
         "median position at which an answer leaves the reference's; absent when most are equal",
-        _of_answers(lambda all_: median(math.inf if (at := each.first_difference) is None else at for each in all_)),
+        _of_answers(
+            lambda all_: median(
+                math.inf if (at := each.first_difference) is None else at for each in all_
+            )
+        ),
     ),
     _row(
         "answers_looping",

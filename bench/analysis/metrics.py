@@ -1,7 +1,9 @@
-"""Every number that is derived from a result, defined once: key, unit, which way is better, what it is.
+"""Every number that is derived from a result, defined once: key, unit, which way is better, what it
+is.
 
-The scope is offline: one fixed batch, no queue and no arrivals; a TTFT here is never a server's TTFT. SI base units;
-whoever prints them scales. A metric is None where its reading does not exist (no GPU, no such file), never 0.
+The scope is offline: one fixed batch, no queue and no arrivals; a TTFT here is never a server's
+TTFT. SI base units; whoever prints them scales. A metric is None where its reading does not exist
+(no GPU, no such file), never 0.
 """
 
 import math
@@ -22,7 +24,13 @@ METRICS: tuple[Metric, ...] = (
         "prompt ids on the host to ids of the first token on the host",
         lambda r, m, a: readings.ttft(m),
     ),
-    Metric("tpot_s", "s", "lower", "one decode step of the whole batch", lambda r, m, a: readings.tpot(m)),
+    Metric(
+        "tpot_s",
+        "s",
+        "lower",
+        "one decode step of the whole batch",
+        lambda r, m, a: readings.tpot(m),
+    ),
     Metric("e2e_s", "s", "lower", "call to last token", lambda r, m, a: readings.e2e(m)),
     Metric(
         "prefill_tok_s",
@@ -31,7 +39,13 @@ METRICS: tuple[Metric, ...] = (
         "batch x prompt tokens / TTFT",
         lambda r, m, a: r.cell.batch * m.prompt_tokens / readings.ttft(m),
     ),
-    Metric("decode_tok_s", "tok/s", "higher", "batch / TPOT", lambda r, m, a: r.cell.batch / readings.tpot(m)),
+    Metric(
+        "decode_tok_s",
+        "tok/s",
+        "higher",
+        "batch / TPOT",
+        lambda r, m, a: r.cell.batch / readings.tpot(m),
+    ),
     Metric(
         "output_tok_s",
         "tok/s",
@@ -39,8 +53,20 @@ METRICS: tuple[Metric, ...] = (
         "batch x new tokens / end to end",
         lambda r, m, a: r.cell.batch * r.cell.workload.new_tokens / readings.e2e(m),
     ),
-    Metric("load_s", "s", "lower", "load, quantize and move, files on this disk", lambda r, m, a: m.load_s),
-    Metric("first_ttft_s", "s", "lower", "TTFT of the process's very first request", lambda r, m, a: m.warmups[0].ttft_s),
+    Metric(
+        "load_s",
+        "s",
+        "lower",
+        "load, quantize and move, files on this disk",
+        lambda r, m, a: m.load_s,
+    ),
+    Metric(
+        "first_ttft_s",
+        "s",
+        "lower",
+        "TTFT of the process's very first request",
+        lambda r, m, a: m.warmups[0].ttft_s,
+    ),
     Metric(
         "weight_bytes",
         "B",
@@ -115,15 +141,19 @@ METRICS: tuple[Metric, ...] = (
         "rss_growth_bytes",
         "B",
         "lower",
-        "peak resident set in the timed requests, minus that before loading; freed memory that the heap keeps counts too",
+        "peak resident set in the timed requests, minus that before loading; freed memory that the"
+        " heap keeps counts too",
         lambda r, m, a: readings.rss_growth_bytes(m),
     ),
     Metric(
         "enqueue_share",
         "1",
         "lower",
-        "host time to enqueue the first decode step / TPOT; near 1 the device waits for the host; only on a GPU",
-        lambda r, m, a: None if (host_s := readings.enqueue_s(m)) is None else host_s / readings.tpot(m),
+        "host time to enqueue the first decode step / TPOT; near 1 the device waits for the host;"
+        " only on a GPU",
+        lambda r, m, a: (
+            None if (host_s := readings.enqueue_s(m)) is None else host_s / readings.tpot(m)
+        ),
     ),
     Metric(
         "load_peak_bytes",
@@ -144,7 +174,9 @@ METRICS: tuple[Metric, ...] = (
         "1",
         "higher",
         "step_bytes / TPOT / bandwidth of the data sheet",
-        lambda r, m, a: readings.of_peaks(r, lambda p: roofline.mbu(p, readings.step_bytes(r, m, a), readings.tpot(m))),
+        lambda r, m, a: readings.of_peaks(
+            r, lambda p: roofline.mbu(p, readings.step_bytes(r, m, a), readings.tpot(m))
+        ),
     ),
     Metric(
         "bw_attained",
@@ -173,7 +205,8 @@ METRICS: tuple[Metric, ...] = (
         "j_per_prompt_tok",
         "J",
         "lower",
-        "energy of a prefill / its prompt tokens, idle power included; NVML's counter over 10 s and more",
+        "energy of a prefill / its prompt tokens, idle power included; NVML's counter over 10 s and"
+        " more",
         lambda r, m, a: readings.prompt_j(r, m, 0.0),
     ),
     Metric(
@@ -188,10 +221,18 @@ METRICS: tuple[Metric, ...] = (
         "J",
         "lower",
         "the same without what the idle process draws with the model in memory",
-        lambda r, m, a: None if readings.idle_w(m) is None else readings.output_j(r, m, readings.idle_w(m) or 0.0),
+        lambda r, m, a: (
+            None
+            if readings.idle_w(m) is None
+            else readings.output_j(r, m, readings.idle_w(m) or 0.0)
+        ),
     ),
     Metric(
-        "idle_power_w", "W", "lower", "of the process that does nothing, model in memory", lambda r, m, a: readings.idle_w(m)
+        "idle_power_w",
+        "W",
+        "lower",
+        "of the process that does nothing, model in memory",
+        lambda r, m, a: readings.idle_w(m),
     ),
     *(
         Metric(
@@ -203,9 +244,19 @@ METRICS: tuple[Metric, ...] = (
         )
         for q in (0.50, 0.95, 0.99)
     ),
-    Metric("n", "1", "neither", "timed requests of a process behind its medians", lambda r, m, a: len(m.repeats)),
     Metric(
-        "outliers", "1", "lower", "timed requests far from the others, all kept", lambda r, m, a: len(readings.outlying(m))
+        "n",
+        "1",
+        "neither",
+        "timed requests of a process behind its medians",
+        lambda r, m, a: len(m.repeats),
+    ),
+    Metric(
+        "outliers",
+        "1",
+        "lower",
+        "timed requests far from the others, all kept",
+        lambda r, m, a: len(readings.outlying(m)),
     ),
     Metric(
         "drift",
@@ -247,11 +298,13 @@ METRICS: tuple[Metric, ...] = (
 
 
 def derive(result: Result) -> dict[str, float]:
-    """All metrics that this result has, each the median over its processes; empty for a cell without a number.
+    """All metrics that this result has, each the median over its processes; empty for a cell
+    without a number.
 
-    Of TTFT and TPOT also intervals at 95 %: ``_low`` and ``_high`` of the geometric mean over the processes, where there
-    are several; ``_repeat_low`` and ``_repeat_high`` over the requests of the first one, which say nothing about others.
-    Of what was read of a text, intervals over its windows.
+    Of TTFT and TPOT also intervals at 95 %: ``_low`` and ``_high`` of the geometric mean over the
+    processes, where there are several; ``_repeat_low`` and ``_repeat_high`` over the requests of
+    the first one, which say nothing about others. Of what was read of a text, intervals over its
+    windows.
     """
     measurements, attestation = result.measurements, result.attestation
     if not measurements or attestation is None:

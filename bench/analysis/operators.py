@@ -1,11 +1,14 @@
-"""Where the time of a profiled request went, by kind of operation: the answer to "why is this one slower here?".
+"""Where the time of a profiled request went, by kind of operation: the answer to "why is this one
+slower here?".
 
-torch's profiler records operators that call operators. The time of each that its callees do not account for is its own,
-and belongs to one kind: the outermost operator that ``RULES`` knows decides, since what a linear layer or an attention
-call does inside is part of it. What holds several kinds (bitsandbytes' int8 layer) is ``open``: operators inside it may
-say better, and what none of them claims is its own kind. Time in no operator at all is the interpreter's and the
-library's Python. On a GPU a kernel has the kind of the operator that launched it, and what no kernel fills is idle.
-A profiler slows the host down, so shares and differences mean more than totals.
+torch's profiler records operators that call operators. The time of each that its callees do not
+account for is its own, and belongs to one kind: the outermost operator that ``RULES`` knows
+decides, since what a linear layer or an attention call does inside is part of it. What holds
+several kinds (bitsandbytes' int8 layer) is ``open``: operators inside it may say better, and what
+none of them claims is its own kind. Time in no operator at all is the interpreter's and the
+library's Python. On a GPU a kernel has the kind of the operator that launched it, and what no
+kernel fills is idle. A profiler slows the host down, so shares and differences mean more than
+totals.
 """
 
 from collections import defaultdict
@@ -22,7 +25,8 @@ OTHER, INTERPRETER, IDLE = "other operators", "interpreter", "idle"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Operators whose name contains ``part`` are of ``kind``; inside an ``open`` one others may say better."""
+    """Operators whose name contains ``part`` are of ``kind``; inside an ``open`` one others may say
+    better."""
 
     part: str
     kind: str
@@ -38,7 +42,8 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     Rule("dequant", "dequantization"),
     Rule("int8_linear_matmul", "matrix product"),
     Rule("int8_scaled_mm", "activations to int8", open=True),
-    Rule("int8_mixed_scaled_mm", "activations to int8", open=True),  # splits off the outliers' columns
+    # Splits off the outliers' columns
+    Rule("int8_mixed_scaled_mm", "activations to int8", open=True),
     Rule("MatMul8bitLt", "activations to int8", open=True),
     Rule("aten::linear", "matrix product"),
     Rule("aten::addmm", "matrix product"),  # GPT-2's Conv1D, and int8's product of outliers
@@ -46,7 +51,8 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     Rule("scaled_dot_product", "attention"),
     Rule("flash_attn", "attention"),
     Rule("flex_attention", "attention"),
-    Rule("aten::matmul", "attention"),  # outside linear layers only eager attention multiplies matrices
+    # Outside linear layers only eager attention multiplies matrices
+    Rule("aten::matmul", "attention"),
     Rule("aten::bmm", "attention"),
     Rule("aten::softmax", "attention"),
     Rule("aten::argmax", "sampling"),
@@ -61,7 +67,8 @@ class Span:
     start_s: float
     end_s: float
     thread: int  # of the host; of no meaning for a kernel
-    operator: int  # its own number; of a kernel, that of the operator which launched it; 0: no operator
+    # Its own number; of a kernel, that of the operator which launched it; 0: no operator
+    operator: int
     on_device: bool
 
 
@@ -84,10 +91,13 @@ class _Phase:
 
 
 def by_kind(spans: Iterable[Span], decode_steps: int) -> tuple[PhaseProfile, ...]:
-    """Prefill and decode, with the time of each kind, largest first; phases are the spans named by the two marks."""
+    """Prefill and decode, with the time of each kind, largest first; phases are the spans named by
+    the two marks."""
     host = sorted((s for s in spans if not s.on_device), key=lambda s: (s.start_s, -s.end_s))
     threads = {s.thread for s in host if s.name in _MARKS}
-    phases: dict[ProfiledPhase, _Phase] = {_MARKS[s.name]: _Phase(s.start_s, s.end_s) for s in host if s.name in _MARKS}
+    phases: dict[ProfiledPhase, _Phase] = {
+        _MARKS[s.name]: _Phase(s.start_s, s.end_s) for s in host if s.name in _MARKS
+    }
     launched_by: dict[int, tuple[ProfiledPhase | None, str]] = {}
     stack: list[_Open] = []
     for span in (s for s in host if s.thread in threads):
@@ -107,7 +117,9 @@ def by_kind(spans: Iterable[Span], decode_steps: int) -> tuple[PhaseProfile, ...
         if of is not None:
             phases[of].device_s[kind] += kernel.end_s - kernel.start_s
             phases[of].end_s = max(phases[of].end_s, kernel.end_s)
-    return tuple(_profile(name, phases[name], decode_steps) for name in _MARKS.values() if name in phases)
+    return tuple(
+        _profile(name, phases[name], decode_steps) for name in _MARKS.values() if name in phases
+    )
 
 
 def _opened(span: Span, parent: _Open | None) -> _Open:

@@ -1,7 +1,9 @@
-"""Which cells are worth a look at all: those that no other beats in speed, memory and quality at once.
+"""Which cells are worth a look at all: those that no other beats in speed, memory and quality at
+once.
 
-And the comparison that a memory limit makes: what is smaller in memory can run a larger batch, so values of an axis are
-compared at equal memory, each with the batch that gives the most output within it.
+And the comparison that a memory limit makes: what is smaller in memory can run a larger batch, so
+values of an axis are compared at equal memory, each with the batch that gives the most output
+within it.
 """
 
 import math
@@ -16,10 +18,11 @@ _BUDGETS = 4
 
 
 def pareto_front(results: Sequence[Result]) -> list[str]:
-    """cell_ids that are not dominated in output tokens/s (more), peak memory (less) and divergence (less).
+    """cell_ids that are not dominated in output tokens/s (more), peak memory (less) and divergence
+    (less).
 
-    Only alternatives are compared: cells of one model and workload. Equal in all counts as not dominated. What some cells
-    have no reading of is left out for all.
+    Only alternatives are compared: cells of one model and workload. Equal in all counts as not
+    dominated. What some cells have no reading of is left out for all.
     """
     measured = [result for result in results if result.measurements]
     return [cell for group in comparable(measured).values() for cell in _front(group)]
@@ -29,7 +32,9 @@ def _front(measured: Sequence[Result]) -> list[str]:
     points = [(result.cell_id, _costs(result)) for result in measured]
     kept = [i for i in range(3) if not any(math.isnan(costs[i]) for _, costs in points)]
     points = [(cell, [costs[i] for i in kept]) for cell, costs in points]
-    return [cell for cell, costs in points if not any(_dominates(other, costs) for _, other in points)]
+    return [
+        cell for cell, costs in points if not any(_dominates(other, costs) for _, other in points)
+    ]
 
 
 def _costs(result: Result) -> Sequence[float]:
@@ -41,18 +46,28 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
-def at_equal_memory(results: Sequence[Result], axis: str) -> tuple[list[str], list[tuple[float, list[Result | None]]]]:
-    """The values of the axis; and for a few budgets in bytes, the best cell of each value, None where none fits.
+def at_equal_memory(
+    results: Sequence[Result], axis: str
+) -> tuple[list[str], list[tuple[float, list[Result | None]]]]:
+    """The values of the axis; and for a few budgets in bytes, the best cell of each value, None
+    where none fits.
 
-    Empty where there is nothing to choose: a single value, or a single batch; or too much: several models or workloads.
+    Empty where there is nothing to choose: a single value, or a single batch; or too much: several
+    models or workloads.
     """
     sized = [(result, peak_memory_bytes(result)) for result in results if result.measurements]
     measured = [(result, size) for result, size in sized if not math.isnan(size)]
     groups = list(dict.fromkeys(coordinate(result.cell, axis) for result, _ in measured))
-    if len(comparable(results)) > 1 or len(groups) < 2 or len({result.cell.batch for result, _ in measured}) < 2:
+    if (
+        len(comparable(results)) > 1
+        or len(groups) < 2
+        or len({result.cell.batch for result, _ in measured}) < 2
+    ):
         return [], []
     sizes = sorted(size for _, size in measured)
-    budgets = dict.fromkeys(sizes[round(i * (len(sizes) - 1) / (_BUDGETS - 1))] for i in range(_BUDGETS))
+    budgets = dict.fromkeys(
+        sizes[round(i * (len(sizes) - 1) / (_BUDGETS - 1))] for i in range(_BUDGETS)
+    )
     rows = []
     for budget in budgets:
         fitting = [result for result, size in measured if size <= budget]

@@ -1,8 +1,10 @@
-"""What others have published about configurations that a sweep has measured too, and what of it can be compared.
+"""What others have published about configurations that a sweep has measured too, and what of it can
+be compared.
 
-Hardware, versions and protocols differ, so a published number is no yardstick for ours. The ratio to a baseline is: both
-sides have the same model without quantization, in 16 bits or else in fp32, at the same batch. How many times the baseline's
-number a configuration has, there and here, is what gets put side by side.
+Hardware, versions and protocols differ, so a published number is no yardstick for ours. The ratio
+to a baseline is: both sides have the same model without quantization, in 16 bits or else in fp32,
+at the same batch. How many times the baseline's number a configuration has, there and here, is what
+gets put side by side.
 """
 
 import csv
@@ -14,13 +16,15 @@ from bench.analysis.comparison import Reference, pairs
 from bench.analysis.metrics import derive
 from bench.record.result import Result
 
-_BASELINES = (("fp16", "bf16"), ("fp32",))  # better ones first; for a quantized row one of a group may stand for the other
+# Better ones first; for a quantized row one of a group may stand for the other
+_BASELINES = (("fp16", "bf16"), ("fp32",))
 _DEFAULT_ATTN = "sdpa"  # what transformers takes when nothing is said
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One published configuration. Names are those of conf/, numbers have the keys and SI units of ``METRICS``."""
+    """One published configuration. Names are those of conf/, numbers have the keys and SI units of
+    ``METRICS``."""
 
     hardware: str
     model: str
@@ -63,10 +67,13 @@ class Compared:
 
 
 def read(text: str) -> Publication:
-    """A file of sweeps/published: comments with source and protocol, then a table in which an empty field is unknown."""
+    """A file of sweeps/published: comments with source and protocol, then a table in which an empty
+    field is unknown."""
     lines = text.splitlines()
     table = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return Publication(_said(lines, "Source"), _said(lines, "Protocol"), tuple(_row(fields) for fields in table))
+    return Publication(
+        _said(lines, "Source"), _said(lines, "Protocol"), tuple(_row(fields) for fields in table)
+    )
 
 
 def _said(lines: Sequence[str], about: str) -> str:
@@ -93,20 +100,29 @@ def _count(text: str) -> int | None:
 
 
 def matches(results: Sequence[Result], publication: Publication) -> list[Match]:
-    """Every published row with each result of its model, quantization, batch and, where it names one, attention."""
+    """Every published row with each result of its model, quantization, batch and, where it names
+    one, attention."""
     measured = [result for result in results if result.measurements]
-    return [match for row in publication.rows for match in _matches(row, publication.rows, measured)]
+    return [
+        match for row in publication.rows for match in _matches(row, publication.rows, measured)
+    ]
 
 
 def _matches(row: Row, rows: Sequence[Row], measured: Sequence[Result]) -> list[Match]:
-    """With the first baseline that both sides have; without a common one there is nothing to compare."""
-    alike = {r.cell_id: r for r in measured if (r.cell.model.name, r.cell.batch) == (row.model, row.batch)}
+    """With the first baseline that both sides have; without a common one there is nothing to
+    compare."""
+    alike = {
+        r.cell_id: r
+        for r in measured
+        if (r.cell.model.name, r.cell.batch) == (row.model, row.batch)
+    }
     for baseline, quant in _baselines(row, rows):
         against = Reference({"quant": quant} | ({"attn": _DEFAULT_ATTN} if row.attn else {}))
         found = [
             Match(row, baseline, alike[cell], alike[base])
             for cell, base in pairs(list(alike.values()), against)
-            if alike[cell].cell.quant.name == row.quant and row.attn in ("", alike[cell].cell.attn.name)
+            if alike[cell].cell.quant.name == row.quant
+            and row.attn in ("", alike[cell].cell.attn.name)
         ]
         if found:
             return found
@@ -114,12 +130,15 @@ def _matches(row: Row, rows: Sequence[Row], measured: Sequence[Result]) -> list[
 
 
 def _baselines(row: Row, rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-    """The published baselines of a row, each with the quantizations that it may be compared with here; the best first."""
+    """The published baselines of a row, each with the quantizations that it may be compared with
+    here; the best first."""
     for quants in _BASELINES:
         for other in rows:
             if other.quant in quants and not other.attn and _place(other) == _place(row):
                 if other == row:
-                    return  # a baseline is compared with better ones only: else each pair of them would come twice
+                    # A baseline is compared with better ones only: else each pair of them would
+                    # come twice
+                    return
                 stand_ins = [quant for quant in quants if quant != other.quant and not row.attn]
                 yield from ((other, quant) for quant in [other.quant, *stand_ins])
 
@@ -133,7 +152,9 @@ def compared(match: Match, keys: Sequence[str]) -> list[Compared]:
     there, there_base = match.there.values, match.there_baseline.values
     here, here_base = derive(match.here), derive(match.here_baseline)
     return [
-        Compared(key, there[key], there[key] / there_base[key], here[key], here[key] / here_base[key])
+        Compared(
+            key, there[key], there[key] / there_base[key], here[key], here[key] / here_base[key]
+        )
         for key in keys
         if all(key in values for values in (there, there_base, here, here_base))
     ]

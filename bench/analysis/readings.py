@@ -1,4 +1,5 @@
-"""What is read off one process, before it becomes a metric: typical times, outliers, drift, shares of what is possible."""
+"""What is read off one process, before it becomes a metric: typical times, outliers, drift, shares
+of what is possible."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,8 +12,9 @@ from bench.analysis.stats import outliers, readings_needed
 from bench.record.measurement import Measurement, Memory, Repeat, Telemetry
 from bench.record.result import Attestation, Peaks, Result
 
-# by field of Contamination: what it means, and the share of the time that is harmless. A quiet machine of two CPUs shows
-# a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy neighbour 12 to 47 %.
+# by field of Contamination: what it means, and the share of the time that is harmless. A quiet
+# machine of two CPUs shows a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy
+# neighbour 12 to 47 %.
 _DISTURBANCES = {
     "throttled_s": ("the cgroup's CPU quota was used up for a share of the time", 0.01),
     "steal_s": ("other virtual machines took a share of the CPUs", 0.01),
@@ -21,27 +23,33 @@ _DISTURBANCES = {
 
 
 def tpot_s(repeat: Repeat) -> float:
-    """Time of one decode step of the whole batch, averaged over a request: (end to end - TTFT) / (new tokens - 1)."""
+    """Time of one decode step of the whole batch, averaged over a request: (end to end - TTFT) /
+    (new tokens - 1)."""
     return (repeat.e2e_s - repeat.ttft_s) / len(repeat.decode_step_s)
 
 
 def median_step_s(measurements: Sequence[Measurement]) -> list[float]:
-    """For each position in the answer the median of its decode step over all requests of all processes."""
+    """For each position in the answer the median of its decode step over all requests of all
+    processes."""
     requests = [repeat.decode_step_s for m in measurements for repeat in m.repeats]
     return [median(steps) for steps in zip(*requests, strict=True)]
 
 
 def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
-    """TTFT and TPOT of each process (the median of its requests): the independent readings that verdicts stand on."""
+    """TTFT and TPOT of each process (the median of its requests): the independent readings that
+    verdicts stand on."""
     return {"ttft_s": [ttft(m) for m in measurements], "tpot_s": [tpot(m) for m in measurements]}
 
 
 def quickest_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
-    """TTFT and TPOT of each process when nobody interferes: its quickest prefill, and the quickest decode step at each
-    position of the answer, on average over the positions."""
+    """TTFT and TPOT of each process when nobody interferes: its quickest prefill, and the quickest
+    decode step at each position of the answer, on average over the positions."""
     return {
         "ttft_s": [min(r.ttft_s for r in m.repeats) for m in measurements],
-        "tpot_s": [fmean(min(s) for s in zip(*(r.decode_step_s for r in m.repeats), strict=True)) for m in measurements],
+        "tpot_s": [
+            fmean(min(s) for s in zip(*(r.decode_step_s for r in m.repeats), strict=True))
+            for m in measurements
+        ],
     }
 
 
@@ -52,17 +60,21 @@ def outlying(measurement: Measurement) -> list[int]:
 
 
 def drift(measurement: Measurement) -> float:
-    """By how much the reference kernel that changed most was slower (or faster) after the cell than before it."""
+    """By how much the reference kernel that changed most was slower (or faster) after the cell than
+    before it."""
     before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
     changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
     return max(changes, key=abs)
 
 
 def disturbances(measured: Sequence[Measurement]) -> list[tuple[str, float]]:
-    """Who else had the CPUs while requests were timed: what, and the share of the time; of the process that had it worst."""
+    """Who else had the CPUs while requests were timed: what, and the share of the time; of the
+    process that had it worst."""
     found = []
     for field, (text, harmless) in _DISTURBANCES.items():
-        share = max((getattr(m.contamination, field) or 0.0) / m.contamination.wall_s for m in measured)
+        share = max(
+            (getattr(m.contamination, field) or 0.0) / m.contamination.wall_s for m in measured
+        )
         if share > harmless:
             found.append((text, share))
     return found
@@ -91,9 +103,11 @@ def e2e(m: Measurement) -> float:
 
 
 def enqueue_s(m: Measurement) -> float | None:
-    """What the host needs to enqueue one decode step; None on a CPU, where it computes the step itself.
+    """What the host needs to enqueue one decode step; None on a CPU, where it computes the step
+    itself.
 
-    None too where something in a step waits for the device: the host is then as slow as the device by design.
+    None too where something in a step waits for the device: the host is then as slow as the device
+    by design.
     """
     if m.decode_syncs:
         return None
@@ -127,11 +141,17 @@ def mfu(r: Result, m: Measurement, a: Attestation, peaks: Peaks) -> float | None
 
 def ceiling(r: Result, m: Measurement, a: Attestation, peaks: Peaks) -> float:
     flops = roofline.step_flops(a, contexts(r, m)[0], r.cell.batch)
-    return roofline.ceiling_tok_s(peaks, step_bytes(r, m, a), flops, r.cell.batch, roofline.executed_dtype(a))
+    return roofline.ceiling_tok_s(
+        peaks, step_bytes(r, m, a), flops, r.cell.batch, roofline.executed_dtype(a)
+    )
 
 
 def peak_bytes(memory: Memory) -> float | None:
-    return memory.allocated_peak_bytes if memory.allocated_peak_bytes is not None else memory.rss_peak_bytes
+    return (
+        memory.allocated_peak_bytes
+        if memory.allocated_peak_bytes is not None
+        else memory.rss_peak_bytes
+    )
 
 
 def idle_w(m: Measurement) -> float | None:

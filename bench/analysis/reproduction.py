@@ -1,25 +1,29 @@
 """Has a run been reproduced? An equivalence test between what was read then and what is read now.
 
-The readings are processes, as everywhere (``verdict``), but of a process not the median request is taken but what is left
-when nobody interferes: its quickest prefill, and the quickest decode step at each position. The cells of one sweep are
-disturbed alike; then and now are not. Neighbours on the same hardware only ever add time, in bursts of seconds, and the
-kernel counts none of it: the least of many times is the robust estimate of what the program itself takes (Chen and Revels,
-Robust benchmarking in noisy environments, arXiv 1608.04295). sweeps/LOG.md has by how much medians and least times of one
-and the same cell differed here. Where the medians have moved beyond the margin, that is said beside the verdict: something
-that the quickest steps do not meet would show there.
+The readings are processes, as everywhere (``verdict``), but of a process not the median request is
+taken but what is left when nobody interferes: its quickest prefill, and the quickest decode step at
+each position. The cells of one sweep are disturbed alike; then and now are not. Neighbours on the
+same hardware only ever add time, in bursts of seconds, and the kernel counts none of it: the least
+of many times is the robust estimate of what the program itself takes (Chen and Revels, Robust
+benchmarking in noisy environments, arXiv 1608.04295). sweeps/LOG.md has by how much medians and
+least times of one and the same cell differed here. Where the medians have moved beyond the margin,
+that is said beside the verdict: something that the quickest steps do not meet would show there.
 
-y is the logarithm of such a time of a process. What differs between processes of one side is noise, pooled over both sides
-and all cells, without blocks. The change is uncertain by t x s x sqrt(1/n_then + 1/n_now).
+y is the logarithm of such a time of a process. What differs between processes of one side is noise,
+pooled over both sides and all cells, without blocks. The change is uncertain by t x s x
+sqrt(1/n_then + 1/n_now).
 
-* ``reproduced``: the 90 % interval of every change lies inside the margin (two one-sided tests, Schuirmann 1987).
+* ``reproduced``: the 90 % interval of every change lies inside the margin (two one-sided tests,
+  Schuirmann 1987).
 * ``differs``: an interval that holds for all changes together at 95 % (Bonferroni) lies outside it.
-* ``cannot tell``: anything else; then the number of processes is given that would have told, the readings being as they
-  are. Where the original has too few of its own, no number does. A cell that was killed, ran out of time, failed or was
-  skipped on one side was not compared; a number where there was none, or none where there was one, differs.
+* ``cannot tell``: anything else; then the number of processes is given that would have told, the
+  readings being as they are. Where the original has too few of its own, no number does. A cell that
+  was killed, ran out of time, failed or was skipped on one side was not compared; a number where
+  there was none, or none where there was one, differs.
 
-Answers and divergence are compared to the last digit where the same machine, versions and threads promise that: on a CPU;
-if one side lacks them, whether they are reproduced cannot be told.
-CUDA kernels promise it to nobody (torch, Reproducibility), and other versions round otherwise.
+Answers and divergence are compared to the last digit where the same machine, versions and threads
+promise that: on a CPU; if one side lacks them, whether they are reproduced cannot be told. CUDA
+kernels promise it to nobody (torch, Reproducibility), and other versions round otherwise.
 """
 
 import dataclasses
@@ -46,7 +50,8 @@ STEADY = 0.05  # medians of the reference kernels move by less on a quiet machin
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How many times as long it takes now, undisturbed. ``low``, ``high``: 90 %; None where the noise is not known."""
+    """How many times as long it takes now, undisturbed. ``low``, ``high``: 90 %; None where the
+    noise is not known."""
 
     metric: str
     then_s: float  # geometric mean over the processes
@@ -105,17 +110,27 @@ def reproductions(pairs: Sequence[tuple[Result, Result]], margin: float) -> list
         for i in measured:
             medians = _medians_ratio(*pairs[i], metric)
             changes[i].append(_change(metric, *logs[i], medians, noise, margin, len(measured)))
-    return [_reproduction(then, now, tuple(found)) for (then, now), found in zip(pairs, changes, strict=True)]
+    return [
+        _reproduction(then, now, tuple(found))
+        for (then, now), found in zip(pairs, changes, strict=True)
+    ]
 
 
 def overall(found: Sequence[Reproduction]) -> Word:
     """Of a whole sweep: every cell has to be reproduced."""
     words = {each.word for each in found}
-    return "differs" if "differs" in words else "cannot tell" if "cannot tell" in words else "reproduced"
+    return (
+        "differs"
+        if "differs" in words
+        else "cannot tell"
+        if "cannot tell" in words
+        else "reproduced"
+    )
 
 
 def kernel_change(then: Result, now: Result) -> float | None:
-    """How many times as long the reference kernels take now: of the one that moved most; None without a number."""
+    """How many times as long the reference kernels take now: of the one that moved most; None
+    without a number."""
     if not then.measurements or not now.measurements:
         return None
     early, late = _kernels(then.measurements), _kernels(now.measurements)
@@ -132,7 +147,9 @@ def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> st
     then, now = found.then.outcome, found.now.outcome
     if then.status != now.status:
         return f"it was {_said(then)} and is {_said(now)}"
-    decisive = [each for each in (*in_memory(found.then, found.now), *elsewhere) if each.is_decisive]
+    decisive = [
+        each for each in (*in_memory(found.then, found.now), *elsewhere) if each.is_decisive
+    ]
     if decisive:
         return str(decisive[0])
     if all(change.word != "differs" for change in found.changes):
@@ -142,10 +159,14 @@ def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> st
         return f"{what} ({share:.0%})"
     kernels = kernel_change(found.then, found.now)
     if kernels is not None and abs(math.log(kernels)) > math.log1p(STEADY):
-        return f"this machine itself: its reference kernels take {kernels:.2f} times as long as then"
+        return (
+            f"this machine itself: its reference kernels take {kernels:.2f} times as long as then"
+        )
     if elsewhere:
         return str(elsewhere[0])
-    return "nothing that is recorded differs; then heat, neighbours or the layout of memory are left"
+    return (
+        "nothing that is recorded differs; then heat, neighbours or the layout of memory are left"
+    )
 
 
 def _said(outcome: Outcome) -> str:
@@ -184,12 +205,16 @@ def _change(
     needed = None
     if word == "cannot tell":
         more = range(len(late) + 1, _MOST_PROCESSES + 1)
-        needed = next((n for n in more if _told(change, noise, len(early), n, len(late), margin, cells)), None)
+        needed = next(
+            (n for n in more if _told(change, noise, len(early), n, len(late), margin, cells)), None
+        )
     low, high = math.exp(change - narrow), math.exp(change + narrow)
     return Change(metric, *times, math.exp(change), medians, low, high, word, needed)
 
 
-def _told(change: float, noise: Spread, early: int, late: int, had: int, margin: float, cells: int) -> bool:
+def _told(
+    change: float, noise: Spread, early: int, late: int, had: int, margin: float, cells: int
+) -> bool:
     more = Spread(noise.deviation, noise.df + cells * (late - had))  # every cell gets as many
     return _word(change, more, early, late, margin, cells) != "cannot tell"
 
@@ -197,7 +222,9 @@ def _told(change: float, noise: Spread, early: int, late: int, had: int, margin:
 def _word(change: float, noise: Spread, early: int, late: int, margin: float, cells: int) -> Word:
     if abs(change) + _half(noise, early, late, 1 - ALPHA) < math.log1p(margin):
         return "reproduced"
-    if abs(change) - _half(noise, early, late, 1 - ALPHA / (2 * cells * len(COMPARED))) > math.log1p(margin):
+    if abs(change) - _half(
+        noise, early, late, 1 - ALPHA / (2 * cells * len(COMPARED))
+    ) > math.log1p(margin):
         return "differs"
     return "cannot tell"
 
@@ -209,15 +236,21 @@ def _half(noise: Spread, early: int, late: int, probability: float) -> float:
 def _exactness(then: Result, now: Result) -> Exactness:
     early, late = then.divergence, now.divergence
     same_reference = early is not None and late is not None and early.reference == late.reference
-    windows = list(zip(early.windows, late.windows, strict=False)) if early and late and same_reference else []
+    windows = (
+        list(zip(early.windows, late.windows, strict=False))
+        if early and late and same_reference
+        else []
+    )
     answers = list(zip(then.samples, now.samples, strict=False))
     return Exactness(
-        promised=then.cell.device == now.cell.device == "cpu" and _computing(then) == _computing(now),
+        promised=then.cell.device == now.cell.device == "cpu"
+        and _computing(then) == _computing(now),
         answers=len(answers),
         other_answers=sum(one.tokens != other.tokens for one, other in answers),
         windows=len(windows),
         other_windows=sum(one != other for one, other in windows),
-        is_one_sided=len(then.samples) != len(now.samples) or (early != late and not same_reference),
+        is_one_sided=len(then.samples) != len(now.samples)
+        or (early != late and not same_reference),
     )
 
 
@@ -238,4 +271,7 @@ def _medians_ratio(then: Result, now: Result, metric: str) -> float:
 
 def _kernels(measured: Sequence[Measurement]) -> list[float]:
     """The reference kernels' times, each the median over the processes."""
-    return [median(times) for times in zip(*(dataclasses.astuple(m.before) for m in measured), strict=True)]
+    return [
+        median(times)
+        for times in zip(*(dataclasses.astuple(m.before) for m in measured), strict=True)
+    ]

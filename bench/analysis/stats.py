@@ -1,17 +1,20 @@
 """Uncertainty: from readings to intervals, and when it is enough.
 
-Times are compared as ratios, so everything is computed on logarithms: a mean of logarithms is a geometric mean, and an
-interval of it is an interval of ratios. Three rules, each from a simulation or a theorem:
+Times are compared as ratios, so everything is computed on logarithms: a mean of logarithms is a
+geometric mean, and an interval of it is an interval of ratios. Three rules, each from a simulation
+or a theorem:
 
-* Looking at the data and stopping as soon as it looks narrow enough makes intervals that hold 76 % of the time instead of
-  95 % (simulated). So there are few looks, at doubling numbers of repeats, and each takes its share of the 5 % (Bonferroni).
-* An outlier is told by its modified z-score (Iglewicz and Hoaglin 1993): 0.6745 x distance from the median / median
-  absolute deviation, above 3.5. It is counted and named, never dropped: it was measured.
-* A quantile is claimed only from so many readings that the largest of them lies above it with 95 % probability
-  (1 - q^n >= 0.95): 59 for the 95th percentile, 299 for the 99th.
+* Looking at the data and stopping as soon as it looks narrow enough makes intervals that hold 76 %
+  of the time instead of 95 % (simulated). So there are few looks, at doubling numbers of repeats,
+  and each takes its share of the 5 % (Bonferroni).
+* An outlier is told by its modified z-score (Iglewicz and Hoaglin 1993): 0.6745 x distance from the
+  median / median absolute deviation, above 3.5. It is counted and named, never dropped: it was
+  measured.
+* A quantile is claimed only from so many readings that the largest of them lies above it with 95 %
+  probability (1 - q^n >= 0.95): 59 for the 95th percentile, 299 for the 99th.
 
-Student's t comes from the regularized incomplete beta function as a continued fraction (Abramowitz and Stegun 26.5.8,
-26.7.1), because scipy would be a large dependency for one number.
+Student's t comes from the regularized incomplete beta function as a continued fraction (Abramowitz
+and Stegun 26.5.8, 26.7.1), because scipy would be a large dependency for one number.
 """
 
 import functools
@@ -40,7 +43,8 @@ class Estimate:
 
 @functools.cache
 def t_quantile(probability: float, df: float) -> float:
-    """The value that Student's t with ``df`` degrees of freedom stays below with ``probability`` (0.5 or more)."""
+    """The value that Student's t with ``df`` degrees of freedom stays below with ``probability``
+    (0.5 or more)."""
     high = 1.0
     while t_cdf(high, df) < probability:
         high *= 2
@@ -52,7 +56,8 @@ def t_quantile(probability: float, df: float) -> float:
 
 
 def t_cdf(t: float, df: float) -> float:
-    """The probability that Student's t with ``df`` degrees of freedom stays below ``t``; t is 0 or more."""
+    """The probability that Student's t with ``df`` degrees of freedom stays below ``t``; t is 0 or
+    more."""
     return 1 - _incomplete_beta(df / 2, 0.5, df / (df + t * t)) / 2
 
 
@@ -61,7 +66,16 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
         return x
     if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly
         return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    front = (
+        math.exp(
+            math.lgamma(a + b)
+            - math.lgamma(a)
+            - math.lgamma(b)
+            + a * math.log(x)
+            + b * math.log1p(-x)
+        )
+        / a
+    )
     value, c, d = 1.0, 1.0, 1 / (1 - (a + b) * x / (a + 1))
     value = d
     for m in itertools.count(1):  # Lentz's method, two terms at a time
@@ -77,7 +91,8 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def geometric_interval(values: Sequence[float], level: float) -> Estimate:
-    """The geometric mean of positive readings with its t interval; from a single one the interval is unbounded."""
+    """The geometric mean of positive readings with its t interval; from a single one the interval
+    is unbounded."""
     logs = [math.log(value) for value in values]
     centre, n = fmean(logs), len(logs)
     if n == 1:
@@ -87,7 +102,8 @@ def geometric_interval(values: Sequence[float], level: float) -> Estimate:
 
 
 def mean_interval(values: Sequence[float], level: float) -> Estimate:
-    """The mean of readings of any sign with its t interval; from a single one the interval is unbounded."""
+    """The mean of readings of any sign with its t interval; from a single one the interval is
+    unbounded."""
     centre, n = fmean(values), len(values)
     if n == 1:
         return Estimate(centre, -math.inf, math.inf, 1)
@@ -96,8 +112,11 @@ def mean_interval(values: Sequence[float], level: float) -> Estimate:
 
 
 def looks(repeats: int) -> tuple[int, ...]:
-    """The numbers of repeats after which to look whether it is enough: doubling from 5, the last is ``repeats``."""
-    before = itertools.takewhile(lambda n: n < repeats, (_FIRST_LOOK * 2**i for i in itertools.count()))
+    """The numbers of repeats after which to look whether it is enough: doubling from 5, the last is
+    ``repeats``."""
+    before = itertools.takewhile(
+        lambda n: n < repeats, (_FIRST_LOOK * 2**i for i in itertools.count())
+    )
     return (*before, repeats)
 
 
@@ -107,7 +126,8 @@ def look_level(repeats: int) -> float:
 
 
 def is_narrow(values: Sequence[float], target: float, level: float) -> bool:
-    """Whether the geometric mean is known to within ``target`` (0.02: two percent) at this level."""
+    """Whether the geometric mean is known to within ``target`` (0.02: two percent) at this
+    level."""
     if len(values) < 2:
         return False
     found = geometric_interval(values, level)
@@ -121,7 +141,9 @@ def outliers(values: Sequence[float]) -> list[int]:
     spread = median(abs(each - centre) for each in logs)
     if spread == 0:
         return []
-    return [i for i, each in enumerate(logs) if 0.6745 * abs(each - centre) / spread > _OUTLIER_SCORE]
+    return [
+        i for i, each in enumerate(logs) if 0.6745 * abs(each - centre) / spread > _OUTLIER_SCORE
+    ]
 
 
 def readings_needed(quantile: float) -> int:

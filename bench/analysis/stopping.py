@@ -1,11 +1,13 @@
 """When a process has run enough requests: first to be warm, then to know its times well enough.
 
-Warm: the medians of the last two windows of requests agree, in TTFT and TPOT, to within 5 %. Compilation, lazy loading
-and a growing allocator change times by more than that; slower drifts are what the reference kernels are for.
+Warm: the medians of the last two windows of requests agree, in TTFT and TPOT, to within 5 %.
+Compilation, lazy loading and a growing allocator change times by more than that; slower drifts are
+what the reference kernels are for.
 
-Enough: at one of a few looks (``stats.looks``) both geometric means are known to within the profile's target, or the
-time that the process may take is over. That interval speaks about this process only: whether two cells differ is never
-decided by it, because processes differ from each other as well.
+Enough: at one of a few looks (``stats.looks``) both geometric means are known to within the
+profile's target, or the time that the process may take is over. That interval speaks about this
+process only: whether two cells differ is never decided by it, because processes differ from each
+other as well.
 """
 
 from collections.abc import Sequence
@@ -24,13 +26,13 @@ def is_warm(requests: Sequence[Repeat], measure: Measure) -> bool:
     if len(requests) < 2 * measure.window:
         return False
     earlier, later = requests[-2 * measure.window : -measure.window], requests[-measure.window :]
-    return all(
-        abs(median(times(later)) / median(times(earlier)) - 1) <= _AGREE for times in (_ttft_s, _tpot_s)
-    )  # fmt: skip
+    ratios = [median(times(later)) / median(times(earlier)) for times in (_ttft_s, _tpot_s)]
+    return all(abs(ratio - 1) <= _AGREE for ratio in ratios)
 
 
 def why_stop(requests: Sequence[Repeat], measure: Measure, elapsed_s: float) -> Stopped | None:
-    """Why no further request is timed; None: go on. ``elapsed_s``: since the first of them began."""
+    """Why no further request is timed; None: go on. ``elapsed_s``: since the first of them
+    began."""
     n = len(requests)
     at = looks(measure.repeats)
     if measure.target is not None and n in at:

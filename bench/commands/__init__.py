@@ -40,13 +40,24 @@ def run_command(name: str, arguments: list[str], compose: Compose) -> int:
         "doctor": lambda rest: _doctor(rest, compose),
     }
     if name not in commands:
-        raise ConfigError([f"{name}: no such command; there are {', '.join(commands)}, and key=value starts a sweep"])
+        raise ConfigError(
+            [
+                f"{name}: no such command; there are {', '.join(commands)}, and key=value starts a"
+                " sweep"
+            ]
+        )
     return commands[name](arguments)
 
 
 def _push(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("bench push", description="Send a sweep's results to MLflow (again).")
-    parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
+    parser = argparse.ArgumentParser(
+        "bench push", description="Send a sweep's results to MLflow (again)."
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out",
+    )
     given = parser.parse_args(arguments).folder
     from bench.commands.push import push
 
@@ -62,10 +73,21 @@ def _fetch(arguments: list[str]) -> int:
 
 
 def _gate(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("bench gate", description="Exit code 1 when something has become slower.")
-    parser.add_argument("current", help=f"folder of a sweep or of one of its cells, or a sweep's name in {_SWEEPS}")
-    parser.add_argument("--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise")
-    parser.add_argument("--threshold", type=_share, default=0.05, help="slowdown that is let through (default 0.05: 5 %%)")
+    parser = argparse.ArgumentParser(
+        "bench gate", description="Exit code 1 when something has become slower."
+    )
+    parser.add_argument(
+        "current", help=f"folder of a sweep or of one of its cells, or a sweep's name in {_SWEEPS}"
+    )
+    parser.add_argument(
+        "--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_share,
+        default=0.05,
+        help="slowdown that is let through (default 0.05: 5 %%)",
+    )
     given = parser.parse_args(arguments)
     from bench.commands.gate import gate
 
@@ -76,30 +98,68 @@ def _gate(arguments: list[str]) -> int:
 
 
 def _advise(arguments: list[str]) -> int:
-    from bench.analysis.advice import Goal, Limits  # imports numpy, which no other command line needs to wait for
+    # Imports numpy, which no other command line needs to wait for
+    from bench.analysis.advice import Goal, Limits
 
-    parser = argparse.ArgumentParser("bench advise", description="Which configuration to take, and how sure that is.")
-    parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
-    parser.add_argument("--goal", choices=get_args(Goal), help="without it the usual questions are answered")
-    parser.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="of the GPU, or of the process: 8GiB, 500MB")
-    parser.add_argument("--max-ttft", type=_seconds, metavar="TIME", help="time to first token: 200ms, 1.5s")
+    parser = argparse.ArgumentParser(
+        "bench advise", description="Which configuration to take, and how sure that is."
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out",
+    )
+    parser.add_argument(
+        "--goal", choices=get_args(Goal), help="without it the usual questions are answered"
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="of the GPU, or of the process: 8GiB, 500MB",
+    )
+    parser.add_argument(
+        "--max-ttft", type=_seconds, metavar="TIME", help="time to first token: 200ms, 1.5s"
+    )
     parser.add_argument("--max-tpot", type=_seconds, metavar="TIME", help="time per output token")
-    parser.add_argument("--max-kl", type=_positive, metavar="NATS", help="divergence from the unquantized model: 0.05")
-    parser.add_argument("--min-throughput", type=_positive, metavar="TOK_S", help="output tokens per second of the batch")
+    parser.add_argument(
+        "--max-kl",
+        type=_positive,
+        metavar="NATS",
+        help="divergence from the unquantized model: 0.05",
+    )
+    parser.add_argument(
+        "--min-throughput",
+        type=_positive,
+        metavar="TOK_S",
+        help="output tokens per second of the batch",
+    )
     given = parser.parse_args(arguments)
     from bench.report.advice import advise_on
 
-    limits = Limits(given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput)
-    return advise_on(_newest() if given.folder is None else _place(given.folder), limits, given.goal)
+    limits = Limits(
+        given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
+    )
+    return advise_on(
+        _newest() if given.folder is None else _place(given.folder), limits, given.goal
+    )
 
 
 def _doctor(arguments: list[str], compose: Compose) -> int:
-    parser = argparse.ArgumentParser("bench doctor", description="What this machine is, and what works on it.")
-    parser.add_argument("--calibrate", action="store_true", help="find the spread between processes (a few minutes)")
+    parser = argparse.ArgumentParser(
+        "bench doctor", description="What this machine is, and what works on it."
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true", help="find the spread between processes (a few minutes)"
+    )
     calibrate = parser.parse_args(arguments).calibrate
     (default,) = compose([])
     variants = [
-        (axis, file.stem, parse_config({**default, axis: yaml.safe_load(file.read_text(encoding="utf-8"))}).cell)
+        (
+            axis,
+            file.stem,
+            parse_config({**default, axis: yaml.safe_load(file.read_text(encoding="utf-8"))}).cell,
+        )
         for axis in _OF_THE_MACHINE
         for file in sorted((CONF / axis).glob("*.yaml"))
     ]
@@ -109,14 +169,21 @@ def _doctor(arguments: list[str], compose: Compose) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("bench report", description="Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
-    parser.add_argument("folder", nargs="?", help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out")
+    parser = argparse.ArgumentParser(
+        "bench report", description="Write a sweep's report (again): HTML, Markdown, CSV, PNG."
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out",
+    )
     given = parser.parse_args(arguments).folder
     from bench.report.page import write_report
 
     folder = _newest() if given is None else _place(given)
     files = write_report(folder)
-    if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:  # by `mlflow run -e report`
+    # By `mlflow run -e report`
+    if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
         from bench.store.mlflow import keep_report
 
         keep_report(run_id, folder.name, files)
@@ -128,10 +195,29 @@ def _report(arguments: list[str]) -> int:
 def _reproduce(arguments: list[str], compose: Compose) -> int:
     about = "Run a cell or a sweep once more: does the same come out?"
     parser = argparse.ArgumentParser("bench reproduce", description=about, allow_abbrev=False)
-    parser.add_argument("run", help=f"id of an MLflow run, folder of a sweep or of one of its cells, or a name in {_SWEEPS}")
-    parser.add_argument("--margin", type=_margin, default=0.05, help="times within it are alike (default 0.05: 5 %%)")
-    parser.add_argument("--processes", type=_count, metavar="N", help="of each cell; default: as recorded, at least 5")
-    parser.add_argument("--checkout", action="store_true", help="in a temporary worktree of the commit that is recorded")
+    parser.add_argument(
+        "run",
+        help=(
+            f"id of an MLflow run, folder of a sweep or of one of its cells, or a name in {_SWEEPS}"
+        ),
+    )
+    parser.add_argument(
+        "--margin",
+        type=_margin,
+        default=0.05,
+        help="times within it are alike (default 0.05: 5 %%)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        metavar="N",
+        help="of each cell; default: as recorded, at least 5",
+    )
+    parser.add_argument(
+        "--checkout",
+        action="store_true",
+        help="in a temporary worktree of the commit that is recorded",
+    )
     given = parser.parse_args(arguments)
     (default,) = compose([])
     settings = parse_config(default).settings
@@ -140,10 +226,16 @@ def _reproduce(arguments: list[str], compose: Compose) -> int:
 
     if given.checkout:
         code = recorded.sweep.provenance
-        return in_worktree(code.commit, code.changed, [word for word in arguments if word != "--checkout"])
+        return in_worktree(
+            code.commit, code.changed, [word for word in arguments if word != "--checkout"]
+        )
     tracking = replace(settings.tracking, experiment=recorded.sweep.tracking.experiment)
     baseline = recorded.sweep.baseline  # which decides what predictions are compared with
-    return reproduce(recorded, replace(settings, tracking=tracking, baseline=baseline, margin=given.margin), given.processes)
+    return reproduce(
+        recorded,
+        replace(settings, tracking=tracking, baseline=baseline, margin=given.margin),
+        given.processes,
+    )
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":
@@ -162,9 +254,17 @@ def _recorded(given: str, settings: Settings) -> "Recorded":
 def _store_of_runs(given: str, settings: Settings) -> str:
     from bench.store.mlflow import tracking_uri
 
-    uri, own = tracking_uri(settings.tracking, Path(settings.output_dir)), Path(settings.output_dir, "mlflow.db")
+    uri, own = (
+        tracking_uri(settings.tracking, Path(settings.output_dir)),
+        Path(settings.output_dir, "mlflow.db"),
+    )
     if "MLFLOW_TRACKING_URI" not in os.environ and not own.is_file():
-        raise ConfigError([f"{given}: no such folder, and no store of runs at {own}; want one in MLFLOW_TRACKING_URI"])
+        raise ConfigError(
+            [
+                f"{given}: no such folder, and no store of runs at {own}; want one in"
+                " MLFLOW_TRACKING_URI"
+            ]
+        )
     return uri
 
 
@@ -217,11 +317,15 @@ def _share(text: str) -> float:
 
 
 def _place(given: str) -> Path:
-    return Path(given) if Path(given).exists() or not (_SWEEPS / given).exists() else _SWEEPS / given
+    return (
+        Path(given) if Path(given).exists() or not (_SWEEPS / given).exists() else _SWEEPS / given
+    )
 
 
 def _newest() -> Path:
     sweeps: Sequence[Path] = sorted(_SWEEPS.glob("*/sweep.json"))
     if not sweeps:
-        raise ConfigError([f"no sweep in {_SWEEPS}; want a folder like {_SWEEPS}/2026-01-31_12-00-00"])
+        raise ConfigError(
+            [f"no sweep in {_SWEEPS}; want a folder like {_SWEEPS}/2026-01-31_12-00-00"]
+        )
     return sweeps[-1].parent

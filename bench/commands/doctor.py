@@ -1,7 +1,8 @@
-"""``python -m bench doctor``: what this machine is, and which values of quant, attn and decode work on it.
+"""``python -m bench doctor``: what this machine is, and which values of quant, attn and decode work
+on it.
 
-With ``--calibrate`` the default cell runs in 8 processes; the spread between them is what a sweep of a single pass is
-judged by from then on.
+With ``--calibrate`` the default cell runs in 8 processes; the spread between them is what a sweep
+of a single pass is judged by from then on.
 """
 
 import math
@@ -61,14 +62,19 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
     }
     if host.device_memory_bytes is not None:
         rows["device memory"] = (
-            f"{host.device_memory_bytes / 2**30:.1f} GiB, driver {host.driver}, capability {host.capability}"
+            f"{host.device_memory_bytes / 2**30:.1f} GiB, driver {host.driver}, capability"
+            f" {host.capability}"
         )
     if peaks is not None:
         flops = ", ".join(f"{dtype} {rate / 1e9:,.0f} G/s" for dtype, rate in peaks.flops.items())
-        rows["peaks"] = f"reads {peaks.read_bytes_s / 1e9:.1f} GB/s, matrix products {flops} ({peaks.source})"
+        rows["peaks"] = (
+            f"reads {peaks.read_bytes_s / 1e9:.1f} GB/s, matrix products {flops} ({peaks.source})"
+        )
     found = calibration.read(host)
     rows["calibration"] = (
-        ", ".join(f"{metric} {each.deviation:.1%} between processes" for metric, each in found.items())
+        ", ".join(
+            f"{metric} {each.deviation:.1%} between processes" for metric, each in found.items()
+        )
         or "none: python -m bench doctor --calibrate (a few minutes)"
     )
     shown = Table(box=None, show_header=False, pad_edge=False)
@@ -90,18 +96,26 @@ def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
 def _calibrate(cell: Cell, host: Host, progress: ProgressLine) -> None:
     progress.plan(_PROCESSES)
     folder = Path(tempfile.mkdtemp(prefix="bench-calibration-"))
-    record = begin(replace(cell, measure=replace(cell.measure, repeats=_REPEATS)), host, "calibration")
+    record = begin(
+        replace(cell, measure=replace(cell.measure, repeats=_REPEATS)), host, "calibration"
+    )
     for index in range(_PROCESSES):
         progress.cell(f"calibration {index + 1}/{_PROCESSES}, {cell.label}")
         record, interrupted = run_pass(record, Afterwards(), folder / "log.txt", progress.show)
         if interrupted:
             raise KeyboardInterrupt
         if record.outcome.status != "ok":
-            raise BenchError(f"{cell.label}: {record.outcome.status}: {record.outcome.reason}; log in {folder}")
+            raise BenchError(
+                f"{cell.label}: {record.outcome.status}: {record.outcome.reason}; log in {folder}"
+            )
         progress.finished()
     times = process_times_s(record.measurements)
     logs = {metric: [math.log(value) for value in times[metric]] for metric in COMPARED}
-    found = {metric: noise for metric, row in logs.items() if (noise := spread([row], blocked=False)) is not None}
+    found = {
+        metric: noise
+        for metric, row in logs.items()
+        if (noise := spread([row], blocked=False)) is not None
+    }
     _say(f"calibrated: {calibration.write(host, found)}")
     shutil.rmtree(folder)
 

@@ -1,4 +1,5 @@
-"""``python -m bench fetch MODEL``: download and convert models now, so that the first sweep need not."""
+"""``python -m bench fetch MODEL``: download and convert models now, so that the first sweep need
+not."""
 
 import os
 import sys
@@ -21,12 +22,19 @@ def fetch(names: Sequence[str]) -> int:
     known = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError([f"model={name}: no such model; there are {', '.join(known)}" for name in unknown])
-    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: transformers' conversion shows a bar and asks nobody
+        raise ConfigError(
+            [f"model={name}: no such model; there are {', '.join(known)}" for name in unknown]
+        )
+    # Read when tqdm is imported: transformers' conversion shows a bar and asks nobody
+    os.environ["TQDM_DISABLE"] = "1"
     from bench.engine import sources
 
     for name in names:
-        model = parse(Model, yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8")), "model")
+        model = parse(
+            Model,
+            yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8")),
+            "model",
+        )
         print(f"{name}: fetching it, unless it is here", file=sys.stderr)
         try:
             folder = sources.fetch(model)

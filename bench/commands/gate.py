@@ -1,4 +1,5 @@
-"""``python -m bench gate CURRENT --baseline RUN_OR_SWEEP``: exit code 1 when something has become slower, else 0."""
+"""``python -m bench gate CURRENT --baseline RUN_OR_SWEEP``: exit code 1 when something has become
+slower, else 0."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
     _, then = read_place(baseline)
     found = changes(now, then, threshold, sweep.calibration)
     if not found:
-        raise StoreError(f"no cell of {baseline} that has a number is in {current}: nothing to compare")
+        raise StoreError(
+            f"no cell of {baseline} that has a number is in {current}: nothing to compare"
+        )
     if now[0].host != then[0].host:
         print("the two ran on different machines or versions:", _difference(now[0], then[0]))
     lost = _not_reached(current, now, then)
@@ -34,9 +37,15 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
         print(_sentence(each, threshold))
     unclear = sum(each.word == "cannot tell" for each in found)
     if unclear:
-        print(f"{unclear} comparisons cannot be told: one process each; measure=standard, or doctor --calibrate once")
+        print(
+            f"{unclear} comparisons cannot be told: one process each; measure=standard, or doctor"
+            " --calibrate once"
+        )
     cells = len({each.label for each in found})
-    print(f"{len(worse)} regressions beyond {threshold:.0%} in {len(found)} comparisons of {cells} cells")
+    print(
+        f"{len(worse)} regressions beyond {threshold:.0%} in {len(found)} comparisons of {cells}"
+        " cells"
+    )
     return 1 if worse or lost else 0
 
 
@@ -51,9 +60,18 @@ def _not_reached(current: Path, now: Sequence[Result], then: Sequence[Result]) -
 def _sentence(change: Change, threshold: float) -> str:
     if change.slowdown is None or change.low is None:
         return f"{change.label}: had a number in the baseline and has none now"
-    return f"{change.label}: {_NAMES[change.metric]} takes {change.slowdown:.2f} times as long, at least {change.low:.2f}"
+    return (
+        f"{change.label}: {_NAMES[change.metric]} takes {change.slowdown:.2f} times as long, at"
+        f" least {change.low:.2f}"
+    )
 
 
 def _difference(now: Result, then: Result) -> str:
-    fields = [name for name in type(now.host).__slots__ if getattr(now.host, name) != getattr(then.host, name)]
-    return ", ".join(f"{name} {getattr(then.host, name)} -> {getattr(now.host, name)}" for name in fields)
+    fields = [
+        name
+        for name in type(now.host).__slots__
+        if getattr(now.host, name) != getattr(then.host, name)
+    ]
+    return ", ".join(
+        f"{name} {getattr(then.host, name)} -> {getattr(now.host, name)}" for name in fields
+    )

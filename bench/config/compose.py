@@ -1,7 +1,8 @@
 """What is wrong with a command line that Hydra could not compose, in one line for each mistake.
 
-Hydra stops at the first mistake and explains it in its own terms. So each override is composed by itself here, and for
-each that fails the sentence says which value or key it is and what would be right.
+Hydra stops at the first mistake and explains it in its own terms. So each override is composed by
+itself here, and for each that fails the sentence says which value or key it is and what would be
+right.
 """
 
 import itertools
@@ -23,22 +24,34 @@ from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS
 
 
 def explain(arguments: Sequence[str], error: Exception) -> list[str]:
-    """One sentence for each wrong override in ``arguments``, or the error's own text when none is wrong by itself."""
-    several = any(argument in ("-m", "--multirun") or argument.startswith("sweeps=") for argument in arguments)
+    """One sentence for each wrong override in ``arguments``, or the error's own text when none is
+    wrong by itself."""
+    several = any(
+        argument in ("-m", "--multirun") or argument.startswith("sweeps=") for argument in arguments
+    )
     problems: dict[str, None] = {}  # ordered, each once
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-        # A key may exist in one value of a group only: the group's choices go along with each of the others.
+        overrides = [
+            argument for argument in arguments if "=" in argument and not argument.startswith("-")
+        ]
+        # A key may exist in one value of a group only: the group's choices go along with each of
+        # the others.
         choices = [override for override in overrides if _is_choice(override)]
         for argument in overrides:
-            problems |= dict.fromkeys(_problems(argument, [] if argument in choices else choices, several))
+            problems |= dict.fromkeys(
+                _problems(argument, [] if argument in choices else choices, several)
+            )
     return list(problems) or [_own_words(error)]
 
 
 def keys_as_flags(arguments: Sequence[str]) -> list[str]:
-    """A sentence for each key that was given like a flag of other programs: ``--batch 8``, ``--batch=8``, ``batch 8``."""
+    """A sentence for each key that was given like a flag of other programs: ``--batch 8``,
+    ``--batch=8``, ``batch 8``."""
     config: dict[str, object] = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
-    keys = {*config, *(folder.name for folder in CONF.iterdir() if folder.is_dir()), "sweeps"} - {"hydra", "defaults"}
+    keys = {*config, *(folder.name for folder in CONF.iterdir() if folder.is_dir()), "sweeps"} - {
+        "hydra",
+        "defaults",
+    }
     found = []
     for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
         name, _, value = argument.removeprefix("--").partition("=")

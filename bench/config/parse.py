@@ -1,9 +1,9 @@
 """From plain mappings (YAML, JSON) to frozen dataclasses, refusing whatever is not known.
 
-Hydra composes a configuration but does not check it: ``+foo=1`` is accepted, ``batch=yes`` becomes a bool, and a frozen
-dataclass cannot be its schema. So the border is here: ``parse(Cell, mapping)`` walks the dataclass and the mapping
-together and collects *all* mistakes, each as ``path=value: what was wanted``, before it raises. The same function reads
-result files back.
+Hydra composes a configuration but does not check it: ``+foo=1`` is accepted, ``batch=yes`` becomes
+a bool, and a frozen dataclass cannot be its schema. So the border is here: ``parse(Cell, mapping)``
+walks the dataclass and the mapping together and collects *all* mistakes, each as ``path=value: what
+was wanted``, before it raises. The same function reads result files back.
 
 A number's field may state its ``minimum`` in its metadata.
 """
@@ -21,7 +21,13 @@ from bench.errors import ConfigError
 
 T = TypeVar("T")
 
-_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+_NAMES = {
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    types.NoneType: "null",
+}
 
 
 class _Mismatch(Exception):
@@ -70,13 +76,23 @@ def _dataclass(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
         return None
 
 
-def _checked(hint: Any, value: Any, where: str, metadata: Mapping[str, Any], problems: list[str]) -> Any:
+def _checked(
+    hint: Any, value: Any, where: str, metadata: Mapping[str, Any], problems: list[str]
+) -> Any:
     try:
         result = _value(hint, value, where, problems)
-        if "minimum" in metadata and isinstance(result, int | float) and result < metadata["minimum"]:
+        if (
+            "minimum" in metadata
+            and isinstance(result, int | float)
+            and result < metadata["minimum"]
+        ):
             raise _Mismatch
     except _Mismatch:
-        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        options = (
+            typing.get_args(hint)
+            if typing.get_origin(hint) in (typing.Union, types.UnionType)
+            else (hint,)
+        )
         wants_text = str in options and not isinstance(value, str)
         advice = "; YAML did not read it as one: quote it" if wants_text else ""
         problems.append(f"{where}={_shown(value)}: want {_wanted(hint, metadata)}{advice}")
@@ -85,7 +101,8 @@ def _checked(hint: Any, value: Any, where: str, metadata: Mapping[str, Any], pro
 
 
 def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """``value`` as the type ``hint``; nested mistakes go to ``problems``, a misfit of this very value raises."""
+    """``value`` as the type ``hint``; nested mistakes go to ``problems``, a misfit of this very
+    value raises."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return value
@@ -101,16 +118,23 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if not isinstance(value, list | tuple):
             raise _Mismatch
         item = typing.get_args(hint)[0]
-        return tuple(_checked(item, each, f"{where}[{i}]", {}, problems) for i, each in enumerate(value))
+        return tuple(
+            _checked(item, each, f"{where}[{i}]", {}, problems) for i, each in enumerate(value)
+        )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _Mismatch
         key_hint, item = typing.get_args(hint)
         names = typing.get_args(key_hint)  # of a Literal; any text otherwise
         problems += [
-            unknown_key(str(key), each, list(names), where) for key, each in value.items() if names and key not in names
+            unknown_key(str(key), each, list(names), where)
+            for key, each in value.items()
+            if names and key not in names
         ]
-        return {str(key): _checked(item, each, f"{where}.{key}", {}, problems) for key, each in value.items()}
+        return {
+            str(key): _checked(item, each, f"{where}.{key}", {}, problems)
+            for key, each in value.items()
+        }
     return _scalar(hint, value)
 
 

@@ -12,18 +12,21 @@ from bench.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """Where runs are logged; ``uri`` null is SQLite in the outputs folder unless MLFLOW_TRACKING_URI says otherwise."""
+    """Where runs are logged; ``uri`` null is SQLite in the outputs folder unless
+    MLFLOW_TRACKING_URI says otherwise."""
 
     name: str
     enabled: bool
     experiment: str
     uri: str | None = None
-    diff: bool = False  # keep what differs from the commit with the run, as a patch; it may hold anything
+    # Keep what differs from the commit with the run, as a patch; it may hold anything
+    diff: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The value of an axis that the others are compared with; all null: the first value of the first axis that varies."""
+    """The value of an axis that the others are compared with; all null: the first value of the
+    first axis that varies."""
 
     model: str | None = None
     quant: str | None = None

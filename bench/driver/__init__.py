@@ -1,1 +1,2 @@
-"""The parent process: which cell runs next, in which process, and what becomes of it. Never imports torch."""
+"""The parent process: which cell runs next, in which process, and what becomes of it. Never imports
+torch."""

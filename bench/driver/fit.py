@@ -1,8 +1,9 @@
 """``batch=max``: the largest batch that fits, found by trying.
 
-The prediction (``bench.analysis.footprint``) is where the search begins; then real processes decide, each with one whole
-request, because kernels and allocators differ from any arithmetic. What does not fit, be it for memory, for time or for
-want of different prompts, is an answer like any other. The search ends when the limit is known to within a twentieth.
+The prediction (``bench.analysis.footprint``) is where the search begins; then real processes
+decide, each with one whole request, because kernels and allocators differ from any arithmetic. What
+does not fit, be it for memory, for time or for want of different prompts, is an answer like any
+other. The search ends when the limit is known to within a twentieth.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,11 @@ from bench.record.result import Host
 
 
 def largest_batch(cell: Cell, host: Host, show: Callable[[str, str], None], log: Path) -> int:
-    """The largest batch of this resolved cell that ran here; 1 when not even that did, so that its outcome is recorded."""
-    return search(predicted_batch(cell, host), lambda batch: _runs(replace(cell, batch=batch), show, log))
+    """The largest batch of this resolved cell that ran here; 1 when not even that did, so that its
+    outcome is recorded."""
+    return search(
+        predicted_batch(cell, host), lambda batch: _runs(replace(cell, batch=batch), show, log)
+    )
 
 
 def predicted_batch(cell: Cell, host: Host) -> int:

@@ -20,7 +20,10 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"another sweep is running on this machine (lock file {file}); waiting for it to end, Ctrl-C to give up")
+        say(
+            f"another sweep is running on this machine (lock file {file}); waiting for it to end,"
+            " Ctrl-C to give up"
+        )
         lock.acquire(poll_interval=5)  # the sweep that runs is being timed
     try:
         yield

@@ -1,8 +1,9 @@
 """May this cell run here? Decided from the configuration and the host alone, before anything loads.
 
-First ``resolve`` replaces every ``auto`` by what it means on this host, since two machines that resolve it differently
-measure different things. Then each rule of the table either objects with a reason or not. Requirements of single
-values are data in their YAML (``requires:``); the rules here are about combinations and about the machine.
+First ``resolve`` replaces every ``auto`` by what it means on this host, since two machines that
+resolve it differently measure different things. Then each rule of the table either objects with a
+reason or not. Requirements of single values are data in their YAML (``requires:``); the rules here
+are about combinations and about the machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,7 +57,10 @@ def _lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
     if requires.capability is not None and (host.capability or 0) < requires.capability:
         yield f"compute capability {requires.capability}, {host.device_name} has {host.capability}"
     if requires.dtypes and cell.quant.dtype not in requires.dtypes:
-        yield f"dtype {' or '.join(requires.dtypes)}, quant={cell.quant.name} computes in {cell.quant.dtype}"
+        yield (
+            f"dtype {' or '.join(requires.dtypes)}, quant={cell.quant.name} computes in"
+            f" {cell.quant.dtype}"
+        )
     if requires.package is not None and requires.package in host.missing:
         yield f"the package {requires.package} ({host.missing[requires.package]})"
     if requires.compiler and cell.device == "cpu" and not host.compiler:
@@ -64,31 +68,46 @@ def _lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
 
 
 def _sdpa_flash(cell: Cell, host: Host) -> str | None:
-    """torch's flash backend takes fp32 and any processor on a CPU, which ``requires`` in its YAML cannot say."""
+    """torch's flash backend takes fp32 and any processor on a CPU, which ``requires`` in its YAML
+    cannot say."""
     if cell.device != "cuda" or cell.attn.backend != "flash":
         return None
     on_cuda = Requires(capability=8.0, dtypes=("fp16", "bf16"))
-    return next((f"attn={cell.attn.name} needs {lacking}" for lacking in _lacking(on_cuda, cell, host)), None)
+    return next(
+        (f"attn={cell.attn.name} needs {lacking}" for lacking in _lacking(on_cuda, cell, host)),
+        None,
+    )
 
 
 def _library(cell: Cell, host: Host) -> str | None:
     if cell.quant.scheme != "none" and "bitsandbytes" in host.missing:
-        return f"quant={cell.quant.name} needs the package bitsandbytes ({host.missing['bitsandbytes']})"
+        return (
+            f"quant={cell.quant.name} needs the package bitsandbytes"
+            f" ({host.missing['bitsandbytes']})"
+        )
     return None
 
 
 def _tasks(cell: Cell, host: Host) -> str | None:
     if cell.quality.tasks and "lm_eval" in host.missing:
-        return f"quality.tasks needs the package lm_eval ({host.missing['lm_eval']}); pip install lm-eval"
+        return (
+            f"quality.tasks needs the package lm_eval ({host.missing['lm_eval']}); pip install"
+            " lm-eval"
+        )
     return None
 
 
 def _context(cell: Cell, host: Host) -> str | None:
-    positions = cell.model.architecture.get("max_position_embeddings") or cell.model.architecture.get("n_positions")
+    positions = cell.model.architecture.get(
+        "max_position_embeddings"
+    ) or cell.model.architecture.get("n_positions")
     prompt_tokens = cell.workload.prompt_tokens or estimated_tokens(cell.workload.prompt or "")
     tokens = prompt_tokens + cell.workload.new_tokens
     if positions is not None and tokens > positions:
-        return f"workload={cell.workload.name} takes {tokens} positions, model={cell.model.name} has {positions}"
+        return (
+            f"workload={cell.workload.name} takes {tokens} positions, model={cell.model.name} has"
+            f" {positions}"
+        )
     return None
 
 
@@ -103,7 +122,8 @@ def _cpus(cell: Cell, host: Host) -> str | None:
 
 
 def _memory(cell: Cell, host: Host) -> str | None:
-    """Only what is certain counts, weights and cache: a cell that may just fit is tried, and is ``oom`` if it does not."""
+    """Only what is certain counts, weights and cache: a cell that may just fit is tried, and is
+    ``oom`` if it does not."""
     found = footprint.predict(cell)
     on_gpu = cell.device == "cuda"
     available = host.device_memory_bytes if on_gpu else host.memory_bytes
@@ -111,17 +131,19 @@ def _memory(cell: Cell, host: Host) -> str | None:
         return None
     largest = footprint.max_batch(cell, available)
     return (
-        f"weights ({found.weight_bytes / 2**30:.1f} GiB) and KV cache ({found.kv_bytes / 2**30:.1f} GiB) take "
-        f"{found.least_bytes / 2**30:.1f} GiB at batch {cell.batch}, {host.device_name if on_gpu else 'this machine'} has "
-        f"{available / 2**30:.1f} GiB; " + (f"a batch of {largest} should fit" if largest else "not even one row fits")
+        f"weights ({found.weight_bytes / 2**30:.1f} GiB) and KV cache ({found.kv_bytes / 2**30:.1f}"
+        f" GiB) take {found.least_bytes / 2**30:.1f} GiB at batch {cell.batch},"
+        f" {host.device_name if on_gpu else 'this machine'} has {available / 2**30:.1f} GiB; "
+        + (f"a batch of {largest} should fit" if largest else "not even one row fits")
     )
 
 
 def _outliers(cell: Cell, host: Host) -> str | None:
     if cell.model.weights == "random" and cell.quant.threshold:
         return (
-            f"quant={cell.quant.name} splits off activations above {cell.quant.threshold}, which random weights hardly "
-            "produce: the slow path would not run; take int8_nodecomp or pretrained weights"
+            f"quant={cell.quant.name} splits off activations above {cell.quant.threshold}, which"
+            " random weights hardly produce: the slow path would not run; take int8_nodecomp or"
+            " pretrained weights"
         )
     return None
 

@@ -1,7 +1,8 @@
-"""The passes of a grid: every cell in a fresh process, again and again, each pass in an order of its own.
+"""The passes of a grid: every cell in a fresh process, again and again, each pass in an order of
+its own.
 
-A drift of the machine so falls on all cells alike. What ends a cell ends no other; what ends the sweep loses no process
-that is finished.
+A drift of the machine so falls on all cells alike. What ends a cell ends no other; what ends the
+sweep loses no process that is finished.
 """
 
 import random
@@ -21,7 +22,8 @@ from bench.record.result import Host, Result, is_complete
 from bench.report.progress import ProgressLine
 from bench.store import files as store
 
-if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
+# It imports mlflow, which takes over a second: only after the configuration has been checked
+if TYPE_CHECKING:
     from bench.store.recorder import Recorder
 
 
@@ -68,7 +70,10 @@ def run_all(
                 return True
             if held := wait_until_free(host.device_uuid, baseline_bytes):
                 label = record.cell.label
-                _say(f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {label}: other processes?")
+                _say(
+                    f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {label}: other"
+                    " processes?"
+                )
         status = "FINISHED"
     except KeyboardInterrupt:
         return True
@@ -83,20 +88,31 @@ def _keep_what_is_there(records: Collection[Result], recorder: "Recorder") -> No
     for record in complete:
         recorder.keep(record)
     if reused := sum(record.reused_from is not None for record in complete):
-        _say(f"{reused} of {len(records)} cells have a result already (resume=false measures them again)")
+        _say(
+            f"{reused} of {len(records)} cells have a result already (resume=false measures them"
+            " again)"
+        )
 
 
 def _name_neighbours(host: Host) -> None:
     """Other processes on the GPU."""
     for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
-        _say(f"{host.device_name} is in use by {other.name or 'a process'} (pid {other.pid}): it disturbs what is measured")
+        _say(
+            f"{host.device_name} is in use by {other.name or 'a process'} (pid {other.pid}): it"
+            " disturbs what is measured"
+        )
 
 
 def schedule(records: Sequence[Result]) -> list[str]:
-    """The cell_ids of all processes to come: pass by pass, each pass in an order of its own, the same for the same seed."""
+    """The cell_ids of all processes to come: pass by pass, each pass in an order of its own, the
+    same for the same seed."""
     jobs: list[str] = []
     for index in range(max(record.cell.measure.passes for record in records)):
-        due = [r.cell_id for r in records if not is_complete(r) and len(r.passes) <= index < r.cell.measure.passes]
+        due = [
+            r.cell_id
+            for r in records
+            if not is_complete(r) and len(r.passes) <= index < r.cell.measure.passes
+        ]
         random.Random(f"{records[0].cell.seed}/{index}").shuffle(due)
         jobs += due
     return jobs

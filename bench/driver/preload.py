@@ -1,9 +1,11 @@
-"""What the fork server imports once, so that each cell's fresh process starts in 0.02 s instead of 8 s.
+"""What the fork server imports once, so that each cell's fresh process starts in 0.02 s instead of
+8 s.
 
-A forked child cannot use CUDA if its parent has initialized it. Importing torch and transformers does not; importing
-bitsandbytes does (0.50 asks every device for its capability), and so may flash-attn. So where there is an NVIDIA driver
-these are left to the child. Whether the rule held is written down in ``CUDA_INITIALIZED``; if it did not, the driver
-falls back to starting each process from nothing. The environment is that of the moment when the server starts.
+A forked child cannot use CUDA if its parent has initialized it. Importing torch and transformers
+does not; importing bitsandbytes does (0.50 asks every device for its capability), and so may
+flash-attn. So where there is an NVIDIA driver these are left to the child. Whether the rule held is
+written down in ``CUDA_INITIALIZED``; if it did not, the driver falls back to starting each process
+from nothing. The environment is that of the moment when the server starts.
 """
 
 import importlib
@@ -15,10 +17,12 @@ import warnings
 
 import tqdm
 
-# Ctrl-C goes to every process of the terminal: this one would answer with a traceback out of its imports.
+# Ctrl-C goes to every process of the terminal: this one would answer with a traceback out of its
+# imports.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else torch.cuda.is_available() may initialize CUDA
+# Else torch.cuda.is_available() may initialize CUDA
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,5 @@
-"""What this machine is and what it can do at most, seen from within processes like those that will be measured."""
+"""What this machine is and what it can do at most, seen from within processes like those that will
+be measured."""
 
 import importlib
 import os
@@ -24,7 +25,9 @@ def look_around(show: Callable[[str], None], with_mlflow: bool = False) -> Host:
     if notice:
         _say(notice)
     limits_s = {"start": _PROBE_LIMIT_S}
-    host: Host = isolate.run_isolated(probe, (), limits_s, lambda *_: show("looking around"), Path("/dev/null"))
+    host: Host = isolate.run_isolated(
+        probe, (), limits_s, lambda *_: show("looking around"), Path("/dev/null")
+    )
     return host
 
 
@@ -36,29 +39,40 @@ def probe(announce: isolate.Announce) -> Host:
 
 
 def with_peaks(records: Sequence[Result], show: Callable[[str], None]) -> list[Result]:
-    """What the device can do at most, beside each cell that will run; measured once for each number of threads."""
+    """What the device can do at most, beside each cell that will run; measured once for each number
+    of threads."""
     known: dict[tuple[str, int], Peaks | None] = {}
     for record in records:
         key = record.cell.device, int(record.cell.threads)
         if not is_complete(record) and key not in known:
             known[key] = find_peaks(record.host, *key, show)
     return [
-        record if is_complete(record) else replace(record, peaks=known[record.cell.device, int(record.cell.threads)])
+        (
+            record
+            if is_complete(record)
+            else replace(record, peaks=known[record.cell.device, int(record.cell.threads)])
+        )
         for record in records
     ]
 
 
 def find_peaks(host: Host, device: str, threads: int, show: Callable[[str], None]) -> Peaks | None:
-    """The device's data sheet, or what simple kernels find here: in a process of its own, whose memory goes with it.
+    """The device's data sheet, or what simple kernels find here: in a process of its own, whose
+    memory goes with it.
 
     None, and a word about it, where that fails: a sweep can do without.
     """
     show("measuring the peaks of this machine")
     task = probe_peaks, (host, device, threads)
     try:
-        found: Peaks = isolate.run_isolated(*task, {"start": _PROBE_LIMIT_S}, lambda *_: None, Path(os.devnull))
+        found: Peaks = isolate.run_isolated(
+            *task, {"start": _PROBE_LIMIT_S}, lambda *_: None, Path(os.devnull)
+        )
     except CellFailure as failure:
-        _say(f"the peaks of this machine cannot be measured, so what bounds a cell stays open: {failure.reason}")
+        _say(
+            "the peaks of this machine cannot be measured, so what bounds a cell stays open:"
+            f" {failure.reason}"
+        )
         return None
     return found
 

@@ -1,8 +1,9 @@
-"""Where the code of a sweep came from and what stood around it: what it takes to run it again elsewhere, or to see why not.
+"""Where the code of a sweep came from and what stood around it: what it takes to run it again
+elsewhere, or to see why not.
 
-``Host`` has the packages that decide numbers; here are all of them, because the one that mattered is known only
-afterwards. Of changes that are not committed the names and a digest are kept; the changes themselves only on request
-(``tracking.diff=true``), for they may hold anything.
+``Host`` has the packages that decide numbers; here are all of them, because the one that mattered
+is known only afterwards. Of changes that are not committed the names and a digest are kept; the
+changes themselves only on request (``tracking.diff=true``), for they may hold anything.
 """
 
 import hashlib
@@ -36,12 +37,14 @@ def provenance() -> Provenance:
 
 
 def diff() -> bytes:
-    """What differs from the commit, in files that git knows, whatever the user's own settings are; empty without git."""
+    """What differs from the commit, in files that git knows, whatever the user's own settings are;
+    empty without git."""
     return _git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv")
 
 
 def _packages() -> dict[str, str]:
-    """Name to version. What comes first on the path is what is imported; what an installation broke off left has neither."""
+    """Name to version. What comes first on the path is what is imported; what an installation broke
+    off left has neither."""
     found: dict[str, str] = {}
     for each in importlib.metadata.distributions():
         if each.read_text("METADATA") or each.read_text("PKG-INFO"):
@@ -50,7 +53,8 @@ def _packages() -> dict[str, str]:
 
 
 def _untracked() -> bytes:
-    """Names and contents of files that git does not know; of what is large, or no file, the name and the size alone."""
+    """Names and contents of files that git does not know; of what is large, or no file, the name
+    and the size alone."""
     names = _names("ls-files", "--others", "--exclude-standard")
     return b"".join(os.fsencode(name) + _content(ROOT / name) for name in names)
 
@@ -77,5 +81,8 @@ def _git(*arguments: str) -> bytes:
     """What git says of the checkout; nothing where there is none, or no git."""
     if PACKAGE == ROOT or shutil.which("git") is None:
         return b""  # installed: whatever repository lies around it is not ours
-    own = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a repository that we lie in by chance
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False, env=own).stdout
+    # Not of a repository that we lie in by chance
+    own = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, check=False, env=own
+    ).stdout

@@ -1,7 +1,8 @@
-"""The unquantized model that a cell's predictions and answers are compared with: made once, kept in the cache.
+"""The unquantized model that a cell's predictions and answers are compared with: made once, kept in
+the cache.
 
-fp32 on a CPU and 16 bits on a GPU, as far as that fits; an unquantized ``baseline.quant`` is taken instead. A cell without
-a reference is measured all the same.
+fp32 on a CPU and 16 bits on a GPU, as far as that fits; an unquantized ``baseline.quant`` is taken
+instead. A cell without a reference is measured all the same.
 """
 
 import hashlib
@@ -22,8 +23,11 @@ from bench.record.result import Host, Result, is_complete
 _BF16_CAPABILITY = 8.0
 
 
-def find_references(records: Sequence[Result], asked: str | None, show: Callable[[str], None]) -> dict[str, str]:
-    """By cell_id, the file of its reference, for cells that are still to run and are asked for more than speed."""
+def find_references(
+    records: Sequence[Result], asked: str | None, show: Callable[[str], None]
+) -> dict[str, str]:
+    """By cell_id, the file of its reference, for cells that are still to run and are asked for more
+    than speed."""
     files: dict[str, str | None] = {}
     found = {}
     for record in records:
@@ -31,11 +35,16 @@ def find_references(records: Sequence[Result], asked: str | None, show: Callable
             continue
         reference = reference_cell(record.cell, record.host, asked)
         if reference is None:
-            _say(f"{record.cell.model.name} fits unquantized in no dtype: no reference, so no divergence")
+            _say(
+                f"{record.cell.model.name} fits unquantized in no dtype: no reference, so no"
+                " divergence"
+            )
             continue
         file = str(_file(reference, record.host))
         if file not in files:
-            files[file] = file if Path(file).is_file() else _make(reference, record.host, file, show)
+            files[file] = (
+                file if Path(file).is_file() else _make(reference, record.host, file, show)
+            )
         if (made := files[file]) is not None:
             found[record.cell_id] = made
     return found
@@ -52,7 +61,13 @@ def reference_cell(cell: Cell, host: Host, asked: str | None) -> Cell | None:
     wanted: list[DtypeName] = ["fp32", sixteen] if cell.device == "cpu" else [sixteen]
     wanted = [dtype for dtype in ("fp32", "fp16", "bf16") if dtype == asked] + wanted
     for dtype in wanted:
-        plain = replace(cell, quant=_plain(dtype), attn=Attn("sdpa", "sdpa"), decode=Decode("loop", "loop"), batch=1)
+        plain = replace(
+            cell,
+            quant=_plain(dtype),
+            attn=Attn("sdpa", "sdpa"),
+            decode=Decode("loop", "loop"),
+            batch=1,
+        )
         if plan.why_not(plain, host) is None:
             return plain
     return None
@@ -67,11 +82,17 @@ def _sixteen_bits(cell: Cell, host: Host) -> DtypeName:
 
 
 def _file(reference: Cell, host: Host) -> Path:
-    texts = [hashlib.sha256(TEXTS[name].read_bytes()).hexdigest() for name in reference.quality.texts]
+    texts = [
+        hashlib.sha256(TEXTS[name].read_bytes()).hexdigest() for name in reference.quality.texts
+    ]
     versions = {name: host.versions.get(name) for name in ("torch", "transformers")}
     what = [reference.model, reference.quant, reference.quality, reference.device, host.device_name]
     key = digest([*what, texts, versions, measuring_digest(), weights_of(reference)])
-    return cache_folder() / "references" / f"{reference.model.name}-{reference.quant.name}-{key}.safetensors"
+    return (
+        cache_folder()
+        / "references"
+        / f"{reference.model.name}-{reference.quant.name}-{key}.safetensors"
+    )
 
 
 def _make(reference: Cell, host: Host, file: str, show: Callable[[str], None]) -> str | None:
@@ -80,7 +101,10 @@ def _make(reference: Cell, host: Host, file: str, show: Callable[[str], None]) -
     task = make, (reference, _plain(_sixteen_bits(reference, host)), file)
     try:
         isolate.run_isolated(
-            *task, reference.measure.limits_s, lambda phase, detail: show(f"{label}: {detail or phase}"), Path(os.devnull)
+            *task,
+            reference.measure.limits_s,
+            lambda phase, detail: show(f"{label}: {detail or phase}"),
+            Path(os.devnull),
         )
     except CellFailure as failure:
         _say(f"no reference, so no divergence: {failure.status}: {failure.reason}")

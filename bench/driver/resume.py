@@ -1,8 +1,9 @@
 """When is an old result still a result? The second key of a cell.
 
-``cell_id`` says which configuration was measured; ``resume_key`` adds everything else that can change the number: the
-machine, the versions that matter, and the text of the files that measure. Not the commit: an edit of the README must
-not cause a measurement. Precision flags are set in those files, so they are covered.
+``cell_id`` says which configuration was measured; ``resume_key`` adds everything else that can
+change the number: the machine, the versions that matter, and the text of the files that measure.
+Not the commit: an edit of the README must not cause a measurement. Precision flags are set in those
+files, so they are covered.
 """
 
 import ast
@@ -26,11 +27,14 @@ def resume_key(cell: Cell, host: Host) -> str:
         host.memory_bytes,
         host.python,
     ]
-    return digest([cell, machine, host.versions, measuring_digest(), weights_of(cell), _tasks_of(cell)])
+    return digest(
+        [cell, machine, host.versions, measuring_digest(), weights_of(cell), _tasks_of(cell)]
+    )
 
 
 def weights_of(cell: Cell) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a local folder's files: its weights may be saved anew under the same path."""
+    """Name, size and time of change of a local folder's files: its weights may be saved anew under
+    the same path."""
     if cell.model.path is None:
         return []
     files = sorted(file for file in Path(cell.model.path).glob("*") if file.is_file())
@@ -47,7 +51,8 @@ def _tasks_of(cell: Cell) -> list[str]:
 
 @functools.cache
 def measuring_digest() -> str:
-    """A hash of the files whose text can change a reading: the measured process's imports, texts and prompts."""
+    """A hash of the files whose text can change a reading: the measured process's imports, texts
+    and prompts."""
     files = {*imported_files("bench.meter.cell"), *TEXTS.values(), *PROMPT_SETS.values()}
     sha = hashlib.sha256()
     for file in sorted(files):
@@ -57,7 +62,8 @@ def measuring_digest() -> str:
 
 
 def imported_files(module: str) -> set[Path]:
-    """The files of this package that ``module`` imports, at the top or within a function, and those that they import."""
+    """The files of this package that ``module`` imports, at the top or within a function, and those
+    that they import."""
     found: set[Path] = set()
     waiting = [module]
     while waiting:
@@ -77,4 +83,6 @@ def _file_of(module: str) -> Path | None:
     place = PACKAGE.parent.joinpath(*module.split("."))
     if not place.is_relative_to(PACKAGE):
         return None
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    return next(
+        (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None
+    )

@@ -1,6 +1,8 @@
-"""What a model says does not depend on batch or workload: cells that differ in these alone share what is known of it.
+"""What a model says does not depend on batch or workload: cells that differ in these alone share
+what is known of it.
 
-The first of them is asked. What it could not answer, because its process ended in between, the next one is asked.
+The first of them is asked. What it could not answer, because its process ended in between, the next
+one is asked.
 """
 
 from dataclasses import replace
@@ -10,7 +12,9 @@ from bench.record.afterwards import Afterwards
 from bench.record.result import Result
 
 
-def still_to_ask(record: Result, answered: dict[str, Result], reference: str | None, trace: str | None) -> Afterwards:
+def still_to_ask(
+    record: Result, answered: dict[str, Result], reference: str | None, trace: str | None
+) -> Afterwards:
     """What the next process of this cell is asked besides being timed.
 
     Args:
@@ -29,7 +33,8 @@ def still_to_ask(record: Result, answered: dict[str, Result], reference: str | N
 
 
 def share(record: Result, answered: dict[str, Result]) -> Result:
-    """The result with what others have answered for it; ``answered`` learns what it has answered itself."""
+    """The result with what others have answered for it; ``answered`` learns what it has answered
+    itself."""
     if record.attestation is None:
         return record
     key = sample_key(record.cell)

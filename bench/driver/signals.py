@@ -12,11 +12,13 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def as_interrupts() -> Iterator[None]:
     """SIGTERM and SIGHUP end a sweep as Ctrl-C does; the first signal counts.
 
-    Those that follow are ignored until the sweep is over: what the first one asked for, ending the measured process and
-    recording what is there, takes a moment, and broken off in the middle it would leave a process or an open run.
+    Those that follow are ignored until the sweep is over: what the first one asked for, ending the
+    measured process and recording what is there, takes a moment, and broken off in the middle it
+    would leave a process or an open run.
     """
     before = {number: signal.getsignal(number) for number in _ENDING}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    # Nohup ignores SIGHUP
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
 
     def interrupt(signal_number: int, frame: Any) -> None:
         for number in heard:
@@ -33,7 +35,8 @@ def as_interrupts() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """From now on, until ``as_interrupts`` is left: what is being recorded is recorded to its end."""
+    """From now on, until ``as_interrupts`` is left: what is being recorded is recorded to its
+    end."""
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
 

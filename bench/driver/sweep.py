@@ -1,7 +1,8 @@
 """From a list of composed cells to results: plan, run each in fresh processes, record, summarize.
 
-All cells are known and valid before the first one runs. What ends a cell never ends the sweep; what ends the sweep
-(Ctrl-C, SIGTERM) never loses a process that is finished, and a later sweep of the same cells takes up from there.
+All cells are known and valid before the first one runs. What ends a cell never ends the sweep; what
+ends the sweep (Ctrl-C, SIGTERM) never loses a process that is finished, and a later sweep of the
+same cells takes up from there.
 """
 
 import os
@@ -35,7 +36,8 @@ from bench.report.progress import ProgressLine
 from bench.store import calibration
 from bench.store import files as store
 
-if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only after the configuration has been checked
+# It imports mlflow, which takes over a second: only after the configuration has been checked
+if TYPE_CHECKING:
     from bench.store.recorder import Recorder
 
 _MOST_WORDS = 3
@@ -49,15 +51,21 @@ def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
         ConfigError: before anything runs.
     """
     settings = _common_settings(configs)
-    outputs, code = writable_outputs(settings), provenance()  # of what is running, whatever is edited while it waits
+    # Of what is running, whatever is edited while it waits
+    outputs, code = writable_outputs(settings), provenance()
     with signals.as_interrupts():
         try:
             with machine_lock(_say), ProgressLine() as progress:
                 host = look_around(progress.show, with_mlflow=not settings.dry_run)
                 cells = [_resolved(config, host, progress) for config in configs]
-                cells = list({cell_id(cell): cell for cell in cells}.values())  # two that resolve alike are one
+                # Two that resolve alike are one
+                cells = list({cell_id(cell): cell for cell in cells}.values())
                 records = [_begin(cell, host, settings, outputs) for cell in cells]
-                ended = None if settings.dry_run else measure(records, settings, overrides, outputs, progress, code)
+                ended = (
+                    None
+                    if settings.dry_run
+                    else measure(records, settings, overrides, outputs, progress, code)
+                )
         except KeyboardInterrupt:
             _say("interrupted before the first cell")
             return 130
@@ -72,7 +80,10 @@ def _common_settings(configs: Sequence[Config]) -> Settings:
     settings = configs[0].settings
     if any(config.settings != settings for config in configs):
         raise ConfigError(
-            ["tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes: want one value of each"]
+            [
+                "tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes:"
+                " want one value of each"
+            ]
         )
     problems = unknown_baseline([config.cell for config in configs], settings.baseline)
     if problems:
@@ -81,12 +92,15 @@ def _common_settings(configs: Sequence[Config]) -> Settings:
 
 
 def writable_outputs(settings: Settings) -> Path:
-    """The folder for everything that a run writes, made if need be. Raises: ConfigError when that fails."""
+    """The folder for everything that a run writes, made if need be. Raises: ConfigError when that
+    fails."""
     outputs = Path(settings.output_dir).absolute()
     try:
         (outputs / "sweeps").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError([f"output_dir={settings.output_dir}: cannot write there ({error.strerror})"]) from error
+        raise ConfigError(
+            [f"output_dir={settings.output_dir}: cannot write there ({error.strerror})"]
+        ) from error
     return outputs
 
 
@@ -116,7 +130,9 @@ def measure(
     records = with_peaks(records, progress.show)
     references = find_references(records, settings.baseline.quant, progress.show)
     recorder, folder = _open(records, settings, overrides, outputs, code, reproduces)
-    return Ended(recorder, folder, run_all(records, references, settings.profile, folder, recorder, progress))
+    return Ended(
+        recorder, folder, run_all(records, references, settings.profile, folder, recorder, progress)
+    )
 
 
 def show(ended: Ended) -> None:
@@ -142,13 +158,16 @@ def _resolved(config: Config, host: Host, progress: ProgressLine) -> Cell:
 
 
 def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
-    """What is known of a cell before this sweep: nothing, why it cannot run here, or what an earlier sweep measured."""
+    """What is known of a cell before this sweep: nothing, why it cannot run here, or what an
+    earlier sweep measured."""
     obstacle = plan.why_not(cell, host)
     if obstacle is not None:
         return begin(cell, host, "", obstacle)
     resume = cell.measure.resume if settings.resume is None else settings.resume
     earlier = store.find_earlier(outputs, cell_id(cell), resume_key(cell, host)) if resume else None
-    if earlier is None or (earlier.outcome.status == "ok" and _lacks(earlier, cell, host, settings)):
+    if earlier is None or (
+        earlier.outcome.status == "ok" and _lacks(earlier, cell, host, settings)
+    ):
         return begin(cell, host, "")
     return replace(earlier, cell=cell)  # limits may be others now
 
@@ -157,7 +176,9 @@ def _lacks(earlier: Result, cell: Cell, host: Host, settings: Settings) -> bool:
     """Whether something that is asked for now was not read then: it takes a process again."""
     if settings.profile and earlier.profile is None:
         return True
-    is_due = wants_reference(cell) and reference_cell(cell, host, settings.baseline.quant) is not None
+    is_due = (
+        wants_reference(cell) and reference_cell(cell, host, settings.baseline.quant) is not None
+    )
     return is_complete(earlier) and is_due and earlier.divergence is None
 
 
@@ -187,8 +208,11 @@ def _open(
     store.write_sweep(folder, sweep)
     store.write_inputs(folder, _inputs(records))
     if settings.tracking.diff:
-        # Latin 1 gives every byte a character and takes it back: a patch may be of files in any encoding.
-        store.write_aside(folder / store.DIFF, str(redacted(diff().decode("latin-1"))).encode("latin-1"))
+        # Latin 1 gives every byte a character and takes it back: a patch may be of files in any
+        # encoding.
+        store.write_aside(
+            folder / store.DIFF, str(redacted(diff().decode("latin-1"))).encode("latin-1")
+        )
     recorder = Recorder(folder, sweep, outputs)
     if recorder.untracked:
         _say(f"{recorder.untracked}; the sweep goes on, results are kept in {folder}")
@@ -204,7 +228,11 @@ def _where(tracking: Tracking) -> Tracking:
 def _calibration(records: Sequence[Result]) -> Mapping[str, Spread]:
     """This host's spread between processes, if it was found on the device that the cells run on."""
     host = records[0].host
-    return calibration.read(host) if all(record.cell.device == host.device for record in records) else {}
+    return (
+        calibration.read(host)
+        if all(record.cell.device == host.device for record in records)
+        else {}
+    )
 
 
 def _exit_code(recorder: "Recorder") -> int:
@@ -237,8 +265,14 @@ def say_what_next(recorder: "Recorder", folder: Path) -> None:
 def _inputs(records: Sequence[Result]) -> set[Path]:
     """The files that models read in these cells."""
     named = {paths.TEXTS[name] for record in records for name in record.cell.quality.texts}
-    named |= {paths.TEXTS[name] for record in records if (name := record.cell.workload.text) is not None}
-    return named | {paths.PROMPT_SETS[name] for record in records if (name := record.cell.quality.prompts) is not None}
+    named |= {
+        paths.TEXTS[name] for record in records if (name := record.cell.workload.text) is not None
+    }
+    return named | {
+        paths.PROMPT_SETS[name]
+        for record in records
+        if (name := record.cell.quality.prompts) is not None
+    }
 
 
 def _say(text: str) -> None:

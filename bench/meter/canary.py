@@ -1,10 +1,12 @@
-"""Reference kernels, timed before and after a cell: if they have changed, it was the machine that changed.
+"""Reference kernels, timed before and after a cell: if they have changed, it was the machine that
+changed.
 
-Three kinds of work, because a machine can lose one without the others (memory bandwidth to a neighbour, clock frequency
-to heat, the interpreter's CPU to another process): adding up a block of memory, a matrix product, and decode steps of a
-very small model, which are nothing but dispatch. Each runs many times and the least time is kept: single readings of 64
-MiB vary by a factor of three on a virtual machine (1.2 to 4 ms: small pages or huge ones, a shared cache that fills), their
-least by a tenth. All three together take about 0.15 s on two CPU cores.
+Three kinds of work, because a machine can lose one without the others (memory bandwidth to a
+neighbour, clock frequency to heat, the interpreter's CPU to another process): adding up a block of
+memory, a matrix product, and decode steps of a very small model, which are nothing but dispatch.
+Each runs many times and the least time is kept: single readings of 64 MiB vary by a factor of three
+on a virtual machine (1.2 to 4 ms: small pages or huge ones, a shared cache that fills), their least
+by a tenth. All three together take about 0.15 s on two CPU cores.
 """
 
 import contextlib
@@ -46,7 +48,8 @@ def read_sentinel(device: str) -> Sentinel:
 
 
 def _block(device: str) -> torch.Tensor:
-    """Memory to read, on a CPU in huge pages: without them its speed depends on which small pages it happens to get."""
+    """Memory to read, on a CPU in huge pages: without them its speed depends on which small pages
+    it happens to get."""
     if device == "cuda":
         return torch.ones(_READ_FLOATS, device=device)
     pages = mmap.mmap(-1, 4 * _READ_FLOATS)

@@ -1,7 +1,8 @@
 """One cell, from nothing to a result: the straight line that runs in the measured process.
 
-prepare -> load -> warm up -> measure -> attest -> telemetry, profile, samples; the reference kernels run before the load
-and after the timed requests. ``announce`` tells the parent where we are and returns when it has gone back to sleep.
+prepare -> load -> warm up -> measure -> attest -> telemetry, profile, samples; the reference
+kernels run before the load and after the timed requests. ``announce`` tells the parent where we are
+and returns when it has gone back to sleep.
 """
 
 import time
@@ -60,7 +61,8 @@ def run_cell(announce: Announce, cell: Cell, afterwards: Afterwards) -> Findings
         run_memory = read_peaks(cell.device, used_before, has_reset)
         after = read_sentinel(cell.device)
         announce("attest", "")
-        # Not earlier: a profiler and other shapes just before make the next requests up to 20 % slower.
+        # Not earlier: a profiler and other shapes just before make the next requests up to 20 %
+        # slower.
         syncs = decode_syncs(cell, subject.model, ids) if cell.device == "cuda" else None
         attestation = attest(cell, subject.model, ids)
     revision = sources.revision(cell.model, folder)
@@ -85,13 +87,21 @@ def run_cell(announce: Announce, cell: Cell, afterwards: Afterwards) -> Findings
         clock_mismatch=mismatch,
         decode_syncs=syncs,
     )
-    return _afterwards(announce, cell, subject, ids, Findings(revision, attestation, measurement), afterwards)
+    return _afterwards(
+        announce, cell, subject, ids, Findings(revision, attestation, measurement), afterwards
+    )
 
 
 def _afterwards(
-    announce: Announce, cell: Cell, subject: Subject, ids: torch.Tensor, findings: Findings, wanted: Afterwards
+    announce: Announce,
+    cell: Cell,
+    subject: Subject,
+    ids: torch.Tensor,
+    findings: Findings,
+    wanted: Afterwards,
 ) -> Findings:
-    """What is read after the timed requests; if the process ends here, the numbers are with the parent already."""
+    """What is read after the timed requests; if the process ends here, the numbers are with the
+    parent already."""
     if cell.device == "cuda" and cell.measure.telemetry_s and findings.measurement is not None:
         announce("telemetry", "", findings)
         with torch.inference_mode():
@@ -128,7 +138,9 @@ def run_one_request(announce: Announce, cell: Cell) -> None:
         time_requests(cell, subject, ids, lambda done: not done)
 
 
-def _load(cell: Cell, folder: Path | None, used_before: int | None) -> tuple[Subject, float, Memory]:
+def _load(
+    cell: Cell, folder: Path | None, used_before: int | None
+) -> tuple[Subject, float, Memory]:
     """The model in memory, how long that took, and the peaks of it."""
     has_reset = reset_peaks(cell.device)
     started = time.perf_counter()

@@ -1,4 +1,5 @@
-"""What NVML says about the device, without torch: the driver process asks too, and must not touch CUDA."""
+"""What NVML says about the device, without torch: the driver process asks too, and must not touch
+CUDA."""
 
 import time
 
@@ -8,7 +9,8 @@ _TOLERANCE_BYTES = 64 * 2**20  # what else may come and go on a device in a whil
 
 
 def nvml_used_bytes(uuid: str | None) -> int | None:
-    """Memory in use on the whole device; None where NVML is absent, refuses, or does not know the device."""
+    """Memory in use on the whole device; None where NVML is absent, refuses, or does not know the
+    device."""
     if uuid is None:
         return None
     try:
@@ -24,9 +26,11 @@ def nvml_used_bytes(uuid: str | None) -> int | None:
 
 
 def wait_until_free(uuid: str | None, baseline_bytes: int | None, limit_s: float = 30.0) -> int:
-    """Wait until the device holds no more than before the first cell; returns the bytes that stay held after all.
+    """Wait until the device holds no more than before the first cell; returns the bytes that stay
+    held after all.
 
-    A process that has ended may still hold memory for a moment: the next cell would start from a false baseline.
+    A process that has ended may still hold memory for a moment: the next cell would start from a
+    false baseline.
     """
     deadline = time.monotonic() + limit_s
     while True:

@@ -1,7 +1,9 @@
-"""What a cell draws on a GPU, and whether something held its clocks down: passes of their own, after the timed ones.
+"""What a cell draws on a GPU, and whether something held its clocks down: passes of their own,
+after the timed ones.
 
-Prefill and whole requests are watched apart, so that the energy of decoding is their difference; the power of the same
-process doing nothing is read last, with the model in memory, and is subtracted under its own name only.
+Prefill and whole requests are watched apart, so that the energy of decoding is their difference;
+the power of the same process doing nothing is read last, with the model in memory, and is
+subtracted under its own name only.
 """
 
 import torch
@@ -27,7 +29,8 @@ class _NoClock:
 
 
 def read_energy(cell: Cell, subject: Subject, prompt_ids: torch.Tensor) -> Energy:
-    """Windows of ``cell.measure.telemetry_s`` each; below 10 s they tell clocks, power and throttling, but no energy.
+    """Windows of ``cell.measure.telemetry_s`` each; below 10 s they tell clocks, power and
+    throttling, but no energy.
 
     Raises:
         CellFailure: ``failed`` when the GPU is gone.

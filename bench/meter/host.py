@@ -1,8 +1,8 @@
 """What this machine and its software are, and bringing a measured process into a defined state.
 
-Runs in a child: it imports torch and may touch CUDA, which the driver and the fork server never do. Limits come from
-the cgroup where there is one, because the host's numbers are not what this process can use. Optional packages are tried
-by importing them: one that is installed may still not load.
+Runs in a child: it imports torch and may touch CUDA, which the driver and the fork server never do.
+Limits come from the cgroup where there is one, because the host's numbers are not what this process
+can use. Optional packages are tried by importing them: one that is installed may still not load.
 """
 
 import importlib
@@ -78,16 +78,20 @@ def probe_host() -> Host:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use at once: its affinity, and the quotas of its cgroups, rounded up."""
+    """CPUs that this process may use at once: its affinity, and the quotas of its cgroups, rounded
+    up."""
     periods = _cgroup_limits("cpu.cfs_period_us")
     quotas = [text.split() for text in _cgroup_limits("cpu.max")]
     quotas += [[*pair] for pair in zip(_cgroup_limits("cpu.cfs_quota_us"), periods, strict=True)]
-    granted = [-(-int(quota) // int(period)) for quota, period in quotas if quota not in ("max", "-1")]
+    granted = [
+        -(-int(quota) // int(period)) for quota, period in quotas if quota not in ("max", "-1")
+    ]
     return max(1, min([len(os.sched_getaffinity(0)), *granted]))
 
 
 def memory_limit_bytes() -> int:
-    """Memory that this process may use: the machine's, or the limit of one of its cgroups where that is lower."""
+    """Memory that this process may use: the machine's, or the limit of one of its cgroups where
+    that is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [*_cgroup_limits("memory.max"), *_cgroup_limits("memory.limit_in_bytes")]
     return min([machine, *(int(limit) for limit in limits if limit != "max")])
@@ -98,7 +102,8 @@ def _cgroup_limits(name: str) -> list[str]:
 
 
 def cgroup_files(name: str) -> list[Path]:
-    """The files ``name`` of this process's cgroups and all above them, own first; versions 1 and 2 name them differently."""
+    """The files ``name`` of this process's cgroups and all above them, own first; versions 1 and 2
+    name them differently."""
     found: list[Path] = []
     for line in _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.is_file() else []:
         _, controllers, path = line.split(":", 2)
@@ -110,7 +115,8 @@ def cgroup_files(name: str) -> list[Path]:
 
 
 def begin_task(announce: Announce, cell: Cell) -> tuple[Path | None, dict[str, str]]:
-    """How every task with a model begins: its files are here, the process is as the cell wants it, libraries are imported.
+    """How every task with a model begins: its files are here, the process is as the cell wants it,
+    libraries are imported.
 
     Returns the model's folder (None for random weights) and the precision flags that were set.
     """
@@ -147,13 +153,19 @@ def precision_flags() -> dict[str, str]:
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_allow_tf32": str(torch.backends.cudnn.allow_tf32),
-        "allow_fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
-        "allow_bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
+        "allow_fp16_reduced_precision_reduction": str(
+            matmul.allow_fp16_reduced_precision_reduction
+        ),
+        "allow_bf16_reduced_precision_reduction": str(
+            matmul.allow_bf16_reduced_precision_reduction
+        ),
     }
 
 
 def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -1,9 +1,10 @@
 """Who else had the CPUs while something was timed, as the kernel counted it.
 
-Four counters, read before and after, never in between: time in which the cgroup was throttled, having used up its quota
-(``cpu.stat``); time that the hypervisor gave to other machines (steal, ``/proc/stat``); how often the scheduler took a
-CPU from one of our threads (``getrusage``); time in which some thread waited for a CPU (pressure stall information,
-Linux 4.20). They do not correct a reading; they say whether to trust it.
+Four counters, read before and after, never in between: time in which the cgroup was throttled,
+having used up its quota (``cpu.stat``); time that the hypervisor gave to other machines (steal,
+``/proc/stat``); how often the scheduler took a CPU from one of our threads (``getrusage``); time in
+which some thread waited for a CPU (pressure stall information, Linux 4.20). They do not correct a
+reading; they say whether to trust it.
 """
 
 import dataclasses
@@ -35,7 +36,9 @@ def counters() -> Contamination:
 def since(before: Contamination) -> Contamination:
     """What has come on top of ``before``."""
     now, then = dataclasses.asdict(counters()), dataclasses.asdict(before)
-    gained: dict[str, Any] = {name: None if now[name] is None else now[name] - then[name] for name in now}
+    gained: dict[str, Any] = {
+        name: None if now[name] is None else now[name] - then[name] for name in now
+    }
     return Contamination(**gained)
 
 
@@ -47,7 +50,8 @@ def _throttled_s() -> float | None:
             found.append(int(values["throttled_usec"]) / 1e6)
         elif "throttled_time" in values:  # version 1
             found.append(int(values["throttled_time"]) / 1e9)
-    return sum(found) if found else None  # at whichever level: the largest total need not be the one that grows
+    # At whichever level: the largest total need not be the one that grows
+    return sum(found) if found else None
 
 
 def _steal_s() -> float | None:
@@ -59,7 +63,8 @@ def _steal_s() -> float | None:
 def _pressure_s() -> float | None:
     for file in (*cgroup_files("cpu.pressure")[:1], _PRESSURE):
         try:
-            some = file.read_text().splitlines()[0]  # some avg10=0.00 avg60=0.00 avg300=0.00 total=123
+            # Some avg10=0.00 avg60=0.00 avg300=0.00 total=123
+            some = file.read_text().splitlines()[0]
         except OSError:  # absent, or compiled in and switched off: reading it is an error then
             continue
         return int(some.rpartition("total=")[2]) / 1e6

@@ -1,10 +1,10 @@
 """Peaks of memory, phase by phase.
 
-On a CPU the kernel keeps the peak resident set of a process (``VmHWM``) and resets it when 5 is written to
-``/proc/self/clear_refs``; without the reset the peak of loading would hide that of running. File pages (weights that
-are memory-mapped) count in it and are told apart at the end of the phase. On CUDA torch's allocator keeps its own
-peaks, and NVML tells what the whole device holds: by the UUID of the device, because NVML's indices ignore
-CUDA_VISIBLE_DEVICES.
+On a CPU the kernel keeps the peak resident set of a process (``VmHWM``) and resets it when 5 is
+written to ``/proc/self/clear_refs``; without the reset the peak of loading would hide that of
+running. File pages (weights that are memory-mapped) count in it and are told apart at the end of
+the phase. On CUDA torch's allocator keeps its own peaks, and NVML tells what the whole device
+holds: by the UUID of the device, because NVML's indices ignore CUDA_VISIBLE_DEVICES.
 """
 
 from pathlib import Path
@@ -29,7 +29,8 @@ def status_bytes(field: str) -> int | None:
 
 
 def reset_peaks(device: str) -> bool:
-    """Begin a phase; returns whether the peak of the resident set begins anew, which some sandboxes forbid."""
+    """Begin a phase; returns whether the peak of the resident set begins anew, which some sandboxes
+    forbid."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -45,7 +46,8 @@ def read_peaks(device: str, device_used_before: int | None, has_reset: bool) -> 
 
     Args:
         device_used_before: NVML's reading before this process had a CUDA context.
-        has_reset: what ``reset_peaks`` said; without it the peak is that of an earlier phase, and no reading.
+        has_reset: what ``reset_peaks`` said; without it the peak is that of an earlier phase, and
+            no reading.
     """
     cuda = device == "cuda"
     used = nvml_used_bytes(cuda_uuid()) if cuda else None
@@ -55,7 +57,9 @@ def read_peaks(device: str, device_used_before: int | None, has_reset: bool) -> 
         rss_file_bytes=status_bytes("RssFile"),
         allocated_peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
         reserved_peak_bytes=torch.cuda.max_memory_reserved() if cuda else None,
-        device_used_bytes=used - device_used_before if used is not None and device_used_before is not None else None,
+        device_used_bytes=used - device_used_before
+        if used is not None and device_used_before is not None
+        else None,
     )
 
 

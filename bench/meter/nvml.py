@@ -1,12 +1,15 @@
-"""What NVML says about the GPU while a cell runs: clocks, temperature, power, energy, throttling, and who else is there.
+"""What NVML says about the GPU while a cell runs: clocks, temperature, power, energy, throttling,
+and who else is there.
 
-A pass of its own, because a thread that reads NVML takes the interpreter from the loop it watches: nothing is timed in
-it. Energy is the difference of the driver's counter and not the sum of power readings: since Ampere (GA100 apart) a
-power reading is the mean of the last second, and some chips look at their power only part of the time. The counter
-refreshes about every 100 ms, so a window below 10 s gives no energy at all, rather than one that is up to 20 % off.
+A pass of its own, because a thread that reads NVML takes the interpreter from the loop it watches:
+nothing is timed in it. Energy is the difference of the driver's counter and not the sum of power
+readings: since Ampere (GA100 apart) a power reading is the mean of the last second, and some chips
+look at their power only part of the time. The counter refreshes about every 100 ms, so a window
+below 10 s gives no energy at all, rather than one that is up to 20 % off.
 
-What the device does not support or this user may not see is None, never 0. A MIG instance has neither clocks nor power
-of its own, so there almost everything is None. A GPU that is gone is the only error: nothing read before it counts.
+What the device does not support or this user may not see is None, never 0. A MIG instance has
+neither clocks nor power of its own, so there almost everything is None. A GPU that is gone is the
+only error: nothing read before it counts.
 """
 
 import threading
@@ -25,11 +28,13 @@ from bench.record.measurement import Reading, Telemetry
 
 SHORTEST_ENERGY_WINDOW_S = 10.0
 
-# Bits of nvmlClocksEventReasons in nvml.h. Left out: 0x1 idle, 0x2 application clocks and 0x100 display clocks, which
-# are choices and no distress. 0x200 and 0x400 are new; older bindings have no names for them.
+# Bits of nvmlClocksEventReasons in nvml.h. Left out: 0x1 idle, 0x2 application clocks and 0x100
+# display clocks, which are choices and no distress. 0x200 and 0x400 are new; older bindings have no
+# names for them.
 _THROTTLING = {
     0x4: "sw_power_cap",
-    0x8: "hw_slowdown",  # by a half or more; also set for a moment when the performance state changes
+    # By a half or more; also set for a moment when the performance state changes
+    0x8: "hw_slowdown",
     0x10: "sync_boost",
     0x20: "sw_thermal",
     0x40: "hw_thermal",
@@ -49,12 +54,16 @@ class GpuProcess:
     used_bytes: int | None
 
 
-def watch(uuid: str, work: Callable[[], object], window_s: float = 10.0, every_s: float = 0.1) -> Telemetry | None:
-    """Run ``work`` again and again for ``window_s`` and read the GPU meanwhile; None, and no work, where NVML is absent.
+def watch(
+    uuid: str, work: Callable[[], object], window_s: float = 10.0, every_s: float = 0.1
+) -> Telemetry | None:
+    """Run ``work`` again and again for ``window_s`` and read the GPU meanwhile; None, and no work,
+    where NVML is absent.
 
     Args:
         uuid: NVML's name of the device, as ``cuda_uuid`` tells it.
-        work: has to wait for the device before it returns, or the window ends before its last round does.
+        work: has to wait for the device before it returns, or the window ends before its last round
+            does.
 
     Raises:
         CellFailure: ``failed`` when the GPU is gone.
@@ -68,8 +77,11 @@ def watch(uuid: str, work: Callable[[], object], window_s: float = 10.0, every_s
         with ThreadPoolExecutor(max_workers=1) as pool:
             between = pool.submit(_read_until, over, handle, started_s, every_s)
             try:
-                # It is done before it is told so only when the GPU is gone: then there is nothing left to wait for.
-                while not between.done() and (rounds == 0 or time.perf_counter() - started_s < first.at_s + window_s):
+                # It is done before it is told so only when the GPU is gone: then there is nothing
+                # left to wait for.
+                while not between.done() and (
+                    rounds == 0 or time.perf_counter() - started_s < first.at_s + window_s
+                ):
                     work()
                     rounds += 1
             finally:
@@ -77,11 +89,14 @@ def watch(uuid: str, work: Callable[[], object], window_s: float = 10.0, every_s
         return _summary((first, *between.result(), _read(handle, started_s)), rounds)
 
 
-def idle_power_w(uuid: str, settle_s: float = 5.0, window_s: float = 10.0, every_s: float = 0.1) -> float | None:
+def idle_power_w(
+    uuid: str, settle_s: float = 5.0, window_s: float = 10.0, every_s: float = 0.1
+) -> float | None:
     """Mean power while this process does nothing; None where NVML cannot tell.
 
-    Ask in the process that was measured, with the model in memory: a CUDA context alone keeps the clocks up. By the
-    energy counter where there is one, so that it can be subtracted from an energy that was read the same way.
+    Ask in the process that was measured, with the model in memory: a CUDA context alone keeps the
+    clocks up. By the energy counter where there is one, so that it can be subtracted from an energy
+    that was read the same way.
 
     Args:
         settle_s: before it counts; more than the second over which NVML averages power.
@@ -97,13 +112,15 @@ def idle_power_w(uuid: str, settle_s: float = 5.0, window_s: float = 10.0, every
 
 
 def other_processes(uuid: str, own_pids: Collection[int]) -> list[GpuProcess]:
-    """Whoever else holds memory of the GPU, as far as it can be told; empty where NVML lists nobody or may not say.
+    """Whoever else holds memory of the GPU, as far as it can be told; empty where NVML lists nobody
+    or may not say.
 
-    In a container the driver lists the host's pids, by which our own processes look foreign. So nobody is named unless
-    one of our own is on the list too.
+    In a container the driver lists the host's pids, by which our own processes look foreign. So
+    nobody is named unless one of our own is on the list too.
 
     Args:
-        own_pids: of our processes that have a CUDA context on it now. With none, everybody on the list is another.
+        own_pids: of our processes that have a CUDA context on it now. With none, everybody on the
+            list is another.
 
     Raises:
         CellFailure: ``failed`` when the GPU is gone.
@@ -115,10 +132,15 @@ def other_processes(uuid: str, own_pids: Collection[int]) -> list[GpuProcess]:
             *(_answer(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)) or ()),
             *(_answer(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)) or ()),
         ]
-    used_bytes = {process.pid: process.usedGpuMemory for process in listed}  # one may compute and draw
+    # One may compute and draw
+    used_bytes = {process.pid: process.usedGpuMemory for process in listed}
     if own_pids and used_bytes.keys().isdisjoint(own_pids):
         return []
-    return [GpuProcess(pid, _name(pid), used) for pid, used in sorted(used_bytes.items()) if pid not in own_pids]
+    return [
+        GpuProcess(pid, _name(pid), used)
+        for pid, used in sorted(used_bytes.items())
+        if pid not in own_pids
+    ]
 
 
 @contextmanager
@@ -147,25 +169,30 @@ def _answer(*questions: Callable[[], Any]) -> Any:
         except pynvml.NVMLError as error:
             if error.value in _GONE:
                 raise CellFailure(
-                    "failed", f"the GPU dropped out (NVML: {error}); the kernel log has its Xid, a reset or reboot helps"
+                    "failed",
+                    f"the GPU dropped out (NVML: {error}); the kernel log has its Xid, a reset or"
+                    " reboot helps",
                 ) from error
     return None
 
 
 def _read(handle: Any, started_s: float) -> Reading:
     at_s = time.perf_counter() - started_s
-    energy_mj = _answer(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))  # first: it belongs to at_s
+    # First: it belongs to at_s
+    energy_mj = _answer(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
     power_mw = _answer(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
     sm_clock_mhz = _answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
     memory_clock_mhz = _answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
     memory = _answer(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
     temperature_c = _answer(
         lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        lambda: pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU),  # replaces it in CUDA 14
+        # Replaces it in CUDA 14
+        lambda: pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU),
     )
     reasons = _answer(
         lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
-        lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),  # its name before driver 535
+        # Its name before driver 535
+        lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
     )
     return Reading(
         at_s=at_s,
@@ -175,11 +202,17 @@ def _read(handle: Any, started_s: float) -> Reading:
         power_w=None if power_mw is None else power_mw / 1e3,
         used_bytes=None if memory is None else memory.used,
         energy_j=None if energy_mj is None else energy_mj / 1e3,
-        throttle=None if reasons is None else tuple(name for bit, name in _THROTTLING.items() if reasons & bit),
+        throttle=(
+            None
+            if reasons is None
+            else tuple(name for bit, name in _THROTTLING.items() if reasons & bit)
+        ),
     )
 
 
-def _read_until(over: threading.Event, handle: Any, started_s: float, every_s: float) -> list[Reading]:
+def _read_until(
+    over: threading.Event, handle: Any, started_s: float, every_s: float
+) -> list[Reading]:
     readings = []
     while not over.wait(every_s):
         readings.append(_read(handle, started_s))
@@ -197,15 +230,22 @@ def _summary(readings: tuple[Reading, ...], rounds: int) -> Telemetry:
         readings=readings,
         energy_j=_energy_j(first, last),
         power_w_mean=sum(powers_w) / len(powers_w) if powers_w else None,
-        throttled=tuple(name for name in _THROTTLING.values() if name in seen) if throttles else None,
+        throttled=(
+            tuple(name for name in _THROTTLING.values() if name in seen) if throttles else None
+        ),
     )
 
 
 def _energy_j(first: Reading, last: Reading) -> float | None:
-    if first.energy_j is None or last.energy_j is None or last.at_s - first.at_s < SHORTEST_ENERGY_WINDOW_S:
+    if (
+        first.energy_j is None
+        or last.energy_j is None
+        or last.at_s - first.at_s < SHORTEST_ENERGY_WINDOW_S
+    ):
         return None
     energy_j = last.energy_j - first.energy_j
-    return energy_j if energy_j > 0 else None  # a counter that stands still or begins anew is no reading
+    # A counter that stands still or begins anew is no reading
+    return energy_j if energy_j > 0 else None
 
 
 def _name(pid: int) -> str | None:

@@ -1,11 +1,13 @@
-"""The model as published, kept for comparison: final hidden states over the windows of a text, head, answers.
+"""The model as published, kept for comparison: final hidden states over the windows of a text,
+head, answers.
 
-Windows are disjoint pieces of a text's tokens, each read from its own beginning: after the tokenizer's mark for the
-beginning of a text where it sets one by itself, else the first token is read and not scored. What is left at the end of
-the text and does not fill a window is dropped.
+Windows are disjoint pieces of a text's tokens, each read from its own beginning: after the
+tokenizer's mark for the beginning of a text where it sets one by itself, else the first token is
+read and not scored. What is left at the end of the text and does not fill a window is dropped.
 
-Beside each window stands the *noise floor*: the same published weights in 16 bits against themselves, one row at a time
-with sdpa against four rows with eager attention. A divergence below it says no more than a change of the batch would.
+Beside each window stands the *noise floor*: the same published weights in 16 bits against
+themselves, one row at a time with sdpa against four rows with eager attention. A divergence below
+it says no more than a change of the batch would.
 """
 
 import dataclasses
@@ -42,7 +44,8 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
         floor: 16 bits, for the noise floor.
 
     Raises:
-        CellFailure: ``failed`` when the model's logits are more than a product with its head, or a text is too short.
+        CellFailure: ``failed`` when the model's logits are more than a product with its head, or a
+            text is too short.
     """
     folder, _ = begin_task(announce, cell)
     announce("load", "")
@@ -56,7 +59,9 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
         hidden = torch.cat([final_hidden(subject.model, row[None]) for row in ids])
     answers = answer_samples(cell, subject) if cell.quality.prompts is not None else ()
     head = subject.model.get_output_embeddings()
-    kept = {"ids": ids, "hidden": hidden, "head": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+    kept = {"ids": ids, "hidden": hidden, "head": head.weight} | (
+        {} if head.bias is None else {"bias": head.bias}
+    )
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
     announce("quality", "the noise floor")
     if cell.quant.dtype != floor.dtype:
@@ -65,15 +70,20 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
         subject = load(replace(cell, quant=floor), folder)
     floors = _noise_floor(subject.model, ids)
     if not np.isfinite(floors).all():
-        raise CellFailure("failed", f"{cell.model.name} in {floor.dtype} gives logits that are not finite numbers")
+        raise CellFailure(
+            "failed", f"{cell.model.name} in {floor.dtype} gives logits that are not finite numbers"
+        )
     about = {
         "reference": cell.quant.name,
         "begins_with_bos": begins_with_bos,
-        "windows": [{**window, "floor_kl_nats": kl} for window, kl in zip(windows, floors, strict=True)],
+        "windows": [
+            {**window, "floor_kl_nats": kl} for window, kl in zip(windows, floors, strict=True)
+        ],
         "answers": [dataclasses.asdict(answer) for answer in answers],
     }
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(f"{file}.partial")  # one sweep at a time: what a killed one has left is written over
+    # One sweep at a time: what a killed one has left is written over
+    aside = Path(f"{file}.partial")
     try:
         save_file(kept, aside, metadata={"about": json.dumps(about, allow_nan=False)})
     except SafetensorError as error:
@@ -82,15 +92,22 @@ def make_reference(announce: Announce, cell: Cell, floor: Quant, file: str) -> N
     os.replace(aside, file)
 
 
-def _windows(quality: Quality, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, list[dict[str, Any]], bool]:
-    """Token ids, (windows, tokens); name and scored bytes of each; and whether each begins with the tokenizer's mark."""
+def _windows(
+    quality: Quality, tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, list[dict[str, Any]], bool]:
+    """Token ids, (windows, tokens); name and scored bytes of each; and whether each begins with the
+    tokenizer's mark."""
     rows, about = [], []
     begin = tokenizer("", add_special_tokens=True).input_ids[:1]
     for name in quality.texts:
-        ids = tokenizer(TEXTS[name].read_text(encoding="utf-8"), add_special_tokens=False, verbose=False).input_ids
+        ids = tokenizer(
+            TEXTS[name].read_text(encoding="utf-8"), add_special_tokens=False, verbose=False
+        ).input_ids
         pieces = list(_pieces(ids[: quality.text_tokens], quality.window_tokens - len(begin)))
         if not pieces:
-            raise CellFailure("failed", f"the text {name} has {len(ids)} tokens, less than one window")
+            raise CellFailure(
+                "failed", f"the text {name} has {len(ids)} tokens, less than one window"
+            )
         for piece in pieces:
             rows.append([*begin, *piece])
             scored = piece if begin else piece[1:]
@@ -108,7 +125,10 @@ def _check_head(model: PreTrainedModel, ids: torch.Tensor) -> None:
     made = model.get_output_embeddings()(final_hidden(model, ids)[:, -1:]).float()
     logits = model(ids, use_cache=False, logits_to_keep=1).logits.float()
     if not torch.allclose(made, logits, rtol=_SAME, atol=_SAME):
-        raise CellFailure("failed", f"{type(model).__name__} makes its logits by more than a product with its head")
+        raise CellFailure(
+            "failed",
+            f"{type(model).__name__} makes its logits by more than a product with its head",
+        )
 
 
 def _noise_floor(model: PreTrainedModel, ids: torch.Tensor) -> list[float]:

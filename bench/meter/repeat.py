@@ -1,7 +1,8 @@
 """The requests of one process: warm-ups until it is warm, then timed ones until they are enough.
 
-What decides is in ``bench.analysis.stopping``. Progress is announced between requests, never between two clock readings,
-and only every few seconds, because the request after a pause finds cold caches and sleeping threads.
+What decides is in ``bench.analysis.stopping``. Progress is announced between requests, never
+between two clock readings, and only every few seconds, because the request after a pause finds cold
+caches and sleeping threads.
 """
 
 import math
@@ -20,7 +21,9 @@ from bench.record.measurement import Repeat, Stopped
 _BETWEEN_ANNOUNCEMENTS_S = 2.0
 
 
-def warm_up(announce: Announce, cell: Cell, subject: Subject, ids: torch.Tensor) -> tuple[tuple[Repeat, ...], bool]:
+def warm_up(
+    announce: Announce, cell: Cell, subject: Subject, ids: torch.Tensor
+) -> tuple[tuple[Repeat, ...], bool]:
     """Requests until two windows of them agree, and whether they did."""
     show = _now_and_then(announce, "warm-up", cell.measure.warmups)
 
@@ -56,7 +59,8 @@ def measure(
 
 
 def _now_and_then(announce: Announce, phase: str, count: int) -> Callable[[int], None]:
-    """Announces the first request of a phase, and of the others those that begin long enough after the last one."""
+    """Announces the first request of a phase, and of the others those that begin long enough after
+    the last one."""
     last_s = -math.inf
 
     def before(index: int) -> None:

@@ -1,10 +1,12 @@
-"""What one process read off a running model: raw, as it came; everything else is computed from it."""
+"""What one process read off a running model: raw, as it came; everything else is computed from
+it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Stopped = Literal["target", "repeats", "budget"]  # known well enough, as many as allowed, out of time
+# Known well enough, as many as allowed, out of time
+Stopped = Literal["target", "repeats", "budget"]
 ProfiledPhase = Literal["prefill", "decode"]
 
 
@@ -15,7 +17,8 @@ class Repeat:
     ttft_s: float
     decode_step_s: tuple[float, ...]  # new_tokens - 1 gaps between consecutive tokens
     e2e_s: float
-    enqueue_s: float | None = None  # CUDA: what the host needed to enqueue the first decode step, the queue being empty
+    # CUDA: what the host needed to enqueue the first decode step, the queue being empty
+    enqueue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,14 @@ class Memory:
     rss_file_bytes: int | None
     allocated_peak_bytes: int | None  # torch's CUDA allocator
     reserved_peak_bytes: int | None
-    device_used_bytes: int | None  # of the whole device by NVML, minus its reading before the CUDA context
+    # Of the whole device by NVML, minus its reading before the CUDA context
+    device_used_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Sentinel:
-    """Reference kernels that no cell changes, only the state of the machine. Units: seconds, the least of many."""
+    """Reference kernels that no cell changes, only the state of the machine. Units: seconds, the
+    least of many."""
 
     read_s: float  # adding up 64 MiB
     matmul_s: float  # a product of two 512 x 512 matrices, fp32
@@ -61,21 +66,23 @@ class Reading:
     power_w: float | None
     used_bytes: int | None  # of the whole device
     energy_j: float | None  # since the driver was loaded
-    throttle: tuple[str, ...] | None  # what holds the clocks down, by power or heat; empty when nothing does
+    # What holds the clocks down, by power or heat; empty when nothing does
+    throttle: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
     """A GPU over a window in which the same work ran again and again.
 
-    The first reading is from before the work and the last from after it: these two give the energy, those in between
-    the power and the throttling.
+    The first reading is from before the work and the last from after it: these two give the energy,
+    those in between the power and the throttling.
     """
 
     window_s: float  # from the first reading to the last
     rounds: int  # how many times the work ran in it
     readings: tuple[Reading, ...]
-    energy_j: float | None  # gross, idle power included; None when the window is too short for the counter
+    # Gross, idle power included; None when the window is too short for the counter
+    energy_j: float | None
     power_w_mean: float | None
     throttled: tuple[str, ...] | None  # every reason that was seen; None when none could be read
 
@@ -108,7 +115,8 @@ class Measurement:
     threads: int
     precision: Mapping[str, str]  # flags that were set in the measured process
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
-    decode_syncs: int | None  # CUDA: operations of one request that wait for the device after the first token
+    # CUDA: operations of one request that wait for the device after the first token
+    decode_syncs: int | None
     energy: Energy | None = None  # CUDA
 
 
@@ -119,7 +127,8 @@ class PhaseProfile:
     phase: ProfiledPhase
     wall_s: float
     steps: int  # decode steps in it; 1 for a prefill
-    seconds: Mapping[str, float]  # by kind of operation, as ``bench.analysis.operators`` names them; they add up to wall_s
+    # By kind of operation, as ``bench.analysis.operators`` names them; they add up to wall_s
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of a text, read by a cell's model and by the reference. All but counts: means over its positions."""
+    """A piece of a text, read by a cell's model and by the reference. All but counts: means over
+    its positions."""
 
     text: str
     bytes: int  # of the scored tokens
@@ -153,7 +163,8 @@ class Window:
     top1_agreement: float
     nll_nats: float
     reference_nll_nats: float
-    floor_kl_nats: float  # the reference in 16 bits against itself, at another batch size and attention
+    # The reference in 16 bits against itself, at another batch size and attention
+    floor_kl_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +172,8 @@ class Divergence:
     """What a configuration does to the predictions of its model."""
 
     reference: str  # the quant that it is compared with, like fp32
-    begins_with_bos: bool  # each window begins with the tokenizer's mark, so that its first token is scored too
+    # Each window begins with the tokenizer's mark, so that its first token is scored too
+    begins_with_bos: bool
     windows: tuple[Window, ...]
     answers: tuple[Sample, ...]  # the reference's, to the prompts of the cell's samples
 

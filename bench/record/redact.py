@@ -1,9 +1,11 @@
-"""Nothing secret reaches a record: what looks like a credential is replaced before a text is stored or logged.
+"""Nothing secret reaches a record: what looks like a credential is replaced before a text is stored
+or logged.
 
-A record travels: its files are attached to tickets, its runs are read by a whole team. So credentials in URLs, secrets in
-their query, tokens of a known shape and the values of environment variables that are named like secrets become ``***``.
-Variables of the environment are never recorded wholesale (``bench.meter.host.ENVIRONMENT`` names those that are), but an
-error message of a library may quote one.
+A record travels: its files are attached to tickets, its runs are read by a whole team. So
+credentials in URLs, secrets in their query, tokens of a known shape and the values of environment
+variables that are named like secrets become ``***``. Variables of the environment are never
+recorded wholesale (``bench.meter.host.ENVIRONMENT`` names those that are), but an error message of
+a library may quote one.
 """
 
 import os
@@ -13,7 +15,8 @@ from typing import Any
 
 HIDDEN = "***"
 
-_IN_URLS = re.compile(r"(?<=://)[^/?#\s]+(?=@)")  # user:password@host; a password may have an @ of its own
+# User:password@host; a password may have an @ of its own
+_IN_URLS = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 _IN_QUERIES = re.compile(
     r"(?i)([?&][\w.-]*(?:token|secret|password|signature|api_?key|access_?key)[\w.-]*=|[?&]sig=)[^&\s\"']+"
 )
@@ -37,7 +40,11 @@ def redacted(value: Any) -> Any:
 
 
 def _secrets() -> list[str]:
-    named = [value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST]
+    named = [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST
+    ]
     return sorted(named, key=len, reverse=True)  # one may contain another
 
 

@@ -1,7 +1,9 @@
-"""The record of one cell: what was asked, where it ran, what was really loaded, what was read, what it answered.
+"""The record of one cell: what was asked, where it ran, what was really loaded, what was read, what
+it answered.
 
-Raw readings are stored, everything else is computed from them (``bench.analysis.metrics``), so a corrected formula can
-be applied to old results. Records are JSON on disk; ``from_json`` is as strict as the configuration's parser.
+Raw readings are stored, everything else is computed from them (``bench.analysis.metrics``), so a
+corrected formula can be applied to old results. Records are JSON on disk; ``from_json`` is as
+strict as the configuration's parser.
 """
 
 import dataclasses
@@ -47,7 +49,8 @@ class Provenance:
     """Code and surroundings of a sweep. ``commit`` is None outside a checkout."""
 
     commit: str | None
-    changed: tuple[str, ...]  # files of the checkout that differ from the commit, untracked ones too
+    # Files of the checkout that differ from the commit, untracked ones too
+    changed: tuple[str, ...]
     changes: str | None  # digest of these differences; None without any
     measuring: str  # digest of the files whose text can change a reading
     lock: str | None  # digest of requirements.lock; None in a wheel
@@ -112,7 +115,8 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One process of a cell: an independent reading of it. ``measurement`` is None where it gave none."""
+    """One process of a cell: an independent reading of it. ``measurement`` is None where it gave
+    none."""
 
     started_at: float  # seconds since 1970
     wall_s: float
@@ -122,7 +126,8 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a cell ended; anything but ok has a reason and no number. An ok with a reason lacks samples or passes."""
+    """How a cell ended; anything but ok has a reason and no number. An ok with a reason lacks
+    samples or passes."""
 
     status: Status
     reason: str | None = None
@@ -148,14 +153,19 @@ class Result:
     samples: tuple[Sample, ...] = ()
     divergence: Divergence | None = None
     tasks: tuple[TaskScore, ...] = ()
-    samples_from: str | None = None  # cell_id of the cell that answered, and was evaluated, for this one too
+    # Cell_id of the cell that answered, and was evaluated, for this one too
+    samples_from: str | None = None
     profile: Profile | None = None  # profile=true
     reused_from: str | None = None  # sweep_id of the sweep that measured it
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Of the passes that gave one; empty for a cell without a number."""
-        return tuple(p.measurement for p in self.passes if p.measurement is not None) if self.outcome.status == "ok" else ()
+        return (
+            tuple(p.measurement for p in self.passes if p.measurement is not None)
+            if self.outcome.status == "ok"
+            else ()
+        )
 
     @property
     def ended_at(self) -> float:
@@ -168,7 +178,8 @@ class Result:
 
 
 def is_complete(record: Result) -> bool:
-    """Whether no further process is wanted: all have run, or one has given a reason why there is no number."""
+    """Whether no further process is wanted: all have run, or one has given a reason why there is no
+    number."""
     return record.outcome.status != "ok" or len(record.passes) >= record.cell.measure.passes
 
 

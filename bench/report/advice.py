@@ -15,7 +15,8 @@ from bench.analysis.plausible import ASSUMED, Plausible, peak_memory_bytes, plau
 from bench.record.result import Result
 from bench.store.files import Sweep, read_results, read_sweep
 
-USUAL_KL_NATS = 0.1  # of the table of use cases; where it is from: a judgement, so it is said and can be changed
+# Of the table of use cases; where it is from: a judgement, so it is said and can be changed
+USUAL_KL_NATS = 0.1
 _MIB = 2**20
 _GOALS: dict[Goal, str] = {
     "throughput": "most output tokens per second",
@@ -42,29 +43,53 @@ class Answer:
     why: tuple[str, ...]  # one sentence each
 
 
-def answer(known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_only: bool = False) -> Answer:
-    """What to take of these cells (of those with batch 1 only), why, what binds and how sure that is."""
+def answer(
+    known: Plausible, sweep: Sweep, limits: Limits, goal: Goal, one_row_only: bool = False
+) -> Answer:
+    """What to take of these cells (of those with batch 1 only), why, what binds and how sure that
+    is."""
     names = _names(known.results) if known.results else {}
     values = {result.cell_id: result for result in known.results}
     found = advise(known, limits, goal, sweep.margin, one_row_only)
     asked = f"{_GOALS[goal]}{_limits_in_words(limits)}"
     if found.word == "nothing measured":
-        return Answer(asked, "no cell with batch 1 has a number" if one_row_only else "no cell has a number", ())
-    excluded = [_excluded(each, names, values, limits) for each in found.better_but_excluded[:_MOST_EXCLUDED]]
+        return Answer(
+            asked,
+            "no cell with batch 1 has a number" if one_row_only else "no cell has a number",
+            (),
+        )
+    excluded = [
+        _excluded(each, names, values, limits)
+        for each in found.better_but_excluded[:_MOST_EXCLUDED]
+    ]
     if found.best is None:
         return Answer(
-            asked, "no measured cell keeps these limits", tuple(f"would be first, but: {each}" for each in excluded)
+            asked,
+            "no measured cell keeps these limits",
+            tuple(f"would be first, but: {each}" for each in excluded),
         )
     why = [in_numbers(values[found.best])]
     if found.word == "recommended":
-        sure = f"how sure: {_sure(found.probability)} that nothing measured beats it by over {sweep.margin:.0%}"
+        sure = (
+            f"how sure: {_sure(found.probability)} that nothing measured beats it by over"
+            f" {sweep.margin:.0%}"
+        )
         why.append(sure + _ground(found))
     else:
         others = ", ".join(names[each] for each in found.in_question[:4])
-        why.append(f"{found.probability:.0%} for the likeliest{_ground(found)}; in question: {others}")
-        why.append(f"run this to tell: {command([values[each] for each in found.in_question], known.results, sweep)}")
+        why.append(
+            f"{found.probability:.0%} for the likeliest{_ground(found)}; in question: {others}"
+        )
+        why.append(
+            "run this to tell:"
+            f" {command([values[each] for each in found.in_question], known.results, sweep)}"
+        )
     why += [f"would be better, but: {each}" for each in excluded]
-    headline = names[found.best] if found.word == "recommended" else f"not enough data; likeliest {names[found.best]}"
+    headline = (
+        names[found.best]
+        if found.word == "recommended"
+        else f"not enough data; likeliest {names[found.best]}"
+    )
     return Answer(asked, headline, tuple(why))
 
 
@@ -75,34 +100,50 @@ def use_cases(known: Plausible, sweep: Sweep) -> list[tuple[str, Answer]]:
         has_quality = any(result.divergence is not None for result in among.results)
         limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
         found += [
-            (f"{place}{case.name} ({case.what})", answer(among, sweep, limits, case.goal, case.one_row_only))
+            (
+                f"{place}{case.name} ({case.what})",
+                answer(among, sweep, limits, case.goal, case.one_row_only),
+            )
             for case in USE_CASES
         ]
     return found
 
 
 def _alternatives(known: Plausible) -> list[tuple[str, Plausible]]:
-    """Cells of one model and workload each, with words for which; nobody chooses between workloads."""
+    """Cells of one model and workload each, with words for which; nobody chooses between
+    workloads."""
     groups = comparable(known.results)
     if len(groups) < 2:
         return [("", known)]
-    return [(f"{name}: ", known.only([result in group for result in known.results])) for name, group in groups.items()]
+    return [
+        (f"{name}: ", known.only([result in group for result in known.results]))
+        for name, group in groups.items()
+    ]
 
 
 def in_short(results: Sequence[Result], sweep: Sweep) -> list[str]:
-    """The usual questions with their answers, a line each; nothing for a sweep with nothing to choose."""
+    """The usual questions with their answers, a line each; nothing for a sweep with nothing to
+    choose."""
     if sum(bool(result.measurements) for result in results) < 2:
         return []
     found = use_cases(plausible(results, sweep.calibration), sweep)
     width = max(len(name.partition(" (")[0]) for name, _ in found)
-    limit = f", with a divergence of at most {USUAL_KL_NATS} nat" if any(r.divergence for r in results) else ""
+    limit = (
+        f", with a divergence of at most {USUAL_KL_NATS} nat"
+        if any(r.divergence for r in results)
+        else ""
+    )
     lines = [f"  {name.partition(' (')[0]:<{width}}  {each.headline}" for name, each in found]
     return [f"what to use{limit} (why: the report, or `python -m bench advise`):", *lines]
 
 
 def turning_points(known: Plausible, sweep: Sweep) -> list[str]:
     """From where on which value of the compared axis is faster."""
-    against = reference([result.cell for result in known.results], sweep.baseline) if known.results else None
+    against = (
+        reference([result.cell for result in known.results], sweep.baseline)
+        if known.results
+        else None
+    )
     if against is None:
         return []
     return [sentence for axis in against.values for sentence in sentences(crossovers(known, axis))]
@@ -136,23 +177,37 @@ def _print(console: Console, found: Answer, name: str) -> None:
 
 
 def command(in_question: Sequence[Result], results: Sequence[Result], sweep: Sweep) -> str:
-    """What measures the cells in question again, in more processes: the sweep's own words with fewer values."""
+    """What measures the cells in question again, in more processes: the sweep's own words with
+    fewer values."""
     axes = {}
     for column in varying_columns([result.cell for result in results]):
-        axes[column] = ",".join(dict.fromkeys(coordinate(result.cell, column) for result in in_question))
+        axes[column] = ",".join(
+            dict.fromkeys(coordinate(result.cell, column) for result in in_question)
+        )
     words = [word for word in sweep.overrides if "=" in word]
-    kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in {*axes, "measure", "resume"}]
+    kept = [
+        word
+        for word in words
+        if word.partition("=")[0].partition(".")[0] not in {*axes, "measure", "resume"}
+    ]
     said = [f"{axis}={values}" for axis, values in axes.items()]
     return " ".join(["python -m bench -m", *said, *kept, "measure=rigorous"])
 
 
 def _names(results: Sequence[Result]) -> dict[str, str]:
     columns = varying_columns([result.cell for result in results]) or ["quant", "batch"]
-    return {r.cell_id: " ".join(f"{column}={coordinate(r.cell, column)}" for column in columns) for r in results}
+    return {
+        r.cell_id: " ".join(f"{column}={coordinate(r.cell, column)}" for column in columns)
+        for r in results
+    }
 
 
 def _limits_in_words(limits: Limits) -> str:
-    said = [_limit(field.name, limits) for field in fields(limits) if getattr(limits, field.name) is not None]
+    said = [
+        _limit(field.name, limits)
+        for field in fields(limits)
+        if getattr(limits, field.name) is not None
+    ]
     return f", {', '.join(said)}" if said else ""
 
 
@@ -182,11 +237,16 @@ def in_numbers(result: Result) -> str:
     if not math.isnan(peak := peak_memory_bytes(result)):
         said.append(f"{peak / _MIB:,.0f} MiB at peak")
     if "kl_nats" in values:
-        said.append(f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.1%} of next tokens as unquantized")
+        said.append(
+            f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.1%} of next tokens as"
+            " unquantized"
+        )
     return ", ".join(said)
 
 
-def _excluded(each: Excluded, names: dict[str, str], values: Mapping[str, Result], limits: Limits) -> str:
+def _excluded(
+    each: Excluded, names: dict[str, str], values: Mapping[str, Result], limits: Limits
+) -> str:
     numbers = derive(values[each.cell_id])
     read = {
         "max_memory_bytes": peak_memory_bytes(values[each.cell_id]),
@@ -210,4 +270,7 @@ def _sure(probability: float) -> str:
 def _ground(found: Advice) -> str:
     if not found.is_assumed:
         return ""
-    return f", assuming that processes differ by {ASSUMED.deviation:.0%} (`doctor --calibrate` finds out)"
+    return (
+        f", assuming that processes differ by {ASSUMED.deviation:.0%} (`doctor --calibrate` finds"
+        " out)"
+    )

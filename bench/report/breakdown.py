@@ -1,4 +1,5 @@
-"""Where the time went, of sweeps with ``profile=true``: a table for each phase, and why a cell is slower in one sentence."""
+"""Where the time went, of sweeps with ``profile=true``: a table for each phase, and why a cell is
+slower in one sentence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +28,19 @@ def tables(results: Sequence[Result], columns: Sequence[str]) -> list[Table]:
 
 
 def _table(profiled: Sequence[Result], columns: Sequence[str], phase: ProfiledPhase) -> Table:
-    found = {result.cell_id: per_step_s(each) for result in profiled if (each := _phase(result, phase)) is not None}
-    longest = {kind: max(each.get(kind, 0.0) for each in found.values()) for each in found.values() for kind in each}
-    kinds = sorted((kind for kind, s in longest.items() if s > _TOO_SMALL_S), key=lambda kind: -longest[kind])
+    found = {
+        result.cell_id: per_step_s(each)
+        for result in profiled
+        if (each := _phase(result, phase)) is not None
+    }
+    longest = {
+        kind: max(each.get(kind, 0.0) for each in found.values())
+        for each in found.values()
+        for kind in each
+    }
+    kinds = sorted(
+        (kind for kind, s in longest.items() if s > _TOO_SMALL_S), key=lambda kind: -longest[kind]
+    )
     table = Table(title=_TITLES[phase], title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -51,15 +62,23 @@ def as_rows(table: Table) -> dict[str, Any]:
     return {"title": table.title, "headings": headings, "rows": list(zip(*cells, strict=True))}
 
 
-def reasons(results: Sequence[Result], columns: Sequence[str], against: Reference | None) -> list[str]:
-    """For each profiled cell with a profiled baseline, what its decode step spends more and less on."""
+def reasons(
+    results: Sequence[Result], columns: Sequence[str], against: Reference | None
+) -> list[str]:
+    """For each profiled cell with a profiled baseline, what its decode step spends more and less
+    on."""
     profiled = {result.cell_id: result for result in results if result.profile is not None}
     found = []
     for cell, base in pairs(list(profiled.values()), against) if against is not None else []:
         ours, theirs = _phase(profiled[cell], "decode"), _phase(profiled[base], "decode")
         if ours is not None and theirs is not None:
-            place = " ".join(f"{column}={coordinate(profiled[cell].cell, column)}" for column in columns)
-            found.append(f"{place}: a decode step takes {_difference(per_step_s(ours), per_step_s(theirs))} than {against}")
+            place = " ".join(
+                f"{column}={coordinate(profiled[cell].cell, column)}" for column in columns
+            )
+            found.append(
+                f"{place}: a decode step takes {_difference(per_step_s(ours), per_step_s(theirs))}"
+                f" than {against}"
+            )
     return found
 
 
@@ -67,7 +86,10 @@ def _difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
     more = {kind: ours.get(kind, 0.0) - theirs.get(kind, 0.0) for kind in {*ours, *theirs}}
     total = sum(more.values())
     most = max(abs(s) for s in more.values())
-    named = sorted((kind for kind, s in more.items() if abs(s) >= _NAMED * most), key=lambda kind: -abs(more[kind]))
+    named = sorted(
+        (kind for kind, s in more.items() if abs(s) >= _NAMED * most),
+        key=lambda kind: -abs(more[kind]),
+    )
     parts = ", ".join(f"{kind} {more[kind] * 1e3:+.2f}" for kind in named)
     return f"{abs(total) * 1e3:.2f} ms {'more' if total > 0 else 'less'} ({parts})"
 

@@ -1,8 +1,8 @@
 """The pictures of the report: what each shows stands in its title, computed from the same numbers.
 
-Drawn with matplotlib as SVG that is put into the page: sharp on paper and on a phone, no script and no network. Text and
-lines take the colours of the page around them, so one picture serves light and dark; colours of data are Okabe and Ito's
-(2008), which colour-blind readers can tell apart.
+Drawn with matplotlib as SVG that is put into the page: sharp on paper and on a phone, no script and
+no network. Text and lines take the colours of the page around them, so one picture serves light and
+dark; colours of data are Okabe and Ito's (2008), which colour-blind readers can tell apart.
 """
 
 import io
@@ -71,11 +71,14 @@ def svg(chart: Chart) -> str:
     """The chart as an element of a page, its title in it for who cannot see it."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name}):
         out = io.StringIO()
-        chart.figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+        chart.figure.savefig(
+            out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
+        )
     text = out.getvalue()[out.getvalue().index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r' id="(?!defs)([^"]+)"', rf' id="{chart.name}-\1"', text)  # ids of several pictures in one page
+    # Ids of several pictures in one page
+    text = re.sub(r' id="(?!defs)([^"]+)"', rf' id="{chart.name}-\1"', text)
     text = re.sub(r'(url\(#|href="#)', rf"\1{chart.name}-", text)
     text = text.replace(_TEXT, "currentColor").replace(_GRID, "var(--line)")
     return text.replace("<svg", f'<svg role="img" aria-label="{_escaped(chart.title)}"', 1)
@@ -93,8 +96,18 @@ def _escaped(text: str) -> str:
 
 
 def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    style: Any = {"font.size": 9, "axes.edgecolor": _GRID, "grid.color": _GRID, "grid.linewidth": 0.5}
-    style |= {"text.color": _TEXT, "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT}
+    style: Any = {
+        "font.size": 9,
+        "axes.edgecolor": _GRID,
+        "grid.color": _GRID,
+        "grid.linewidth": 0.5,
+    }
+    style |= {
+        "text.color": _TEXT,
+        "axes.labelcolor": _TEXT,
+        "xtick.color": _TEXT,
+        "ytick.color": _TEXT,
+    }
     with mpl.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -110,7 +123,10 @@ def _colours(cells: Sequence[Shown]) -> dict[str, str]:
 
 
 def _legend(colours: Mapping[str, str]) -> list[Line2D]:
-    return [Line2D([], [], marker="o", linestyle="", color=colour, label=group) for group, colour in colours.items()]
+    return [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=group)
+        for group, colour in colours.items()
+    ]
 
 
 def _bar_height(cells: Sequence[Shown]) -> float:
@@ -141,12 +157,17 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
     figure, axes = _panels(2 if has_quality else 1, 9, 3.6)
     across: list[tuple[str, Callable[[Shown], float]]] = [
         ("peak memory, MiB", lambda c: peak_memory_bytes(c.result) / _MIB),
-        ("divergence, nat (left: closer to the unquantized model)", lambda c: max(c.values["kl_nats"], 1e-6)),
+        (
+            "divergence, nat (left: closer to the unquantized model)",
+            lambda c: max(c.values["kl_nats"], 1e-6),
+        ),
     ]
     for axis, (name, value) in zip(axes, across, strict=False):
         for group, colour in colours.items():
             for on_front in (False, True):
-                members = [c for c in cells if c.group == group and (c.result.cell_id in front) is on_front]
+                members = [
+                    c for c in cells if c.group == group and (c.result.cell_id in front) is on_front
+                ]
                 axis.scatter(
                     [value(c) for c in members],
                     [c.values["output_tok_s"] for c in members],
@@ -160,9 +181,13 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
     if has_quality:
         axes[1].set_xscale("log")
     axes[0].set_ylabel("output tokens / s")
-    axes[0].legend(handles=_legend(colours), loc="upper left", frameon=False, labelcolor=_TEXT, fontsize=8)
+    axes[0].legend(
+        handles=_legend(colours), loc="upper left", frameon=False, labelcolor=_TEXT, fontsize=8
+    )
     what = "speed, memory and divergence" if has_quality else "speed and memory"
-    title = f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
+    title = (
+        f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
+    )
     return Chart("tradeoffs", title, figure)
 
 
@@ -186,7 +211,15 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
         legible = len(batches) <= _MOST_COLUMNS
         for row, column in np.argwhere(~np.isnan(grid)) if legible else ():
             colour = "white" if math.log(grid[row, column]) < middle else "black"
-            axis.text(column, row, _three_digits(grid[row, column]), ha="center", va="center", color=colour, fontsize=7)
+            axis.text(
+                column,
+                row,
+                _three_digits(grid[row, column]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=7,
+            )
         every = -(-len(batches) // _MOST_COLUMNS)
         axis.set_xticks(range(0, len(batches), every), [str(batch) for batch in batches[::every]])
         axis.set_yticks(range(len(groups)), groups if axis is axes[0] else [])
@@ -194,7 +227,10 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
         axis.set_xlabel("batch")
     slowest = max(cells, key=lambda c: c.values["ttft_s"])
     shared = len(cells) > len({(cell.group, cell.result.cell.batch) for cell in cells})
-    title = f"The longest wait for a first token is {slowest.values['ttft_s'] * 1e3:,.0f} ms, with {slowest.label}"
+    title = (
+        f"The longest wait for a first token is {slowest.values['ttft_s'] * 1e3:,.0f} ms, with"
+        f" {slowest.label}"
+    )
     title += " (each square shows the first of several cells)" if shared else ""
     return Chart("heat", title, figure)
 
@@ -255,12 +291,16 @@ def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
         axis.barh(places, part, left=left, color=colour, label=name)
         left = left + np.nan_to_num(part)
     _label_bars(axis, cells, "MiB")
-    title = f"Weights take {weights.min():,.0f} to {weights.max():,.0f} MiB, the KV cache up to {cache.max():,.1f} MiB{few}"
+    title = (
+        f"Weights take {weights.min():,.0f} to {weights.max():,.0f} MiB, the KV cache up to"
+        f" {cache.max():,.1f} MiB{few}"
+    )
     return Chart("memory", title, figure)
 
 
 def _roofline(cells: Sequence[Shown]) -> Chart:
-    """Operations per byte across, operations per second up; the roof is the smaller of bandwidth and compute."""
+    """Operations per byte across, operations per second up; the roof is the smaller of bandwidth
+    and compute."""
     figure, (axis,) = _panels(1, 9, 3.8)
     colours, shares = _colours(cells), []
     peaks = {(c.result.cell.device, c.result.cell.threads): c.result.peaks for c in cells}
@@ -283,16 +323,23 @@ def _roofline(cells: Sequence[Shown]) -> Chart:
         assert known is not None
         across = np.logspace(-1, 5, 50)
         for names, peak in _near_ones_together(known.flops):
-            axis.plot(across, np.minimum(across * known.read_bytes_s, peak), color=_TEXT, linewidth=0.8)
+            axis.plot(
+                across, np.minimum(across * known.read_bytes_s, peak), color=_TEXT, linewidth=0.8
+            )
             axis.text(across[-1], peak, names, fontsize=7, color=_TEXT, va="bottom", ha="right")
-    axis.legend(handles=_legend(colours), loc="lower right", frameon=False, labelcolor=_TEXT, fontsize=8)
+    axis.legend(
+        handles=_legend(colours), loc="lower right", frameon=False, labelcolor=_TEXT, fontsize=8
+    )
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xlabel("operations per byte of weights and cache (circles: decode steps, triangles: prefill)")
+    axis.set_xlabel(
+        "operations per byte of weights and cache (circles: decode steps, triangles: prefill)"
+    )
     axis.set_ylabel("operations / s")
     axis.grid()
     best = max(range(len(cells)), key=lambda i: shares[i])
     title = (
-        f"Decode steps use {min(shares):.0%} to {max(shares):.0%} of the memory's bandwidth, most with {cells[best].label}"
+        f"Decode steps use {min(shares):.0%} to {max(shares):.0%} of the memory's bandwidth, most"
+        f" with {cells[best].label}"
     )
     return Chart("roofline", title, figure)

@@ -1,4 +1,5 @@
-"""The grid before anything is loaded: what each cell would need, how long it would take, and what would not run."""
+"""The grid before anything is loaded: what each cell would need, how long it would take, and what
+would not run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,10 +35,17 @@ def grid(records: Sequence[Result], outputs: Path) -> RenderableType:
             unknown += 1
         known_s += wanted * (each_s or 0.0)
         seconds = "?" if wanted and each_s is None else f"{wanted * (each_s or 0.0):.0f}"
-        row = [*(coordinate(record.cell, column) for column in columns), *_needs(record), seconds, _fate(record, wanted)]
+        row = [
+            *(coordinate(record.cell, column) for column in columns),
+            *_needs(record),
+            seconds,
+            _fate(record, wanted),
+        ]
         table.add_row(*map(Text, row))
     total = f"about {known_s / 60:.0f} min" if known_s >= 60 else f"about {known_s:.0f} s"
-    notes = [f"{len(cells)} cells" + (f"; {total}, by earlier runs of these cells" if known_s else "")]
+    notes = [
+        f"{len(cells)} cells" + (f"; {total}, by earlier runs of these cells" if known_s else "")
+    ]
     if unknown:
         notes.append(f"?: {unknown} cells never ran on this machine")
     notes.append("dry_run=true: nothing was loaded or measured")
@@ -46,7 +54,11 @@ def grid(records: Sequence[Result], outputs: Path) -> RenderableType:
 
 def _needs(record: Result) -> tuple[str, str]:
     found = predict(record.cell)
-    return ("?", "?") if found is None else (f"{found.least_bytes / MIB:,.0f}", f"{found.total_bytes / MIB:,.0f}")
+    return (
+        ("?", "?")
+        if found is None
+        else (f"{found.least_bytes / MIB:,.0f}", f"{found.total_bytes / MIB:,.0f}")
+    )
 
 
 def _fate(record: Result, wanted: int) -> str:
@@ -55,4 +67,8 @@ def _fate(record: Result, wanted: int) -> str:
     if not wanted:
         return f"taken from {record.reused_from} ({record.outcome.status})"
     processes = f"{wanted} process{'es' if wanted > 1 else ''}"
-    return f"{processes} more, {len(record.passes)} taken from {record.reused_from}" if record.passes else processes
+    return (
+        f"{processes} more, {len(record.passes)} taken from {record.reused_from}"
+        if record.passes
+        else processes
+    )

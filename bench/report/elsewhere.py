@@ -1,4 +1,5 @@
-"""The report's section "Published elsewhere": what others measured of the same configurations, apart from our numbers."""
+"""The report's section "Published elsewhere": what others measured of the same configurations,
+apart from our numbers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from bench.report.terminal import MIB, figure
 
 TITLE = "Published elsewhere"
 CAVEAT = (
-    "Measured by others. Hardware, versions and protocols differ from ours, so only the ratios can be compared: each is "
-    "to the baseline in its row, which differs in nothing else, on the same side."
+    "Measured by others. Hardware, versions and protocols differ from ours, so only the ratios can"
+    " be compared: each is to the baseline in its row, which differs in nothing else, on the same"
+    " side."
 )
 
 _NUMBERS = {  # by metric: what it is called, factor from SI, digits
@@ -37,12 +39,17 @@ class Table:
 
 
 def tables(results: Sequence[Result], columns: Sequence[str]) -> list[Table]:
-    """One for each source and hardware that has a cell of this sweep and a baseline of it; none otherwise."""
+    """One for each source and hardware that has a cell of this sweep and a baseline of it; none
+    otherwise."""
     publications = [read(file.read_text(encoding="utf-8")) for file in PUBLISHED]
-    return [table for publication in publications for table in _tables(results, columns, publication)]
+    return [
+        table for publication in publications for table in _tables(results, columns, publication)
+    ]
 
 
-def _tables(results: Sequence[Result], columns: Sequence[str], publication: Publication) -> Iterator[Table]:
+def _tables(
+    results: Sequence[Result], columns: Sequence[str], publication: Publication
+) -> Iterator[Table]:
     headings = [*columns, "baseline", "number", "there", "ratio there", "here", "ratio here"]
     by_hardware: dict[str, list[tuple[list[str], list[str]]]] = {}
     for match in matches(results, publication):
@@ -56,8 +63,13 @@ def _rows(match: Match, columns: Sequence[str]) -> Iterator[tuple[list[str], lis
     place = [coordinate(match.here.cell, column) for column in columns]
     for each in compared(match, list(_NUMBERS)):
         name, factor, digits = _NUMBERS[each.key]
-        there, here = (figure(value * factor, digits) if factor else "-" for value in (each.there, each.here))
-        yield [*place, _baseline(match), name], [there, f"{each.there_ratio:.2f}x", here, f"{each.here_ratio:.2f}x"]
+        there, here = (
+            figure(value * factor, digits) if factor else "-" for value in (each.there, each.here)
+        )
+        yield (
+            [*place, _baseline(match), name],
+            [there, f"{each.there_ratio:.2f}x", here, f"{each.here_ratio:.2f}x"],
+        )
 
 
 def _baseline(match: Match) -> str:
@@ -70,7 +82,12 @@ def as_markdown(found: Sequence[Table]) -> list[str]:
     """The section's lines for a ticket; none without a table."""
     lines = [f"## {TITLE}", "", CAVEAT, ""] if found else []
     for table in found:
-        lines += [f"### {table.hardware}", "", f"Source: {table.source}. Protocol: {table.protocol}.", ""]
+        lines += [
+            f"### {table.hardware}",
+            "",
+            f"Source: {table.source}. Protocol: {table.protocol}.",
+            "",
+        ]
         lines += [_line(table.headings), _line(["---"] * len(table.headings))]
         lines += [*(_line([*names, *numbers]) for names, numbers in table.rows), ""]
     return lines

@@ -1,7 +1,9 @@
-"""``python -m bench report SWEEP``, and the end of each sweep: all that it found on one page that needs no network.
+"""``python -m bench report SWEEP``, and the end of each sweep: all that it found on one page that
+needs no network.
 
-One HTML file for people, Markdown for tickets, CSV for other tools, PNG for slides. Everything in it is computed from the
-results on disk, so an old sweep can be reported again after a formula was corrected.
+One HTML file for people, Markdown for tickets, CSV for other tools, PNG for slides. Everything in
+it is computed from the results on disk, so an old sweep can be reported again after a formula was
+corrected.
 """
 
 import csv
@@ -77,7 +79,11 @@ def write_report(folder: Path) -> list[Path]:
         "report.html": page(results, sweep, advice, pictures).encode(),
         "report.md": markdown(results, sweep, advice).encode(),
         "report.csv": table(results).encode(),
-        **{f"{chart.name}.png": charts.png(chart) for chart in pictures if chart.name in ("throughput", "tradeoffs")},
+        **{
+            f"{chart.name}.png": charts.png(chart)
+            for chart in pictures
+            if chart.name in ("throughput", "tradeoffs")
+        },
     }
     for name, content in files.items():
         write_aside(folder / name, content)
@@ -85,15 +91,23 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def try_report(folder: Path) -> list[Path]:
-    """The same at the end of a sweep, which must not be lost to its report: what goes wrong is said."""
+    """The same at the end of a sweep, which must not be lost to its report: what goes wrong is
+    said."""
     try:
         return write_report(folder)
-    except Exception as error:  # a full disk, or a mistake of ours: the results are kept, the command shows it whole
-        print(f"no report: {type(error).__name__}: {error}; `python -m bench report {folder}` tries again", file=sys.stderr)
+    # A full disk, or a mistake of ours: the results are kept, the command shows it whole.
+    except Exception as error:
+        print(
+            f"no report: {type(error).__name__}: {error}; `python -m bench report {folder}` tries"
+            " again",
+            file=sys.stderr,
+        )
         return []
 
 
-def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Sequence[charts.Chart]) -> str:
+def page(
+    results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Sequence[charts.Chart]
+) -> str:
     """The whole page, with its pictures in it."""
     cells = [result.cell for result in results]
     columns = varying_columns(cells) or ["model", "quant", "batch"]
@@ -105,22 +119,32 @@ def page(results: Sequence[Result], sweep: Sweep, advice: Counsel, pictures: Seq
     published = elsewhere.tables(results, columns)
     groups, budgets = at_equal_memory(results, _axis(results, sweep))
     sections = [("advice", "What to use"), ("grid", "Every cell")]
-    sections += [("charts", "Pictures")] * bool(pictures) + [("profile", "Where the time goes")] * bool(profiles)
-    sections += [("texts", "What it says")] * bool(texts) + [("elsewhere", elsewhere.TITLE)] * bool(published)
+    sections += [("charts", "Pictures")] * bool(pictures) + [
+        ("profile", "Where the time goes")
+    ] * bool(profiles)
+    sections += [("texts", "What it says")] * bool(texts) + [("elsewhere", elsewhere.TITLE)] * bool(
+        published
+    )
     sections += [("environment", "Environment")]
     return _template().render(
-        title=f"Which {against.axes if against else 'configuration'}? {' '.join(w for w in sweep.overrides if '=' in w)}",
+        title=(
+            f"Which {against.axes if against else 'configuration'}?"
+            f" {' '.join(w for w in sweep.overrides if '=' in w)}"
+        ),
         conditions=conditions(results),
         sections=sections,
         usual_kl=USUAL_KL_NATS if any(result.divergence for result in results) else None,
         use_cases=advice.use_cases,
         turning_points=advice.turning_points,
-        at_equal_memory=[(f"{size / MIB:,.0f} MiB", [_best(each) for each in best]) for size, best in budgets],
+        at_equal_memory=[
+            (f"{size / MIB:,.0f} MiB", [_best(each) for each in best]) for size, best in budgets
+        ],
         memory_groups=groups,
         headings=headings,
         rows=rows,
         notes=notes(results, columns, found, str(against)),
-        pictures=[(chart.title, markupsafe.Markup(charts.svg(chart))) for chart in pictures],  # drawn here, escaped there
+        # Drawn here, escaped there
+        pictures=[(chart.title, markupsafe.Markup(charts.svg(chart))) for chart in pictures],
         profiles=[breakdown.as_rows(profile) for profile in profiles],
         reasons=breakdown.reasons(results, columns, against),
         texts=texts,
@@ -141,9 +165,9 @@ def _advice(results: Sequence[Result], sweep: Sweep) -> Counsel:
 @functools.cache
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(DATA)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "report.html.j2"
-    )
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    ).get_template("report.html.j2")
 
 
 def _axis(results: Sequence[Result], sweep: Sweep) -> str:
@@ -155,7 +179,9 @@ def shown(results: Sequence[Result], axis: str) -> list[charts.Shown]:
     """The cells that have a number, coloured by their value of ``axis``."""
     columns = varying_columns([result.cell for result in results]) or ["quant", "batch"]
     measured = [result for result in results if result.measurements]
-    return [charts.Shown(r, _label(r, columns), coordinate(r.cell, axis), derive(r)) for r in measured]
+    return [
+        charts.Shown(r, _label(r, columns), coordinate(r.cell, axis), derive(r)) for r in measured
+    ]
 
 
 def _label(result: Result, columns: Sequence[str]) -> str:
@@ -173,7 +199,13 @@ def _grid(
     values = {result.cell_id: derive(result) for result in results}
     present = [row for row in _NUMBERS if any(row[1] in each for each in values.values())]
     bound_by = bottlenecks(results)
-    headings = [*columns, *(row[0] for row in present), *(SPEEDUPS[metric] for metric in found), "bound by", "outcome"]
+    headings = [
+        *columns,
+        *(row[0] for row in present),
+        *(SPEEDUPS[metric] for metric in found),
+        "bound by",
+        "outcome",
+    ]
     rows = []
     for result in results:
         row = [_coordinate(coordinate(result.cell, column)) for column in columns]
@@ -193,7 +225,9 @@ def _number(values: Mapping[str, float], key: str, factor: float, digits: int | 
     if key not in values:
         return Entry("-")
     low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
-    said = [figure(value * factor, digits) for value in (values[key], low, high) if value is not None]
+    said = [
+        figure(value * factor, digits) for value in (values[key], low, high) if value is not None
+    ]
     return Entry(said[0], values[key], f"({said[1]} to {said[2]})" if len(said) == 3 else "")
 
 
@@ -202,7 +236,9 @@ def _speedup(found: Verdict | None) -> Entry:
         return Entry("-")
     if found.low is None or found.high is None:
         return Entry(f"{found.ratio:.2f}x ?", found.ratio)
-    return Entry(f"{found.ratio:.2f}x {found.word}", found.ratio, f"({found.low:.2f} to {found.high:.2f})")
+    return Entry(
+        f"{found.ratio:.2f}x {found.word}", found.ratio, f"({found.low:.2f} to {found.high:.2f})"
+    )
 
 
 def _best(result: Result | None) -> str:
@@ -226,20 +262,34 @@ def _environment(results: Sequence[Result]) -> list[tuple[str, str]]:
         ("memory", f"{host.memory_bytes / 2**30:.1f} GiB"),
     ]
     rows += [("driver", host.driver)] if host.driver is not None else []
-    rows += [("system", host.os), ("Python", host.python), *((name, version) for name, version in host.versions.items())]
+    rows += [
+        ("system", host.os),
+        ("Python", host.python),
+        *((name, version) for name, version in host.versions.items()),
+    ]
     peaks = next((r.peaks for r in results if r.peaks is not None), None)
     if peaks is not None:
         rates = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in peaks.flops.items())
-        rows.append(("peaks", f"{peaks.read_bytes_s / 1e9:,.1f} GB/s; GFLOP/s: {rates} ({peaks.source})"))
+        rows.append(
+            ("peaks", f"{peaks.read_bytes_s / 1e9:,.1f} GB/s; GFLOP/s: {rates} ({peaks.source})")
+        )
     return rows
 
 
 def markdown(results: Sequence[Result], sweep: Sweep, advice: Counsel) -> str:
     """Advice, the table and what others published, for a ticket."""
     columns = varying_columns([result.cell for result in results]) or ["model", "quant", "batch"]
-    lines = [f"# {' '.join(w for w in sweep.overrides if '=' in w) or sweep.sweep_id}", "", "## What to use", ""]
+    lines = [
+        f"# {' '.join(w for w in sweep.overrides if '=' in w) or sweep.sweep_id}",
+        "",
+        "## What to use",
+        "",
+    ]
     for name, answer in advice.use_cases:
-        lines += [f"- **{name}: {answer.headline}**", *(f"  - {sentence}" for sentence in answer.why)]
+        lines += [
+            f"- **{name}: {answer.headline}**",
+            *(f"  - {sentence}" for sentence in answer.why),
+        ]
     lines += [f"- {sentence}" for sentence in advice.turning_points]
     lines += ["", "## Every cell", "", "```", as_text(results, sweep), "```", ""]
     return "\n".join([*lines, *elsewhere.as_markdown(elsewhere.tables(results, columns))])

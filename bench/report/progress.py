@@ -1,7 +1,8 @@
 """One line on the terminal that says where the sweep is. Nothing in pipes and in CI.
 
-It is redrawn when the measured process announces a phase and waits, and once a second in phases in which nothing is
-timed. There is no thread that redraws it: a benchmark's own progress bar must not compete with what it times.
+It is redrawn when the measured process announces a phase and waits, and once a second in phases in
+which nothing is timed. There is no thread that redraws it: a benchmark's own progress bar must not
+compete with what it times.
 """
 
 import os
@@ -50,7 +51,10 @@ class ProgressLine:
         if self._quiet:
             return
         parts = [f"cell {self._done + 1}/{self._cells}", self._label] if self._label else []
-        parts += [" ".join(filter(None, (phase, detail))), f"{_clock(time.monotonic() - self._started)} elapsed"]
+        parts += [
+            " ".join(filter(None, (phase, detail))),
+            f"{_clock(time.monotonic() - self._started)} elapsed",
+        ]
         if self._done:
             a_cell = (time.monotonic() - self._first_cell) / self._done
             parts.append(f"about {_clock(a_cell * (self._cells - self._done))} left")

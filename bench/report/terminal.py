@@ -1,4 +1,5 @@
-"""The table that a sweep ends with: only columns that vary, then the numbers, then why a cell has none."""
+"""The table that a sweep ends with: only columns that vary, then the numbers, then why a cell has
+none."""
 
 from collections.abc import Sequence
 
@@ -59,19 +60,27 @@ def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
     for result in results:
         values = metrics[result.cell_id]
         row = [coordinate(result.cell, column) for column in columns]
-        row += [figure(values[key] * factor, digits) if key in values else "-" for _, key, factor, digits in shown]
+        row += [
+            figure(values[key] * factor, digits) if key in values else "-"
+            for _, key, factor, digits in shown
+        ]
         row += [_verdict(each.get(result.cell_id)) for each in found.values()]
         if bound_by:
             row.append(bound_by[result.cell_id].name if result.cell_id in bound_by else "-")
         row.append(result.outcome.status if result.outcome.status != "ok" else "")
-        table.add_row(*map(Text, row))  # a value may hold brackets, which a plain string would take for markup
+        # A value may hold brackets, which a plain string would take for markup
+        table.add_row(*map(Text, row))
     profiles = breakdown.tables(results, columns)
-    said = [*breakdown.reasons(results, columns, against), *notes(results, columns, found, str(against))]
+    said = [
+        *breakdown.reasons(results, columns, against),
+        *notes(results, columns, found, str(against)),
+    ]
     return Group(Text(conditions(results), "dim"), table, *profiles, *map(Text, said))
 
 
 def figure(value: float, digits: int | None) -> str:
-    """With so many digits after the point; None: two that matter, for what spans orders of magnitude."""
+    """With so many digits after the point; None: two that matter, for what spans orders of
+    magnitude."""
     return f"{value:,.{digits}f}" if digits is not None else f"{value:.2g}"
 
 
@@ -95,7 +104,11 @@ def conditions(results: Sequence[Result]) -> str:
 def _tokens(results: Sequence[Result]) -> str:
     prompts = {m.prompt_tokens for result in results for m in result.measurements}
     news = {result.cell.workload.new_tokens for result in results}
-    counts = [f"{min(counts)} {kind}" for counts, kind in ((prompts, "prompt"), (news, "new")) if len(counts) == 1]
+    counts = [
+        f"{min(counts)} {kind}"
+        for counts, kind in ((prompts, "prompt"), (news, "new"))
+        if len(counts) == 1
+    ]
     return f"{' + '.join(counts)} tokens" if counts else "lengths as below"
 
 

@@ -1,4 +1,5 @@
-"""How much processes of one cell differ on this host: found once by ``doctor --calibrate``, for sweeps of a single pass."""
+"""How much processes of one cell differ on this host: found once by ``doctor --calibrate``, for
+sweeps of a single pass."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,14 @@ def read(host: Host) -> Mapping[str, Spread]:
     if not file.is_file():
         return {}
     try:
-        return {metric: parse(Spread, mapping) for metric, mapping in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {
+            metric: parse(Spread, mapping)
+            for metric, mapping in json.loads(file.read_text(encoding="utf-8")).items()
+        }
     except (ValueError, ConfigError) as error:
-        raise StoreError(f"{file}: not a calibration ({error}); delete it and run doctor --calibrate again") from error
+        raise StoreError(
+            f"{file}: not a calibration ({error}); delete it and run doctor --calibrate again"
+        ) from error
 
 
 def write(host: Host, spreads: Mapping[str, Spread]) -> Path:
@@ -35,5 +41,11 @@ def write(host: Host, spreads: Mapping[str, Spread]) -> Path:
 
 
 def _file(host: Host) -> Path:
-    machine: Sequence[object] = [host.device_name, host.device_uuid, host.cpu_name, host.cpus, host.versions.get("torch")]
+    machine: Sequence[object] = [
+        host.device_name,
+        host.device_uuid,
+        host.cpu_name,
+        host.cpus,
+        host.versions.get("torch"),
+    ]
     return cache_folder() / "calibration" / f"{digest(machine)}.json"

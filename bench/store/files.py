@@ -1,7 +1,8 @@
 """Results on disk: the truth that MLflow mirrors.
 
-A sweep is a folder with ``sweep.json`` and, for each cell, a folder with ``result.json`` and the process's ``log.txt``.
-Files are written aside, flushed to the disk and renamed, so that a killed process or a full disk never leaves half of one.
+A sweep is a folder with ``sweep.json`` and, for each cell, a folder with ``result.json`` and the
+process's ``log.txt``. Files are written aside, flushed to the disk and renamed, so that a killed
+process or a full disk never leaves half of one.
 """
 
 import dataclasses
@@ -72,14 +73,16 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def write_inputs(folder: Path, files: Collection[Path]) -> None:
-    """Keep a copy of what models read: these files may be others tomorrow. Raises: StoreError when the disk is full."""
+    """Keep a copy of what models read: these files may be others tomorrow. Raises: StoreError when
+    the disk is full."""
     (folder / INPUTS).mkdir()
     for file in files:
         write_aside(folder / INPUTS / file.name, file.read_bytes())
 
 
 def write_reproduction(folder: Path, record: Mapping[str, Any]) -> None:
-    """Keep a verdict, for people and for MLflow. Raises: StoreError when the disk is full or forbids it."""
+    """Keep a verdict, for people and for MLflow. Raises: StoreError when the disk is full or
+    forbids it."""
     _write(folder / REPRODUCTION, json.dumps(redacted(record), indent=1))
     _write(folder / "reproduction.md", str(redacted(record["text"])))
 
@@ -94,7 +97,9 @@ def read_sweep(folder: Path) -> Sweep:
     file = folder / "sweep.json"
     if not file.is_file():
         what = "no sweep.json in it" if folder.is_dir() else "no such folder"
-        raise StoreError(f"{folder}: {what}; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00")
+        raise StoreError(
+            f"{folder}: {what}; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00"
+        )
     return sweep_from_json(file.read_bytes(), str(file))
 
 
@@ -108,7 +113,8 @@ def sweep_from_json(text: str | bytes, where: str) -> Sweep:
 
 
 def read_place(folder: Path) -> tuple[Sweep, list[Result]]:
-    """A sweep with its results, or with one of them where the folder is a cell's. Raises: StoreError when it is neither."""
+    """A sweep with its results, or with one of them where the folder is a cell's. Raises:
+    StoreError when it is neither."""
     file = folder / "result.json"
     if file.is_file():
         return read_sweep(folder.parent), [from_json(file.read_bytes(), str(file))]
@@ -126,27 +132,38 @@ def read_results(folder: Path) -> Iterator[Result]:
 def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
     """What the newest sweep has that measured this very cell, fit to go on from; None: begin anew.
 
-    ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come again. A cell that failed,
-    was killed or took too long gets another try.
+    ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come
+    again. A cell that failed, was killed or took too long gets another try.
     """
     for found in _newest_first(outputs, cell_id):
         if found.resume_key == resume_key and found.outcome.status in ("ok", "oom"):
-            kept = tuple(each for each in found.passes if each.measurement is not None or found.outcome.status == "oom")
+            kept = tuple(
+                each
+                for each in found.passes
+                if each.measurement is not None or found.outcome.status == "oom"
+            )
             outcome = found.outcome if len(kept) == len(found.passes) else Outcome("ok")
-            return replace(found, outcome=outcome, passes=kept, reused_from=found.reused_from or found.sweep_id)
+            return replace(
+                found, outcome=outcome, passes=kept, reused_from=found.reused_from or found.sweep_id
+            )
     return None
 
 
 def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:
     """How long a process of this cell took when it last ran on this machine; None: it never did."""
     for found in _newest_first(outputs, cell_id):
-        if found.host.device_name == host.device_name and found.host.cpus == host.cpus and found.measurements:
+        if (
+            found.host.device_name == host.device_name
+            and found.host.cpus == host.cpus
+            and found.measurements
+        ):
             return median(each.wall_s for each in found.passes)
     return None
 
 
 def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
-    """The results of a cell in all sweeps of a folder; one of an older version, or damaged, is passed over."""
+    """The results of a cell in all sweeps of a folder; one of an older version, or damaged, is
+    passed over."""
     for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
         try:
             found = from_json(file.read_bytes(), str(file))
@@ -156,17 +173,21 @@ def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
 
 
 def library_words(folder: Path) -> list[str]:
-    """What libraries wrote while cells ran that have a number, each line once; a failed cell has its reason instead."""
+    """What libraries wrote while cells ran that have a number, each line once; a failed cell has
+    its reason instead."""
     found: dict[str, None] = {}
     for result in read_results(folder):
         log = folder / result.cell_id / "log.txt"
         if result.measurements and log.is_file():
-            found |= dict.fromkeys(line for line in log.read_text(errors="replace").splitlines() if line.strip())
+            found |= dict.fromkeys(
+                line for line in log.read_text(errors="replace").splitlines() if line.strip()
+            )
     return list(found)
 
 
 def hide_secrets(log: Path) -> None:
-    """Rewrite a process's output where it holds some. Raises: StoreError when the disk is full or forbids it."""
+    """Rewrite a process's output where it holds some. Raises: StoreError when the disk is full or
+    forbids it."""
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if (hidden := redacted(said)) != said:
         _write(log, hidden)

@@ -1,6 +1,8 @@
-"""What MLflow is told of a sweep and of a cell: parameters, metrics and tags, with nothing secret in them.
+"""What MLflow is told of a sweep and of a cell: parameters, metrics and tags, with nothing secret
+in them.
 
-Units are SI; a value is rounded to six digits, because MLflow's tables show all that they are given.
+Units are SI; a value is rounded to six digits, because MLflow's tables show all that they are
+given.
 """
 
 import dataclasses
@@ -30,7 +32,8 @@ _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
 
 def metrics(result: Result) -> list[Metric]:
-    """Everything that is derived from a result, its decode steps as a curve, its profile by kind of operation."""
+    """Everything that is derived from a result, its decode steps as a curve, its profile by kind of
+    operation."""
     at = milliseconds(result.ended_at)
     logged = [Metric(key, rounded(value), at, 0) for key, value in derive(result).items()]
     if result.measurements:
@@ -39,14 +42,20 @@ def metrics(result: Result) -> list[Metric]:
     for phase in result.profile.phases if result.profile is not None else ():
         # A slash makes a group of charts in the UI; spaces in names it takes as they are.
         parts = per_step_s(phase).items()
-        logged += [Metric(f"profile_{phase.phase}_s/{kind}", rounded(s), at, 0) for kind, s in parts]
+        logged += [
+            Metric(f"profile_{phase.phase}_s/{kind}", rounded(s), at, 0) for kind, s in parts
+        ]
     return logged
 
 
 def params(result: Result) -> list[Param]:
-    """Every field of the cell under its path; bare names like ``batch`` would collide with those of ``mlflow run``."""
+    """Every field of the cell under its path; bare names like ``batch`` would collide with those of
+    ``mlflow run``."""
     flat = redacted(dict(_flatten(identity(result.cell), "")))
-    named = {(path if "." in path else f"cell.{path}"): str(value)[:_LONGEST_VALUE] for path, value in flat.items()}
+    named = {
+        (path if "." in path else f"cell.{path}"): str(value)[:_LONGEST_VALUE]
+        for path, value in flat.items()
+    }
     return [Param(key, value) for key, value in named.items()]
 
 
@@ -101,8 +110,15 @@ def cell_tags(result: Result) -> dict[str, str]:
 
 def sweep_note(report: Sequence[Path], summary: str) -> str:
     """The advice and the table, as far as a tag holds them."""
-    written = next((file.read_text(encoding="utf-8") for file in report if file.suffix == ".md"), f"```\n{summary}\n```")
-    return written if len(written) < LONGEST_NOTE else written.partition("## Every cell")[0][:LONGEST_NOTE]
+    written = next(
+        (file.read_text(encoding="utf-8") for file in report if file.suffix == ".md"),
+        f"```\n{summary}\n```",
+    )
+    return (
+        written
+        if len(written) < LONGEST_NOTE
+        else written.partition("## Every cell")[0][:LONGEST_NOTE]
+    )
 
 
 def rounded(value: float) -> float:

@@ -1,9 +1,11 @@
-"""The mirror of the results in MLflow: one parent run a sweep, one nested run a cell; a sweep of one cell is one run.
+"""The mirror of the results in MLflow: one parent run a sweep, one nested run a cell; a sweep of
+one cell is one run.
 
-``MlflowClient`` with explicit run ids, because the fluent functions keep state that ``mlflow run`` has already used up.
-A nested run is created when its cell is over, with one ``log_batch``, and nothing is logged while anything is timed. A run
-that is still RUNNING was logged by half, by a process that was killed or a server that went away: ``push`` replaces it,
-and ends the parent. Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is on disk, and
+``MlflowClient`` with explicit run ids, because the fluent functions keep state that ``mlflow run``
+has already used up. A nested run is created when its cell is over, with one ``log_batch``, and
+nothing is logged while anything is timed. A run that is still RUNNING was logged by half, by a
+process that was killed or a server that went away: ``push`` replaces it, and ends the parent.
+Everything that MLflow may refuse becomes a ``TrackingError``: by then the result is on disk, and
 ``push`` can send it again.
 """
 
@@ -39,7 +41,9 @@ _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # a
 # requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
 _REFUSALS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 _PLAIN_WORDS = {  # what stands at the end of a paragraph about retries and pools
-    "Connection refused": "connection refused: nothing answers there (for this checkout's own store: make ui)",
+    "Connection refused": (
+        "connection refused: nothing answers there (for this checkout's own store: make ui)"
+    ),
     "Failed to resolve": "no host of that name can be found",
     "timed out": "no answer in time",
 }
@@ -48,8 +52,13 @@ _LONGEST_NAME = 100
 
 
 def tracking_uri(tracking: Tracking, outputs: Path) -> str:
-    """Where runs go: the configuration's word, the environment's, or SQLite in the outputs folder."""
-    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+    """Where runs go: the configuration's word, the environment's, or SQLite in the outputs
+    folder."""
+    return (
+        tracking.uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+    )
 
 
 @contextlib.contextmanager
@@ -58,7 +67,10 @@ def translated(uri: str) -> Iterator[None]:
         yield
     except _REFUSALS as error:
         first = (redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]
-        plain = next((said for sign, said in _PLAIN_WORDS.items() if sign in str(error)), first[:_LONGEST_REASON])
+        plain = next(
+            (said for sign, said in _PLAIN_WORDS.items() if sign in str(error)),
+            first[:_LONGEST_REASON],
+        )
         raise TrackingError(redacted(f"MLflow at {uri}: ") + plain) from error
 
 
@@ -69,7 +81,8 @@ class Tracker:
         self._uri, self._outputs, self._folder, self._sweep = uri, outputs, folder, sweep
         self._place = digest([socket.gethostname(), str(outputs.resolve())])  # whose runs are ours
         self._is_single = len(sweep.cells) == 1
-        opened = os.environ.pop("MLFLOW_RUN_ID", None)  # by `mlflow run`, for us: in the store that it names
+        # By `mlflow run`, for us: in the store that it names
+        opened = os.environ.pop("MLFLOW_RUN_ID", None)
         self._adopted = opened if os.environ.get("MLFLOW_TRACKING_URI", uri) == uri else None
         self.parent_id = ""  # of the sweep's run; of its only cell's, too
         with translated(uri):
@@ -77,33 +90,48 @@ class Tracker:
             self.experiment_id = self._experiment()
 
     def _experiment(self) -> str:
-        """Of the adopted run; else where this sweep has runs already; else the one that is asked for."""
+        """Of the adopted run; else where this sweep has runs already; else the one that is asked
+        for."""
         if self._adopted is not None:
             return str(self._client.get_run(self._adopted).info.experiment_id)
         everywhere = [each.experiment_id for each in self._client.search_experiments()]
-        there = self._client.search_runs(everywhere, self._mine, max_results=1) if everywhere else []
+        there = (
+            self._client.search_runs(everywhere, self._mine, max_results=1) if everywhere else []
+        )
         if there:
             return str(there[0].info.experiment_id)
         name = self._sweep.tracking.experiment
         found = self._client.get_experiment_by_name(name)
-        # A server has a place for artifacts; beside a database the default would be ./mlruns, wherever we were started.
-        place = None if "http" in self._uri.partition(":")[0] else (self._outputs.resolve() / "artifacts").as_uri()
+        # A server has a place for artifacts; beside a database the default would be ./mlruns,
+        # wherever we were started.
+        place = (
+            None
+            if "http" in self._uri.partition(":")[0]
+            else (self._outputs.resolve() / "artifacts").as_uri()
+        )
         return str(found.experiment_id if found else self._client.create_experiment(name, place))
 
     def open(self) -> None:
         """Find the sweep's run, or make it."""
         with translated(self._uri):
-            self.parent_id = self._adopted or self._found(f"tags.`bench.kind` = '{self._kind}' and {self._mine}") or ""
+            self.parent_id = (
+                self._adopted
+                or self._found(f"tags.`bench.kind` = '{self._kind}' and {self._mine}")
+                or ""
+            )
             if not self.parent_id:
                 started_at = milliseconds(self._sweep.started_at)
-                run = self._client.create_run(self.experiment_id, started_at, self._tags(self._kind), run_name=self._name)
+                run = self._client.create_run(
+                    self.experiment_id, started_at, self._tags(self._kind), run_name=self._name
+                )
                 self.parent_id = str(run.info.run_id)
             elif self._adopted:
                 self._client.update_run(self.parent_id, name=self._name)
                 self._set_tags(self.parent_id, self._tags(self._kind))
 
     def end_dead_runs(self) -> None:
-        """Runs of this folder that still say RUNNING belong to sweeps that were killed: whoever asks holds the lock."""
+        """Runs of this folder that still say RUNNING belong to sweeps that were killed: whoever
+        asks holds the lock."""
         dead = f"attributes.status = 'RUNNING' and tags.`bench.place` = '{self._place}'"
         with translated(self._uri):
             for run in self._client.search_runs([self.experiment_id], dead):
@@ -116,7 +144,11 @@ class Tracker:
         if self._uri.startswith("http"):
             return str(redacted(self._uri)).rstrip("/") + page
         usual = self._uri == f"sqlite:///{paths.ROOT / 'outputs' / 'mlflow.db'}"
-        command = "make ui" if usual else f"mlflow server --port 5000 --backend-store-uri {redacted(self._uri)}"
+        command = (
+            "make ui"
+            if usual
+            else f"mlflow server --port 5000 --backend-store-uri {redacted(self._uri)}"
+        )
         return f"{command}, then http://127.0.0.1:5000{page}"
 
     @property
@@ -146,7 +178,8 @@ class Tracker:
             self._client.set_tag(run_id, key, value)
 
     def log_cell(self, result: Result) -> None:
-        """One run with everything. What is there stays as it is; a nested one that was logged by half is replaced."""
+        """One run with everything. What is there stays as it is; a nested one that was logged by
+        half is replaced."""
         with translated(self._uri):
             if self._is_single:
                 run_id = self.parent_id
@@ -160,7 +193,9 @@ class Tracker:
             self._client.log_batch(run_id, logged.metrics(result), logged.params(result), [])
             self._log_artifacts(run_id, result)
             if not self._is_single:
-                self._client.set_terminated(run_id, _run_status(result), milliseconds(result.ended_at))
+                self._client.set_terminated(
+                    run_id, _run_status(result), milliseconds(result.ended_at)
+                )
 
     def _new_cell(self, result: Result) -> str:
         """A nested run for a result; empty when it has one."""
@@ -169,9 +204,15 @@ class Tracker:
             if run.info.status != "RUNNING" and run.info.end_time == milliseconds(result.ended_at):
                 return ""
             self._client.delete_run(run.info.run_id)
-        tags = {"mlflow.parentRunId": self.parent_id, **self._tags("cell"), **logged.cell_tags(result)}
+        tags = {
+            "mlflow.parentRunId": self.parent_id,
+            **self._tags("cell"),
+            **logged.cell_tags(result),
+        }
         started_at = milliseconds(result.started_at)
-        run = self._client.create_run(self.experiment_id, started_at, tags, run_name=result.cell.label)
+        run = self._client.create_run(
+            self.experiment_id, started_at, tags, run_name=result.cell.label
+        )
         return str(run.info.run_id)
 
     def _log_artifacts(self, run_id: str, result: Result) -> None:
@@ -179,8 +220,10 @@ class Tracker:
         self._client.log_artifact(run_id, str(folder / "result.json"))
         self._client.log_text(run_id, logged.configuration(result), "config.yaml")
         there = {artifact.path for artifact in self._client.list_artifacts(run_id)}
-        if result.samples and "samples.json" not in there:  # a table that is logged again gets longer
-            # The prompt first: MLflow's comparison of artifacts makes one row for each value of the first column.
+        # A table that is logged again gets longer
+        if result.samples and "samples.json" not in there:
+            # The prompt first: MLflow's comparison of artifacts makes one row for each value of the
+            # first column.
             columns: dict[str, Any] = {
                 "prompt": [sample.prompt for sample in result.samples],
                 "answer": [sample.answer for sample in result.samples],
@@ -197,17 +240,26 @@ class Tracker:
             said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
             self._client.log_text(run_id, redacted(said), "log.txt")
 
-    def close(self, status: str, results: Sequence[Result], ended_at: float, report: Sequence[Path]) -> None:
-        """End the parent run with its description, table and files. ``status`` is MLflow's: FINISHED, FAILED or KILLED."""
+    def close(
+        self, status: str, results: Sequence[Result], ended_at: float, report: Sequence[Path]
+    ) -> None:
+        """End the parent run with its description, table and files. ``status`` is MLflow's:
+        FINISHED, FAILED or KILLED."""
         summary, bound_by = redacted(table.as_text(results, self._sweep)), bottlenecks(results)
         if self._is_single and status == "FINISHED":
             status = _run_status(results[0])
         with translated(self._uri):
-            for run in self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"):
+            for run in self._client.search_runs(
+                [self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"
+            ):
                 if found := bound_by.get(run.data.tags.get("bench.cell_id", "")):
                     self._client.set_tag(run.info.run_id, "bench.bottleneck", found.name)
-                    self._client.set_tag(run.info.run_id, "bench.bottleneck_evidence", found.evidence)
-            self._client.log_metric(self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3))
+                    self._client.set_tag(
+                        run.info.run_id, "bench.bottleneck_evidence", found.evidence
+                    )
+            self._client.log_metric(
+                self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3)
+            )
             self._client.set_tag(self.parent_id, logged.NOTE, logged.sweep_note(report, summary))
             self._client.log_text(self.parent_id, summary, "summary.txt")
             for file in (self._folder / "sweep.json", self._folder / DIFF, *report):
@@ -218,13 +270,16 @@ class Tracker:
             self._client.set_terminated(self.parent_id, status, milliseconds(ended_at))
 
     def link(self) -> None:
-        """Tag the runs of a reproduction with the originals and the verdict, as its folder has them; nothing without."""
+        """Tag the runs of a reproduction with the originals and the verdict, as its folder has
+        them; nothing without."""
         file = self._folder / REPRODUCTION
         if not file.is_file():
             return
         found = json.loads(file.read_text(encoding="utf-8"))
         with translated(self._uri):
-            ours = self._client.search_runs([self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}")
+            ours = self._client.search_runs(
+                [self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"
+            )
             run_of = {run.data.tags["bench.cell_id"]: run.info.run_id for run in ours}
             for cell, each in found["cells"].items():
                 tags = {"bench.verdict": each["verdict"], "bench.reproduces": each["reproduces"]}
@@ -239,7 +294,10 @@ class Tracker:
     def _prepare_view(self, results: Sequence[Result], ended_at: float) -> None:
         metrics = {key for result in results for key in derive(result)}
         columns = varying_columns([result.cell for result in results]) if results else []
-        axes = [logged.param_of(column) for column in columns] or [logged.param_of("quant"), logged.param_of("batch")]
+        axes = [logged.param_of(column) for column in columns] or [
+            logged.param_of("quant"),
+            logged.param_of("batch"),
+        ]
         tags = views.view_tags(self._sweep.sweep_id, metrics, axes, milliseconds(ended_at))
         for key, value in {**tags, logged.NOTE: views.DESCRIPTION}.items():
             self._client.set_experiment_tag(self.experiment_id, key, value)

@@ -1,4 +1,5 @@
-"""A run as it was recorded, from its folder on disk or from MLflow, where a colleague may have put it."""
+"""A run as it was recorded, from its folder on disk or from MLflow, where a colleague may have put
+it."""
 
 import tempfile
 from collections.abc import Mapping
@@ -25,12 +26,17 @@ class Recorded:
 
 
 def from_folder(folder: Path) -> Recorded:
-    """Raises: StoreError when the folder is neither a sweep's nor a cell's; ConfigError when it has no result."""
+    """Raises: StoreError when the folder is neither a sweep's nor a cell's; ConfigError when it has
+    no result."""
     folder = folder.resolve()
     sweep, results = read_place(folder)
     if not results:
         raise ConfigError([f"{folder}: no cell of this sweep has ended"])
-    return Recorded(folder.name if folder.name == sweep.sweep_id else f"{sweep.sweep_id}/{folder.name}", sweep, results)
+    return Recorded(
+        folder.name if folder.name == sweep.sweep_id else f"{sweep.sweep_id}/{folder.name}",
+        sweep,
+        results,
+    )
 
 
 def from_mlflow(run_id: str, uri: str) -> Recorded:
@@ -47,20 +53,29 @@ def from_mlflow(run_id: str, uri: str) -> Recorded:
         kind = run.data.tags.get("bench.kind")
         if kind not in ("sweep", "cell"):
             raise ConfigError([f"{run_id}: not a run of a sweep or of a cell"])
-        # A run that somebody else has nested is the sweep's own all the same: the one that has sweep.json.
-        is_nested = "mlflow.parentRunId" in run.data.tags and "sweep.json" not in _names(client, run)
+        # A run that somebody else has nested is the sweep's own all the same: the one that has
+        # sweep.json.
+        is_nested = "mlflow.parentRunId" in run.data.tags and "sweep.json" not in _names(
+            client, run
+        )
         parent = client.get_run(run.data.tags["mlflow.parentRunId"]) if is_nested else run
-        sweep = sweep_from_json(_artifact(client, parent, "sweep.json"), f"sweep.json of run {parent.info.run_id}")
+        sweep = sweep_from_json(
+            _artifact(client, parent, "sweep.json"), f"sweep.json of run {parent.info.run_id}"
+        )
         cells = [run]
         if kind == "sweep":
             of_it = f"tags.`mlflow.parentRunId` = '{run_id}'"
-            cells = list(client.search_runs([run.info.experiment_id], of_it, max_results=len(sweep.cells)))
+            cells = list(
+                client.search_runs([run.info.experiment_id], of_it, max_results=len(sweep.cells))
+            )
             cells.sort(key=lambda each: sweep.cells.index(each.data.tags["bench.cell_id"]))
         texts = {each.info.run_id: _artifact(client, each, "result.json") for each in cells}
     results = [from_json(text, f"result.json of run {each}") for each, text in texts.items()]
     if not results:
         raise ConfigError([f"{run_id}: no cell of this sweep has ended"])
-    return Recorded(run_id, sweep, results, dict(zip((r.cell_id for r in results), texts, strict=True)))
+    return Recorded(
+        run_id, sweep, results, dict(zip((r.cell_id for r in results), texts, strict=True))
+    )
 
 
 def _names(client: MlflowClient, run: Run) -> list[str]:
@@ -69,6 +84,11 @@ def _names(client: MlflowClient, run: Run) -> list[str]:
 
 def _artifact(client: MlflowClient, run: Run, name: str) -> bytes:
     if name not in _names(client, run):
-        raise ConfigError([f"{run.info.run_id}: no {name} in it, the sweep was killed; `python -m bench push` completes it"])
+        raise ConfigError(
+            [
+                f"{run.info.run_id}: no {name} in it, the sweep was killed; `python -m bench push`"
+                " completes it"
+            ]
+        )
     with tempfile.TemporaryDirectory() as folder:
         return Path(client.download_artifacts(run.info.run_id, name, folder)).read_bytes()

@@ -1,7 +1,9 @@
-"""The view of MLflow's UI that a sweep prepares: its cells, the columns that matter, charts chosen for the question.
+"""The view of MLflow's UI that a sweep prepares: its cells, the columns that matter, charts chosen
+for the question.
 
-MLflow keeps a shared view as an experiment tag whose JSON is that of its own user interface (read off MLflow 3.17, and
-tested in a browser): the format is internal, so the version of MLflow that was tested is pinned in requirements.lock.
+MLflow keeps a shared view as an experiment tag whose JSON is that of its own user interface (read
+off MLflow 3.17, and tested in a browser): the format is internal, so the version of MLflow that was
+tested is pinned in requirements.lock.
 """
 
 import json
@@ -13,13 +15,16 @@ _TAG = "mlflow.sharedViewState."
 _SPEED, _DETAIL = "speed", "detail"
 
 DESCRIPTION = (
-    "Each parent run is a sweep of `python -m bench`, its nested runs are the cells: one configuration of model, "
-    "quantization, attention, batch and workload each. `report.html` among a parent's artifacts has advice, intervals and "
-    "pictures; `samples.json` of the cells compares answers prompt by prompt (artifact view, several runs chosen)."
+    "Each parent run is a sweep of `python -m bench`, its nested runs are the cells: one"
+    " configuration of model, quantization, attention, batch and workload each. `report.html` among"
+    " a parent's artifacts has advice, intervals and pictures; `samples.json` of the cells compares"
+    " answers prompt by prompt (artifact view, several runs chosen)."
 )
 
 
-def view_tags(sweep_id: str, metrics: Collection[str], axes: Collection[str], created_ms: int) -> dict[str, str]:
+def view_tags(
+    sweep_id: str, metrics: Collection[str], axes: Collection[str], created_ms: int
+) -> dict[str, str]:
     """Experiment tags with the view of one sweep, under its own key and as the latest.
 
     Args:
@@ -27,14 +32,21 @@ def view_tags(sweep_id: str, metrics: Collection[str], axes: Collection[str], cr
         axes: parameters that differ between them, like quant.name.
     """
     state = json.dumps(_state(sweep_id, metrics, axes))
-    view = {"name": f"sweep {sweep_id}", "createdAt": created_ms, "updatedAt": created_ms, "state": state}
+    view = {
+        "name": f"sweep {sweep_id}",
+        "createdAt": created_ms,
+        "updatedAt": created_ms,
+        "state": state,
+    }
     return {f"{_TAG}{key}": json.dumps(view) for key in (_key(sweep_id), LATEST)}
 
 
 def page(experiment_id: str, sweep_id: str) -> str:
     """Where the UI shows it, after the server's address."""
     # A first visit without the workflow type opens on a page about something else.
-    query = f"viewStateShareKey={_key(sweep_id)}&compareRunsMode=CHART&workflowType=machine_learning"
+    query = (
+        f"viewStateShareKey={_key(sweep_id)}&compareRunsMode=CHART&workflowType=machine_learning"
+    )
     return f"/#/experiments/{experiment_id}/runs?{query}"
 
 
@@ -44,12 +56,18 @@ def _key(sweep_id: str) -> str:
 
 def _state(sweep_id: str, metrics: Collection[str], axes: Collection[str]) -> dict[str, Any]:
     memory = "vram_peak_bytes" if "vram_peak_bytes" in metrics else "rss_peak_bytes"
-    columns = [key for key in ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", memory) if key in metrics]
+    columns = [
+        key for key in ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", memory) if key in metrics
+    ]
     charts = [_scatter(memory, "output_tok_s")]
     if "kl_nats" in metrics:
         charts.append(_scatter("kl_nats", "output_tok_s"))
     charts += [_chart("BAR", _SPEED, metricKey=key) for key in columns]
-    charts.append(_chart("PARALLEL", _SPEED, selectedParams=list(axes), selectedMetrics=columns, showAllRuns=True))
+    charts.append(
+        _chart(
+            "PARALLEL", _SPEED, selectedParams=list(axes), selectedMetrics=columns, showAllRuns=True
+        )
+    )
     charts.append(
         _chart(
             "LINE",
@@ -75,7 +93,10 @@ def _state(sweep_id: str, metrics: Collection[str], axes: Collection[str]) -> di
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [*(f"params.`{axis}`" for axis in axes), *(f"metrics.`{key}`" for key in columns)],
+        "selectedColumns": [
+            *(f"params.`{axis}`" for axis in axes),
+            *(f"metrics.`{key}`" for key in columns),
+        ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": numbered,
         "compareRunSections": [_section(uuid, name) for uuid, name in sections],

@@ -1,6 +1,8 @@
-"""Recording results as they come: on disk first, then in MLflow; what MLflow does not take stays pending.
+"""Recording results as they come: on disk first, then in MLflow; what MLflow does not take stays
+pending.
 
-The first refusal ends tracking for the sweep (each further attempt would wait for the same server), never the sweep.
+The first refusal ends tracking for the sweep (each further attempt would wait for the same server),
+never the sweep.
 """
 
 import contextlib

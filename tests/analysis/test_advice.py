@@ -43,13 +43,16 @@ def measured(
         repeat = Repeat(ttft_s * factor, steps, ttft_s * factor + sum(steps))
         memory = fakes.memory(rss_peak_bytes=round(mib * MIB))
         passes.append(fakes.process(repeats=(repeat,), run_memory=memory))
-    windows = [fakes.window(kl_nats=kl * (1 + 0.1 * i)) for i in (-1, 0, 1)] if kl is not None else []
+    windows = (
+        [fakes.window(kl_nats=kl * (1 + 0.1 * i)) for i in (-1, 0, 1)] if kl is not None else []
+    )
     divergence = fakes.divergence(*windows) if windows else None
     cell = plan.resolve(fakes.cell(quant=quant, batch=batch), fakes.host())
     return fakes.result(cell=cell, passes=tuple(passes), divergence=divergence)
 
 
-# int8 is dominated everywhere; nf4 decodes faster than bf16 up to batch 8 and slower from 32 on, and diverges
+# int8 is dominated everywhere; nf4 decodes faster than bf16 up to batch 8 and slower from 32 on,
+# and diverges
 KNOWN = [
     measured("bf16", 1, tpot_s=0.040, ttft_s=0.05, mib=600, kl=0.001),
     measured("bf16", 8, tpot_s=0.060, ttft_s=0.25, mib=700, kl=0.001),
@@ -77,7 +80,8 @@ SWEEP = Sweep(
 @pytest.mark.parametrize(
     ("goal", "limits", "wanted"),
     [
-        ("throughput", Limits(), ("bf16", 32)),  # 128 tokens / (0.9 + 3 x 0.1) s; nf4 / (1.2 + 3 x 0.15)
+        # 128 tokens / (0.9 + 3 x 0.1) s; nf4 / (1.2 + 3 x 0.15)
+        ("throughput", Limits(), ("bf16", 32)),
         ("tpot", Limits(), ("nf4", 1)),
         ("tpot", Limits(max_kl_nats=0.05), ("bf16", 1)),
         ("ttft", Limits(), ("bf16", 1)),
@@ -100,12 +104,19 @@ def test_a_limit_that_nothing_keeps_is_said() -> None:
     assert (found.word, found.best) == ("nothing fits", None)
     said = answer(plausible(KNOWN, {}), SWEEP, Limits(max_ttft_s=0.001), "throughput")
     assert said.headline == "no measured cell keeps these limits"
-    assert said.why[0] == "would be first, but: quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
+    assert (
+        said.why[0] == "would be first, but: quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
+    )
 
 
 def test_noise_gets_no_advice_but_a_command() -> None:
-    alike = [measured(quant, 1, tpot_s=0.04, noise=0.3) for quant in ("fp16", "bf16", "nf4", "fp4", "int8")]
-    sweep = replace(SWEEP, overrides=("-m", "quant=fp16,bf16,nf4,fp4,int8", "batch=1", "workload=chat"))
+    alike = [
+        measured(quant, 1, tpot_s=0.04, noise=0.3)
+        for quant in ("fp16", "bf16", "nf4", "fp4", "int8")
+    ]
+    sweep = replace(
+        SWEEP, overrides=("-m", "quant=fp16,bf16,nf4,fp4,int8", "batch=1", "workload=chat")
+    )
     found = advise(plausible(alike, {}), Limits(), "tpot", 0.03)
     assert found.word == "not enough data"
     assert len(found.in_question) > 1
@@ -117,7 +128,12 @@ def test_noise_gets_no_advice_but_a_command() -> None:
 
 
 def test_what_would_be_better_and_breaks_a_limit_binds() -> None:
-    found = advise(plausible(KNOWN, {}), Limits(max_kl_nats=0.05, max_memory_bytes=900 * MIB), "throughput", 0.03)
+    found = advise(
+        plausible(KNOWN, {}),
+        Limits(max_kl_nats=0.05, max_memory_bytes=900 * MIB),
+        "throughput",
+        0.03,
+    )
     names = {result.cell_id: (result.cell.quant.name, result.cell.batch) for result in KNOWN}
     assert found.best is not None
     assert names[found.best] == ("bf16", 8)
@@ -129,11 +145,16 @@ def test_what_would_be_better_and_breaks_a_limit_binds() -> None:
 
 def test_quality_that_was_not_evaluated_keeps_no_limit_of_it() -> None:
     unknown = [measured("bf16", 1, tpot_s=0.04), measured("nf4", 1, tpot_s=0.02)]
-    assert advise(plausible(unknown, {}), Limits(max_kl_nats=0.1), "tpot", 0.03).word == "nothing fits"
+    assert (
+        advise(plausible(unknown, {}), Limits(max_kl_nats=0.1), "tpot", 0.03).word == "nothing fits"
+    )
 
 
 def test_cells_within_the_margin_are_as_good_and_the_better_one_is_named() -> None:
-    close = [measured("bf16", 1, tpot_s=0.0400, noise=0.001), measured("fp16", 1, tpot_s=0.0396, noise=0.001)]
+    close = [
+        measured("bf16", 1, tpot_s=0.0400, noise=0.001),
+        measured("fp16", 1, tpot_s=0.0396, noise=0.001),
+    ]
     found = advise(plausible(close, {}), Limits(), "tpot", 0.03)
     assert found.best == close[1].cell_id
     assert found.probability == 1.0
@@ -146,7 +167,9 @@ def test_one_process_each_is_judged_by_the_calibration_or_by_an_assumption_that_
     assert not plausible(single, {"ttft_s": Spread(0.01, 7), "tpot_s": Spread(0.01, 7)}).is_assumed
     said = answer(plausible(single, {}), SWEEP, Limits(), "tpot")
     assert any("assuming that processes differ by 5%" in line for line in said.why)
-    assert not any("assuming" in line for line in answer(plausible(KNOWN, {}), SWEEP, Limits(), "tpot").why)
+    assert not any(
+        "assuming" in line for line in answer(plausible(KNOWN, {}), SWEEP, Limits(), "tpot").why
+    )
 
 
 def test_draws_are_the_same_for_the_same_results() -> None:
@@ -158,15 +181,21 @@ def test_draws_are_the_same_for_the_same_results() -> None:
 def test_without_a_number_there_is_no_advice() -> None:
     failed = fakes.result(outcome=Outcome("failed", "it broke"))
     assert advise(plausible([failed], {}), Limits(), "tpot", 0.03).word == "nothing measured"
-    assert answer(plausible([failed], {}), SWEEP, Limits(), "tpot").headline == "no cell has a number"
+    assert (
+        answer(plausible([failed], {}), SWEEP, Limits(), "tpot").headline == "no cell has a number"
+    )
 
 
 def test_usual_questions_are_answered_within_the_usual_divergence() -> None:
-    found = {name.partition(" (")[0]: each.headline for name, each in use_cases(plausible(KNOWN, {}), SWEEP)}
+    found = {
+        name.partition(" (")[0]: each.headline
+        for name, each in use_cases(plausible(KNOWN, {}), SWEEP)
+    }
     assert found == {
         "single-user chat": "quant=bf16 batch=1",
         "batch processing": "quant=bf16 batch=32",
-        "edge device": "quant=bf16 batch=1",  # int8 takes 8 % more, and is within the divergence too
+        # Int8 takes 8 % more, and is within the divergence too
+        "edge device": "quant=bf16 batch=1",
         "real-time API": "quant=bf16 batch=1",
     }
 
@@ -191,8 +220,15 @@ def test_the_planted_crossover_is_found_between_the_batches_around_it() -> None:
 
 
 def test_a_crossover_in_noise_cannot_be_told() -> None:
-    noisy = [measured(quant, batch, tpot_s=0.04, noise=0.3) for quant in ("bf16", "nf4") for batch in (1, 8, 32)]
-    assert all("cannot tell" in sentence for sentence in sentences(crossovers(plausible(noisy, {}), "quant")))
+    noisy = [
+        measured(quant, batch, tpot_s=0.04, noise=0.3)
+        for quant in ("bf16", "nf4")
+        for batch in (1, 8, 32)
+    ]
+    assert all(
+        "cannot tell" in sentence
+        for sentence in sentences(crossovers(plausible(noisy, {}), "quant"))
+    )
 
 
 def test_dominated_cells_are_not_on_the_front() -> None:
@@ -209,15 +245,22 @@ def test_equal_cells_are_both_on_the_front() -> None:
 
 def test_the_command_names_what_is_in_question_and_keeps_the_rest() -> None:
     in_question = [KNOWN[1], KNOWN[7]]
-    assert command(in_question, KNOWN, SWEEP) == "python -m bench -m quant=bf16,nf4 batch=8 workload=chat measure=rigorous"
-    of_a_file = replace(SWEEP, overrides=("sweeps=small_batch_quant", "measure.passes=1", "resume=true"))
+    assert (
+        command(in_question, KNOWN, SWEEP)
+        == "python -m bench -m quant=bf16,nf4 batch=8 workload=chat measure=rigorous"
+    )
+    of_a_file = replace(
+        SWEEP, overrides=("sweeps=small_batch_quant", "measure.passes=1", "resume=true")
+    )
     wanted = "python -m bench -m quant=bf16,nf4 batch=8 sweeps=small_batch_quant measure=rigorous"
     assert command(in_question, KNOWN, of_a_file) == wanted
 
 
 def test_workloads_are_no_choice_and_models_have_references_of_their_own() -> None:
     chat = fakes.group("workload", "chat")
-    other = [replace(each, cell=replace(each.cell, workload=parse(Workload, chat))) for each in KNOWN[:1]]
+    other = [
+        replace(each, cell=replace(each.cell, workload=parse(Workload, chat))) for each in KNOWN[:1]
+    ]
     other = [replace(each, cell_id=cell_id(each.cell)) for each in other]
     names = [name for name, _ in use_cases(plausible([*KNOWN, *other], {}), SWEEP)]
     assert names[0].startswith("few: single-user chat")

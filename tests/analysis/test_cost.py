@@ -22,7 +22,9 @@ def test_a_cache_grows_with_context_and_batch() -> None:
 
 
 @pytest.mark.parametrize(("context_tokens", "expected"), [(5, 40), (6, 48), (10, 64), (100, 424)])
-def test_a_layer_with_a_sliding_window_keeps_no_more_than_its_window(context_tokens: int, expected: int) -> None:
+def test_a_layer_with_a_sliding_window_keeps_no_more_than_its_window(
+    context_tokens: int, expected: int
+) -> None:
     assert cost.kv_bytes(windows(None, 6), context_tokens, 1) == expected
 
 

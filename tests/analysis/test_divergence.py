@@ -1,4 +1,5 @@
-"""Divergence: its intervals by hand, and its readings against torch's own functions on a real small model."""
+"""Divergence: its intervals by hand, and its readings against torch's own functions on a real small
+model."""
 
 import json
 import math
@@ -35,7 +36,8 @@ ANNOUNCE: Announce = quiet
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny model, whose weights are random but lie on disk like those of any other; logits spread out."""
+    """A folder with the tiny model, whose weights are random but lie on disk like those of any
+    other; logits spread out."""
     folder = tmp_path_factory.mktemp("tiny")
     subject = load(fakes.cell(model="tiny", quant="fp32"), None)
     with torch.no_grad():
@@ -47,7 +49,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cell_of(folder: Path, **changes: Any) -> Cell:
-    model = fakes.group("model", "tiny", weights="pretrained", tokenizer="pretrained", path=str(folder))
+    model = fakes.group(
+        "model", "tiny", weights="pretrained", tokenizer="pretrained", path=str(folder)
+    )
     asked = fakes.group("quality", "samples", text_tokens=256, window_tokens=64, max_new_tokens=4)
     return fakes.cell(**{"model": model, "quant": "fp32", "quality": asked} | changes)
 
@@ -85,9 +89,15 @@ def test_another_dtype_diverges_and_the_numbers_are_torch_s_own(saved: Path, mad
             assert window.kl_nats == pytest.approx(kl.mean().item(), rel=1e-4)
             assert window.kl_median_nats == pytest.approx(kl.quantile(0.5).item(), rel=1e-3)
             assert window.kl_p99_nats == pytest.approx(kl.quantile(0.99).item(), rel=1e-3)
-            assert window.nll_nats == pytest.approx(torch.nn.functional.nll_loss(q, row[1:]).item(), rel=1e-6)
-            assert window.reference_nll_nats == pytest.approx(torch.nn.functional.nll_loss(p, row[1:]).item(), rel=1e-6)
-            assert window.top1_agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
+            assert window.nll_nats == pytest.approx(
+                torch.nn.functional.nll_loss(q, row[1:]).item(), rel=1e-6
+            )
+            assert window.reference_nll_nats == pytest.approx(
+                torch.nn.functional.nll_loss(p, row[1:]).item(), rel=1e-6
+            )
+            assert window.top1_agreement == pytest.approx(
+                (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+            )
             assert window.kl_nats > 0
 
 
@@ -112,7 +122,9 @@ def test_a_text_shorter_than_a_window_is_refused(saved: Path, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_scales_its_logits_is_refused(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_scales_its_logits_is_refused(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def scaled(cell: Cell, folder: Path) -> Subject:
         subject = load(cell, folder)
         subject.model.get_output_embeddings().register_forward_hook(lambda module, ids, out: out)
@@ -141,7 +153,9 @@ def test_a_head_with_a_bias_is_kept_with_it(made: str, tmp_path: Path, saved: Pa
     subject = load(cell, saved)
     plain = quality.evaluate(cell, subject, made)
     biased = quality.evaluate(cell, subject, str(tmp_path / "biased"))
-    assert biased.windows[0].reference_nll_nats != pytest.approx(plain.windows[0].reference_nll_nats, rel=1e-4)
+    assert biased.windows[0].reference_nll_nats != pytest.approx(
+        plain.windows[0].reference_nll_nats, rel=1e-4
+    )
     assert biased.windows[0].nll_nats == plain.windows[0].nll_nats
 
 
@@ -152,24 +166,41 @@ def test_intervals_are_student_s_over_windows_and_paired() -> None:
     )
     half = t_quantile(0.975, 1) * math.sqrt(0.02) / math.sqrt(2)
     kl = estimates(found)["kl_nats"]
-    assert (kl.value, kl.low, kl.high, kl.n) == (pytest.approx(0.2), pytest.approx(0.2 - half), pytest.approx(0.2 + half), 2)
-    ratio = estimates(found)["perplexity_ratio"]  # 0.2 nats in each window, however different the windows are
+    assert (kl.value, kl.low, kl.high, kl.n) == (
+        pytest.approx(0.2),
+        pytest.approx(0.2 - half),
+        pytest.approx(0.2 + half),
+        2,
+    )
+    # 0.2 nats in each window, however different the windows are
+    ratio = estimates(found)["perplexity_ratio"]
     assert (ratio.low, ratio.high) == (pytest.approx(math.exp(0.2)), pytest.approx(math.exp(0.2)))
 
 
 def test_above_the_floor_is_told_window_by_window() -> None:
     # The floor moves with the window: unpaired, these would overlap.
-    clear = fakes.divergence(*(fakes.window(kl_nats=base + 0.01, floor_kl_nats=base) for base in (0.1, 0.5, 0.9)))
-    unclear = fakes.divergence(*(fakes.window(kl_nats=0.1 + d, floor_kl_nats=0.1) for d in (-0.05, 0.02, 0.06)))
+    clear = fakes.divergence(
+        *(fakes.window(kl_nats=base + 0.01, floor_kl_nats=base) for base in (0.1, 0.5, 0.9))
+    )
+    unclear = fakes.divergence(
+        *(fakes.window(kl_nats=0.1 + d, floor_kl_nats=0.1) for d in (-0.05, 0.02, 0.06))
+    )
     assert is_above_floor(clear)
     assert not is_above_floor(unclear)
 
 
 def test_texts_are_told_apart_where_there_are_several() -> None:
     two = fakes.divergence(fakes.window(kl_nats=0.2), fakes.window(text="code", kl_nats=0.6))
-    assert {text: values["kl_nats"].value for text, values in by_text(two).items()} == {"alice": 0.2, "code": 0.6}
+    assert {text: values["kl_nats"].value for text, values in by_text(two).items()} == {
+        "alice": 0.2,
+        "code": 0.6,
+    }
     metrics = derive(fakes.result(divergence=two))
-    assert (metrics["kl_nats"], metrics["kl_nats_alice"], metrics["kl_nats_code"]) == (pytest.approx(0.4), 0.2, 0.6)
+    assert (metrics["kl_nats"], metrics["kl_nats_alice"], metrics["kl_nats_code"]) == (
+        pytest.approx(0.4),
+        0.2,
+        0.6,
+    )
     assert by_text(fakes.divergence()) == {}
 
 
@@ -188,7 +219,8 @@ def test_the_reference_is_the_unquantized_model_in_the_widest_type_that_fits() -
     asked = reference_cell(nf4, fakes.host(), "fp16")
     assert asked is not None
     assert asked.quant.name == "fp16"
-    other = reference_cell(nf4, fakes.host(), "nf4")  # a quantized baseline of speed is no reference of quality
+    # A quantized baseline of speed is no reference of quality
+    other = reference_cell(nf4, fakes.host(), "nf4")
     assert other is not None
     assert other.quant == FP32
     small = reference_cell(nf4, fakes.host(memory_bytes=400_000_000), None)
@@ -199,7 +231,9 @@ def test_the_reference_is_the_unquantized_model_in_the_widest_type_that_fits() -
 
 @pytest.mark.parametrize(("capability", "dtype"), [(7.5, "fp16"), (9.0, "bf16")])
 def test_on_a_gpu_the_reference_has_16_bits(capability: float, dtype: str) -> None:
-    found = reference_cell(fakes.cell(quant="nf4", device="cuda"), fakes.gpu_host(capability=capability), None)
+    found = reference_cell(
+        fakes.cell(quant="nf4", device="cuda"), fakes.gpu_host(capability=capability), None
+    )
     assert found is not None
     assert found.quant.name == dtype
 

@@ -18,7 +18,9 @@ ENERGY = Energy(
 )
 ON_GPU = fakes.result(
     samples=(fakes.sample(1, 2, 3, 4), fakes.sample(5, 6, prompt="how?")),
-    divergence=fakes.divergence(answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?"))),
+    divergence=fakes.divergence(
+        answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?"))
+    ),
     cell=fakes.cell(batch=2, device="cuda"),
     attestation=fakes.attestation(outlier_share=0.125),
     measurement=fakes.measurement(
@@ -26,7 +28,10 @@ ON_GPU = fakes.result(
         energy=ENERGY,
         load_memory=fakes.memory(rss_peak_bytes=7000, allocated_peak_bytes=9000),
         run_memory=fakes.memory(
-            rss_peak_bytes=5000, allocated_peak_bytes=2000, reserved_peak_bytes=3000, device_used_bytes=4000
+            rss_peak_bytes=5000,
+            allocated_peak_bytes=2000,
+            reserved_peak_bytes=3000,
+            device_used_bytes=4000,
         ),
     ),
 )
@@ -57,7 +62,8 @@ BY_HAND = {
     "outlier_share": 0.125,
     "mbu": 0.48,  # 960 / 0.5 / 4000
     "bw_attained": None,  # that is for peaks that were measured
-    # 2 x (2 x 300 x 8 + 2 x 4 x 100 + 4 x 4 x 1 x 2 x 36) / 1 / 40,000; 36 pairs in a causal triangle of 8
+    # 2 x (2 x 300 x 8 + 2 x 4 x 100 + 4 x 4 x 1 x 2 x 36) / 1 / 40,000; 36 pairs in a causal
+    # triangle of 8
     "mfu": 0.3376,
     "ceiling_tok_s": 8.333333,  # 2 / (960 / 4000)
     "j_per_prompt_tok": 0.5,  # 160 J / 20 rounds / (2 x 8)
@@ -128,7 +134,9 @@ def test_the_peak_of_loading_is_the_resident_set_where_there_is_no_allocator() -
 
 
 def test_no_peak_of_loading_without_any_reading() -> None:
-    assert "load_peak_bytes" not in derive(fakes.result(measurement=fakes.measurement(load_memory=fakes.memory())))
+    assert "load_peak_bytes" not in derive(
+        fakes.result(measurement=fakes.measurement(load_memory=fakes.memory()))
+    )
 
 
 def test_sliding_windows_bound_the_cache_and_with_it_the_bytes_of_a_step() -> None:
@@ -162,8 +170,23 @@ def test_the_step_curve_is_the_median_at_each_position() -> None:
 
 
 def test_units_are_si_base_units() -> None:
-    assert {row.unit for row in METRICS} == {"s", "tok/s", "token", "B", "bit", "nat", "1", "1/s", "J", "W"}
-    assert [row.key for row in METRICS if row.key.endswith("_s") and row.unit not in ("s", "tok/s", "1/s")] == []
+    assert {row.unit for row in METRICS} == {
+        "s",
+        "tok/s",
+        "token",
+        "B",
+        "bit",
+        "nat",
+        "1",
+        "1/s",
+        "J",
+        "W",
+    }
+    assert [
+        row.key
+        for row in METRICS
+        if row.key.endswith("_s") and row.unit not in ("s", "tok/s", "1/s")
+    ] == []
     assert [row.key for row in METRICS if row.key.endswith("_bytes") and row.unit != "B"] == []
 
 
@@ -177,8 +200,12 @@ def test_a_number_of_several_processes_is_their_median_with_an_interval() -> Non
     assert metrics["tpot_s"] == 0.5
     assert metrics["processes"] == 3
     # ln 2 apart: t(2) = 4.3027, standard error ln 2 / sqrt 3, so 0.5 x exp(-+1.7219)
-    assert metrics["tpot_s_low"] == pytest.approx(0.5 * math.exp(-4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5)
-    assert metrics["tpot_s_high"] == pytest.approx(0.5 * math.exp(4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5)
+    assert metrics["tpot_s_low"] == pytest.approx(
+        0.5 * math.exp(-4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5
+    )
+    assert metrics["tpot_s_high"] == pytest.approx(
+        0.5 * math.exp(4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5
+    )
     assert "tpot_s_low" not in derive(ON_CPU)
 
 
@@ -189,6 +216,9 @@ def test_requests_of_one_process_have_an_interval_of_their_own_name() -> None:
 
 def test_an_outlier_is_counted_and_kept() -> None:
     times = [1.0, 1.01, 0.99, 1.0, 1.02, 3.0]
-    repeats = tuple(Repeat(1.0 + i / 1e4, (time, time, time), 1.0 + i / 1e4 + 3 * time) for i, time in enumerate(times))
+    repeats = tuple(
+        Repeat(1.0 + i / 1e4, (time, time, time), 1.0 + i / 1e4 + 3 * time)
+        for i, time in enumerate(times)
+    )
     assert outlying(fakes.measurement(repeats=repeats)) == [5]
     assert derive(fakes.result(measurement=fakes.measurement(repeats=repeats)))["n"] == 6

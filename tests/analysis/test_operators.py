@@ -27,7 +27,12 @@ def test_each_time_goes_to_the_outermost_known_operator_and_the_rest_to_the_inte
     ]
     prefill, decode = by_kind(spans, decode_steps=2)
     assert (prefill.phase, prefill.wall_s, prefill.steps) == ("prefill", 10, 1)
-    assert prefill.seconds == {"matrix product": 4, "interpreter": 4, "other operators": 1, "sampling": 1}
+    assert prefill.seconds == {
+        "matrix product": 4,
+        "interpreter": 4,
+        "other operators": 1,
+        "sampling": 1,
+    }
     assert decode.seconds == {"attention": 4, "interpreter": 4, "other operators": 2}
     assert per_step_s(decode) == {"attention": 2, "interpreter": 2, "other operators": 1}
 

@@ -37,7 +37,11 @@ def publication(name: str) -> Publication:
 def published(model: str, quant: str, attn: str = "") -> Row:
     """The one row of a batch of 1, from any file."""
     rows = [row for file in PUBLISHED for row in read(file.read_text(encoding="utf-8")).rows]
-    (found,) = [r for r in rows if (r.model, r.quant, r.attn, r.batch) == (model, quant, attn, 1) and "T4" not in r.hardware]
+    (found,) = [
+        r
+        for r in rows
+        if (r.model, r.quant, r.attn, r.batch) == (model, quant, attn, 1) and "T4" not in r.hardware
+    ]
     return found
 
 
@@ -46,8 +50,12 @@ def test_there_are_publications() -> None:
 
 
 def test_a_wheel_takes_them_along() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
-    assert set(PUBLISHED) <= {file for pattern in settings["bench.sweeps"] for file in (ROOT / "sweeps").glob(pattern)}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["package-data"]
+    assert set(PUBLISHED) <= {
+        file for pattern in settings["bench.sweeps"] for file in (ROOT / "sweeps").glob(pattern)
+    }
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
@@ -59,8 +67,12 @@ def test_a_file_says_first_where_it_is_from_and_how_that_was_measured(file: Path
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
 def test_a_file_has_the_common_columns_and_these_are_our_metrics(file: Path) -> None:
-    header, *rows = csv.reader(line for line in file.read_text(encoding="utf-8").splitlines() if line[:1] != "#")
-    first = next(line for line in PUBLISHED[0].read_text(encoding="utf-8").splitlines() if line[:1] != "#")
+    header, *rows = csv.reader(
+        line for line in file.read_text(encoding="utf-8").splitlines() if line[:1] != "#"
+    )
+    first = next(
+        line for line in PUBLISHED[0].read_text(encoding="utf-8").splitlines() if line[:1] != "#"
+    )
     assert header == first.split(",")
     assert header[: len(PLACE)] == PLACE
     assert set(header[len(PLACE) :]) <= {metric.key for metric in METRICS}
@@ -75,19 +87,27 @@ def test_a_row_has_our_names_and_positive_numbers(file: Path) -> None:
     assert {row.attn for row in rows} <= named("attn") | {""}
     assert all(row.hardware and row.batch >= 1 and row.values for row in rows)
     assert all(value > 0 and math.isfinite(value) for row in rows for value in row.values.values())
-    assert len({(row.hardware, row.model, row.quant, row.attn, row.batch) for row in rows}) == len(rows)
+    assert len({(row.hardware, row.model, row.quant, row.attn, row.batch) for row in rows}) == len(
+        rows
+    )
 
 
 def test_bitsandbytes_throughput_is_the_batch_over_the_latency_of_a_step() -> None:
     for row in publication("bitsandbytes_0_45").rows:
         latency_s = row.batch / row.values["decode_tok_s"]
-        assert row.values["tpot_s"] == pytest.approx(latency_s, rel=0.02)  # one is off by 1.7 %, as published
+        # One is off by 1.7 %, as published
+        assert row.values["tpot_s"] == pytest.approx(latency_s, rel=0.02)
 
 
 def test_published_bytes_are_bytes() -> None:
-    assert published("mistral-7b", "fp16").values["weight_bytes"] == pytest.approx(2 * 7_241_732_096, rel=5e-4)
-    assert published("llama-3.2-3b", "fp16").values["vram_peak_bytes"] == pytest.approx(6.02 * 2**30, rel=5e-4)
-    assert "weight_bytes" not in published("mistral-7b", "nf4").values  # published without the scales
+    assert published("mistral-7b", "fp16").values["weight_bytes"] == pytest.approx(
+        2 * 7_241_732_096, rel=5e-4
+    )
+    assert published("llama-3.2-3b", "fp16").values["vram_peak_bytes"] == pytest.approx(
+        6.02 * 2**30, rel=5e-4
+    )
+    # Published without the scales
+    assert "weight_bytes" not in published("mistral-7b", "nf4").values
 
 
 FEW_WORDS = """\
@@ -105,7 +125,9 @@ def test_an_empty_field_is_unknown() -> None:
 
 
 def row(quant: str, decode_tok_s: float = 10.0, **changes: Any) -> Row:
-    return replace(Row("A card", "gpt2", quant, "", 1, None, 4, {"decode_tok_s": decode_tok_s}), **changes)
+    return replace(
+        Row("A card", "gpt2", quant, "", 1, None, 4, {"decode_tok_s": decode_tok_s}), **changes
+    )
 
 
 def here(quant: str, step_s: float = 0.5, **axes: Any) -> Result:
@@ -128,18 +150,24 @@ def found(results: list[Result], *rows: Row) -> list[tuple[str, str, str, str]]:
 def test_a_row_is_matched_with_the_cell_of_its_model_quantization_and_batch() -> None:
     rows = [row("fp16"), row("int8"), row("nf4")]
     assert found([here("fp16"), here("nf4")], *rows) == [("nf4", "fp16", "nf4 sdpa", "fp16 sdpa")]
-    others = [here(quant, batch=8) for quant in ("fp16", "nf4")] + [here(q, model="tiny") for q in ("fp16", "nf4")]
+    others = [here(quant, batch=8) for quant in ("fp16", "nf4")] + [
+        here(q, model="tiny") for q in ("fp16", "nf4")
+    ]
     assert found(others, *rows) == []
 
 
 def test_each_batch_has_its_own_baseline() -> None:
     rows = [row(quant, batch=batch) for batch in (1, 8) for quant in ("fp16", "nf4")]
     results = [here("fp16"), here("nf4"), here("nf4", batch=8)]
-    assert [match.there.batch for match in matches(results, Publication("", "", tuple(rows)))] == [1]
+    assert [match.there.batch for match in matches(results, Publication("", "", tuple(rows)))] == [
+        1
+    ]
 
 
 def test_another_card_is_no_baseline() -> None:
-    assert found([here("fp16"), here("nf4")], row("fp16", hardware="Another card"), row("nf4")) == []
+    assert (
+        found([here("fp16"), here("nf4")], row("fp16", hardware="Another card"), row("nf4")) == []
+    )
 
 
 def test_16_bits_go_before_fp32_and_one_kind_stands_for_the_other() -> None:
@@ -148,7 +176,9 @@ def test_16_bits_go_before_fp32_and_one_kind_stands_for_the_other() -> None:
         ("fp32", "fp16", "fp32 sdpa", "bf16 sdpa"),
         ("nf4", "fp16", "nf4 sdpa", "bf16 sdpa"),
     ]
-    assert found([here("bf16"), here("fp16"), here("nf4")], *rows) == [("nf4", "fp16", "nf4 sdpa", "fp16 sdpa")]
+    assert found([here("bf16"), here("fp16"), here("nf4")], *rows) == [
+        ("nf4", "fp16", "nf4 sdpa", "fp16 sdpa")
+    ]
 
 
 def test_two_baselines_are_compared_once() -> None:
@@ -171,28 +201,43 @@ def test_a_row_that_names_its_attention_is_compared_with_the_default_one() -> No
         ("nf4", "fp16", "nf4 sdpa", "fp16 sdpa"),
         ("nf4", "fp16", "nf4 flash2", "fp16 flash2"),
     ]
-    assert found([here("fp16", attn="flash2"), here("bf16")], *rows) == []  # two things differ, one there
+    # Two things differ, one there
+    assert found([here("fp16", attn="flash2"), here("bf16")], *rows) == []
 
 
 def test_a_cell_without_a_number_is_not_shown() -> None:
-    failed = fakes.result(cell=fakes.cell(model="gpt2", quant="fp16"), outcome=Outcome("oom", "no memory left"))
+    failed = fakes.result(
+        cell=fakes.cell(model="gpt2", quant="fp16"), outcome=Outcome("oom", "no memory left")
+    )
     assert found([failed, here("nf4")], row("fp16"), row("nf4")) == []
 
 
 def test_a_ratio_is_to_the_baseline_on_the_same_side() -> None:
     there, base = row("nf4", 30.0), row("fp16", 20.0, values={"decode_tok_s": 20.0, "tpot_s": 0.05})
-    (only,) = compared(Match(there, base, here("nf4", 0.25), here("fp16", 1.0)), ["tpot_s", "prefill_tok_s", "decode_tok_s"])
-    assert (only.key, only.there, only.there_ratio, only.here, only.here_ratio) == ("decode_tok_s", 30.0, 1.5, 4.0, 4.0)
+    (only,) = compared(
+        Match(there, base, here("nf4", 0.25), here("fp16", 1.0)),
+        ["tpot_s", "prefill_tok_s", "decode_tok_s"],
+    )
+    assert (only.key, only.there, only.there_ratio, only.here, only.here_ratio) == (
+        "decode_tok_s",
+        30.0,
+        1.5,
+        4.0,
+        4.0,
+    )
 
 
 def gpt2() -> list[Result]:
-    """An fp16 that puts out 1 token a second (4 in 1 + 3 x 1 s), an int8 that puts out half of it from half the bytes."""
+    """An fp16 that puts out 1 token a second (4 in 1 + 3 x 1 s), an int8 that puts out half of it
+    from half the bytes."""
     slow = here("int8", 7 / 3)
     return [here("fp16", 1.0), replace(slow, attestation=fakes.attestation(weight_bytes=500))]
 
 
 def both(results: list[Result]) -> tuple[str, str]:
-    return report.page(results, SWEEP, NOTHING_ADVISED, []), report.markdown(results, SWEEP, NOTHING_ADVISED)
+    return report.page(results, SWEEP, NOTHING_ADVISED, []), report.markdown(
+        results, SWEEP, NOTHING_ADVISED
+    )
 
 
 def test_the_report_shows_what_was_published_about_its_cells() -> None:
@@ -200,7 +245,11 @@ def test_the_report_shows_what_was_published_about_its_cells() -> None:
     assert '<section id="elsewhere"><h2>Published elsewhere</h2>' in page
     assert '<a href="#elsewhere">Published elsewhere</a>' in page
     assert page.index('id="grid"') < page.index('id="elsewhere"') < page.index('id="environment"')
-    assert ticket.index("## Every cell") < ticket.index("## Published elsewhere") < ticket.index("### NVIDIA A100")
+    assert (
+        ticket.index("## Every cell")
+        < ticket.index("## Published elsewhere")
+        < ticket.index("### NVIDIA A100")
+    )
     for text in (page, ticket):
         assert "only the ratios can be compared" in text
         assert "github.com/vaishakbalachandra/llm-inference-optimization" in text
@@ -219,15 +268,21 @@ def test_of_perplexities_only_the_ratio_is_shown() -> None:
     results = [
         replace(
             here(quant, model="qwen2.5-3b"),
-            divergence=fakes.divergence(fakes.window(nll_nats=math.log(p)), fakes.window(nll_nats=math.log(p))),
+            divergence=fakes.divergence(
+                fakes.window(nll_nats=math.log(p)), fakes.window(nll_nats=math.log(p))
+            ),
         )
         for quant, p in (("fp16", 8), ("nf4_double", 16))
     ]
     (table,) = [t for t in elsewhere.tables(results, ["quant"]) if "3060" in t.hardware]
-    assert [numbers for names, numbers in table.rows if names[-1].startswith("perplexity")] == [["-", "1.11x", "-", "2.00x"]]
+    assert [numbers for names, numbers in table.rows if names[-1].startswith("perplexity")] == [
+        ["-", "1.11x", "-", "2.00x"]
+    ]
 
 
-@pytest.mark.parametrize("results", [[], gpt2()[:1], [here("fp16", model="tiny"), here("int8", model="tiny")]])
+@pytest.mark.parametrize(
+    "results", [[], gpt2()[:1], [here("fp16", model="tiny"), here("int8", model="tiny")]]
+)
 def test_without_a_match_there_is_no_section(results: list[Result]) -> None:
     for text in both(results):
         assert "Published elsewhere" not in text

@@ -17,7 +17,11 @@ THEN = [fakes.paced(ONE, 0.500, 0.502, 0.501), fakes.paced(EIGHT, 1.00, 1.01, 1.
 
 
 def words(now: list[Result], threshold: float = 0.05) -> list[tuple[str, str]]:
-    return [(each.metric, each.word) for each in changes(now, THEN, threshold, {}) if each.label == ONE.label]
+    return [
+        (each.metric, each.word)
+        for each in changes(now, THEN, threshold, {})
+        if each.label == ONE.label
+    ]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,9 @@ def words(now: list[Result], threshold: float = 0.05) -> list[tuple[str, str]]:
         ((0.450, 0.550, 0.650), "no regression"),  # 10 % slower, by processes that differ far more
     ],
 )
-def test_a_regression_is_beyond_the_threshold_with_its_lower_end(steps: tuple[float, ...], word: str) -> None:
+def test_a_regression_is_beyond_the_threshold_with_its_lower_end(
+    steps: tuple[float, ...], word: str
+) -> None:
     assert ("tpot_s", word) in words([fakes.paced(ONE, *steps), THEN[1]])
     assert ("ttft_s", "no regression") in words([fakes.paced(ONE, *steps), THEN[1]])
 
@@ -41,7 +47,9 @@ def test_the_threshold_is_the_users() -> None:
 
 
 def test_a_cell_that_has_no_number_any_more_is_a_loss() -> None:
-    assert words([fakes.result(cell=ONE, outcome=Outcome("failed", "it broke")), THEN[1]]) == [("outcome", "lost")]
+    assert words([fakes.result(cell=ONE, outcome=Outcome("failed", "it broke")), THEN[1]]) == [
+        ("outcome", "lost")
+    ]
 
 
 def test_a_single_process_each_takes_a_calibration() -> None:
@@ -79,7 +87,9 @@ def test_one_run_can_be_compared_with_a_sweep(tmp_path: Path) -> None:
 
 def test_another_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     then = folder(tmp_path / "then", THEN)
-    elsewhere = folder(tmp_path / "elsewhere", [fakes.paced(ONE, 0.5, 0.5, 0.51, host=fakes.host(cpus=4))])
+    elsewhere = folder(
+        tmp_path / "elsewhere", [fakes.paced(ONE, 0.5, 0.5, 0.51, host=fakes.host(cpus=4))]
+    )
     gate(elsewhere, then, 0.05)
     assert "different machines or versions: cpus 2 -> 4" in capsys.readouterr().out
 
@@ -90,8 +100,13 @@ def test_nothing_in_common_is_a_mistake(tmp_path: Path) -> None:
         gate(one, other, 0.05)
 
 
-def test_cells_that_a_sweep_did_not_come_to_are_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_that_a_sweep_did_not_come_to_are_a_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     then, half = folder(tmp_path / "then", THEN), folder(tmp_path / "half", THEN)
     (half / THEN[1].cell_id / "result.json").unlink()
     assert gate(half, then, 0.05) == 1
-    assert f"{EIGHT.label}: had a number in the baseline; the sweep ended before" in capsys.readouterr().out
+    assert (
+        f"{EIGHT.label}: had a number in the baseline; the sweep ended before"
+        in capsys.readouterr().out
+    )

@@ -82,19 +82,30 @@ def test_the_margin_is_what_was_asked_for() -> None:
 
 
 def test_how_often_it_errs() -> None:
-    """Simulated: 1 % between processes, two cells. Equal ones are never said to differ, a change of 15 % always is found."""
+    """Simulated: 1 % between processes, two cells. Equal ones are never said to differ, a change of
+    15 % always is found."""
     draw = random.Random(1)
 
     def side(mean_s: float) -> list[Result]:
         return [noisy(name, mean_s) for name in ("a", "b")]
 
     def noisy(name: str, mean_s: float) -> Result:
-        times = [(math.exp(draw.gauss(0, 0.01)), mean_s * math.exp(draw.gauss(0, 0.01))) for _ in range(3)]
+        times = [
+            (math.exp(draw.gauss(0, 0.01)), mean_s * math.exp(draw.gauss(0, 0.01)))
+            for _ in range(3)
+        ]
         requests = [Repeat(ttft_s, (step_s,) * 3, ttft_s + 3 * step_s) for ttft_s, step_s in times]
-        return fakes.result(cell=CELL, cell_id=name, passes=tuple(fakes.process(repeats=(each,)) for each in requests))
+        return fakes.result(
+            cell=CELL,
+            cell_id=name,
+            passes=tuple(fakes.process(repeats=(each,)) for each in requests),
+        )
 
     def words(then_s: float, now_s: float) -> list[str]:
-        tries = [reproductions(list(zip(side(then_s), side(now_s), strict=True)), 0.05) for _ in range(200)]
+        tries = [
+            reproductions(list(zip(side(then_s), side(now_s), strict=True)), 0.05)
+            for _ in range(200)
+        ]
         return [overall(found) for found in tries]
 
     same, slower, at_the_margin = words(0.1, 0.1), words(0.1, 0.115), words(0.1, 0.105)
@@ -107,7 +118,10 @@ def test_how_often_it_errs() -> None:
 
 def test_a_sweep_is_reproduced_when_every_cell_is() -> None:
     steady, slow = paced(0.100, 0.101, 0.099), paced(0.130, 0.131, 0.129)
-    pairs = [(replace(steady, cell_id=name), replace(now, cell_id=name)) for name, now in (("a", steady), ("b", slow))]
+    pairs = [
+        (replace(steady, cell_id=name), replace(now, cell_id=name))
+        for name, now in (("a", steady), ("b", slow))
+    ]
     found = reproductions(pairs, 0.05)
     assert [each.word for each in found] == ["reproduced", "differs"]
     assert overall(found) == "differs"
@@ -130,7 +144,9 @@ def ended(status: Any, reason: str | None = None) -> Result:
         (paced(0.1, 0.1), ended("failed", "a server went away"), "cannot tell"),
     ],
 )
-def test_how_it_ended_is_compared_where_that_says_something(then: Result, now: Result, word: str) -> None:
+def test_how_it_ended_is_compared_where_that_says_something(
+    then: Result, now: Result, word: str
+) -> None:
     found = once_more(then, now)
     assert found.word == word
     said = "\n".join(findings([found], [], 0.05))
@@ -155,7 +171,9 @@ def test_what_only_one_side_has_cannot_be_told() -> None:
 
 def test_cells_that_are_one_now_keep_their_numbers_apart() -> None:
     now = paced(0.100, 0.101, 0.099)
-    found = reproductions([(paced(0.100, 0.101, 0.099), now), (paced(0.130, 0.131, 0.129), now)], 0.05)
+    found = reproductions(
+        [(paced(0.100, 0.101, 0.099), now), (paced(0.130, 0.131, 0.129), now)], 0.05
+    )
     assert [each.changes[0].then_s for each in found] == pytest.approx([0.1, 0.13], rel=0.01)
     assert [each.word for each in found] == ["reproduced", "differs"]
     assert [len(each.changes) for each in found] == [2, 2]
@@ -163,12 +181,18 @@ def test_cells_that_are_one_now_keep_their_numbers_apart() -> None:
 
 def test_answers_are_compared_to_the_last_token_where_that_is_promised() -> None:
     def answered(*tokens: int, **changes: object) -> Result:
-        return paced(0.100, 0.101, 0.099, samples=(fakes.sample(1, 2), fakes.sample(*tokens)), **changes)
+        return paced(
+            0.100, 0.101, 0.099, samples=(fakes.sample(1, 2), fakes.sample(*tokens)), **changes
+        )
 
     same = once_more(answered(3, 4), answered(3, 4))
     assert (same.word, same.exactness.answers, same.exactness.other_answers) == ("reproduced", 2, 0)
     other = once_more(answered(3, 4), answered(3, 5))
-    assert (other.word, other.exactness.promised, other.exactness.other_answers) == ("differs", True, 1)
+    assert (other.word, other.exactness.promised, other.exactness.other_answers) == (
+        "differs",
+        True,
+        1,
+    )
     assert likeliest_reason(other, []) == "nothing that is recorded explains another answer"
     newer = fakes.host(versions={"torch": "2.10.0", "transformers": "5.0.0"})
     elsewhere = once_more(answered(3, 4), answered(3, 5, host=newer))
@@ -184,17 +208,22 @@ def test_divergence_is_compared_to_the_last_digit() -> None:
 
 
 def test_a_busy_neighbour_is_warned_of_whatever_the_verdict() -> None:
-    crowded = Contamination(wall_s=10.0, throttled_s=0.0, steal_s=0.0, involuntary_switches=9, pressure_s=4.0)
+    crowded = Contamination(
+        wall_s=10.0, throttled_s=0.0, steal_s=0.0, involuntary_switches=9, pressure_s=4.0
+    )
     then = paced(0.100, 0.101, 0.099)
     busy = tuple(fakes.process(repeats=m.repeats, contamination=crowded) for m in then.measurements)
     found = once_more(then, fakes.result(cell=CELL, passes=busy))
     assert found.word == "reproduced"
-    assert any("warning: contaminated" in line and "40%" in line for line in findings([found], [], 0.05))
+    assert any(
+        "warning: contaminated" in line and "40%" in line for line in findings([found], [], 0.05)
+    )
     assert not any("contaminated" in line for line in findings([once_more(then, then)], [], 0.05))
 
 
 def test_requests_that_were_slowed_down_are_told_of() -> None:
-    """In two processes of three most requests take 1.4 times as long: the medians say so, the quickest do not."""
+    """In two processes of three most requests take 1.4 times as long: the medians say so, the
+    quickest do not."""
     quick, slow = Repeat(1.0, (0.1, 0.1, 0.1), 1.3), Repeat(1.0, (0.14, 0.14, 0.14), 1.42)
     steady = fakes.process(repeats=(quick,) * 9)
     disturbed = fakes.process(repeats=(quick,) * 3 + (slow,) * 6)
@@ -203,7 +232,9 @@ def test_requests_that_were_slowed_down_are_told_of() -> None:
     assert found.word == "reproduced"
     assert found.changes[0].medians_ratio == pytest.approx(1.4 ** (2 / 3), rel=0.01)
     assert numbers(found)["reproduction/tpot_ratio_of_medians"] == found.changes[0].medians_ratio
-    assert "warning: the medians of TPOT are 1.25 times as long" in "\n".join(findings([found], [], 0.05))
+    assert "warning: the medians of TPOT are 1.25 times as long" in "\n".join(
+        findings([found], [], 0.05)
+    )
     assert "medians" not in "\n".join(findings([once_more(then, then)], [], 0.05))
 
 
@@ -211,15 +242,24 @@ def test_numbers_for_mlflow() -> None:
     found = once_more(paced(0.100, 0.101, 0.099), paced(0.115, 0.116, 0.114))
     values = numbers(found)
     assert values["reproduction/tpot_ratio"] == pytest.approx(1.15, rel=0.01)
-    assert values["reproduction/tpot_ratio_low"] < values["reproduction/tpot_ratio"] < values["reproduction/tpot_ratio_high"]
+    assert (
+        values["reproduction/tpot_ratio_low"]
+        < values["reproduction/tpot_ratio"]
+        < values["reproduction/tpot_ratio_high"]
+    )
     assert values["reproduction/reference_kernels_ratio"] == 1.0
 
 
 def test_what_could_matter_most_comes_first() -> None:
     now = fakes.host(
-        device_name="Another CPU", cpu_name="Another CPU", python="3.12.1", versions={"torch": "2.10.0", "numpy": "2.1"}
+        device_name="Another CPU",
+        cpu_name="Another CPU",
+        python="3.12.1",
+        versions={"torch": "2.10.0", "numpy": "2.1"},
     )
-    code = fakes.provenance(commit="fedcba9", measuring="ffffffffffff", packages={"torch": "2.10.0", "tqdm": "4.67.0"})
+    code = fakes.provenance(
+        commit="fedcba9", measuring="ffffffffffff", packages={"torch": "2.10.0", "tqdm": "4.67.0"}
+    )
     found = differences(HOST, now, CODE, code)
     assert [each.what for each in found] == [
         "device",
@@ -238,7 +278,9 @@ def test_what_could_matter_most_comes_first() -> None:
 
 
 def test_many_packages_are_not_listed_one_by_one() -> None:
-    then, now = (fakes.provenance(packages={f"p{i:02}": version for i in range(20)}) for version in "12")
+    then, now = (
+        fakes.provenance(packages={f"p{i:02}": version for i in range(20)}) for version in "12"
+    )
     found = differences(HOST, HOST, then, now)
     assert len(found) == 6
     assert found[-1].what == "15 packages more"
@@ -247,13 +289,18 @@ def test_many_packages_are_not_listed_one_by_one() -> None:
 def test_what_was_loaded_is_compared_too() -> None:
     then = fakes.result()
     now = replace(then, attestation=fakes.attestation(weight_bytes=999), revision="abc")
-    assert [each.what for each in in_memory(then, now)] == ["model revision", "in memory, weight bytes"]
+    assert [each.what for each in in_memory(then, now)] == [
+        "model revision",
+        "in memory, weight bytes",
+    ]
     assert in_memory(then, then) == []
 
 
 def test_the_likeliest_reason() -> None:
     slow = once_more(paced(0.100, 0.101, 0.099), paced(0.130, 0.131, 0.129))
-    newer = differences(HOST, fakes.host(versions={"torch": "2.10.0", "transformers": "5.0.0"}), CODE, CODE)
+    newer = differences(
+        HOST, fakes.host(versions={"torch": "2.10.0", "transformers": "5.0.0"}), CODE, CODE
+    )
     assert likeliest_reason(slow, newer) == "torch: 2.9.0 then, 2.10.0 now"
     readme = differences(HOST, HOST, CODE, fakes.provenance(commit="fedcba9"))
     assert likeliest_reason(slow, readme).startswith("commit: ")

@@ -9,7 +9,8 @@ from bench.analysis.roofline import StepReading, bottleneck
 from bench.record.result import Peaks
 from tests import fakes
 
-FULL = fakes.attestation()  # 300 weights in products, a head of 4 x 100, 2 layers with 4 heads of 1 dimension
+# 300 weights in products, a head of 4 x 100, 2 layers with 4 heads of 1 dimension
+FULL = fakes.attestation()
 WINDOW = fakes.attestation(shape=replace(FULL.shape, sliding_windows=(None, 3)))
 NF4 = fakes.attestation(layers={"Linear4bit": 14, "Linear": 1}, compute_dtypes=("torch.bfloat16",))
 
@@ -24,7 +25,9 @@ def test_a_prefill_multiplies_weights_for_each_token_and_the_head_once() -> None
     assert roofline.forward_flops(FULL, 5, 3) == 3 * roofline.forward_flops(FULL, 5, 1)
 
 
-@pytest.mark.parametrize(("tokens", "pairs"), [(1, 1 + 1), (3, 6 + 6), (4, 10 + 6 + 3), (5, 15 + 6 + 3 + 3)])
+@pytest.mark.parametrize(
+    ("tokens", "pairs"), [(1, 1 + 1), (3, 6 + 6), (4, 10 + 6 + 3), (5, 15 + 6 + 3 + 3)]
+)
 def test_a_window_bounds_what_a_token_looks_at(tokens: int, pairs: int) -> None:
     assert roofline.forward_flops(WINDOW, tokens, 1) == 2 * 300 * tokens + 800 + 16 * pairs
 
@@ -48,7 +51,9 @@ def test_a_prompt_of_one_token_is_a_decode_step() -> None:
         ({"layers": {"Linear4bit": 14}, "compute_dtypes": ("torch.float16",)}, "fp16"),
     ],
 )
-def test_the_dtype_that_runs_is_read_off_what_is_in_memory(changes: dict[str, object], dtype: str) -> None:
+def test_the_dtype_that_runs_is_read_off_what_is_in_memory(
+    changes: dict[str, object], dtype: str
+) -> None:
     assert roofline.executed_dtype(fakes.attestation(**changes)) == dtype
     assert roofline.is_quantized(fakes.attestation(**changes)) == ("layers" in changes)
 
@@ -114,7 +119,10 @@ def test_the_first_rule_that_holds_decides() -> None:
     assert bottleneck(everything).name == "bandwidth"
     assert bottleneck(replace(everything, step_bytes=1)).name == "compute"
     assert bottleneck(replace(everything, step_bytes=1, step_flops=1)).name == "host overhead"
-    assert bottleneck(replace(everything, step_bytes=1, step_flops=1, host_s=1.0)).name == "dequantization"
+    assert (
+        bottleneck(replace(everything, step_bytes=1, step_flops=1, host_s=1.0)).name
+        == "dequantization"
+    )
 
 
 def test_a_cell_without_quantization_has_none_to_blame() -> None:
@@ -122,15 +130,23 @@ def test_a_cell_without_quantization_has_none_to_blame() -> None:
 
 
 def test_the_evidence_has_the_numbers() -> None:
-    reading = StepReading(0.01, 8e9, 1e12, 1e12, 1e15, unquantized_bytes=16e9, unquantized_step_s=0.02)
-    assert bottleneck(reading).evidence == (
-        "share of the read bandwidth in use: 0.80, at least 0.6; "
-        "a step takes 10 ms, at least 8 ms; it reads 8 GB at a peak of 1000 GB/s; with 16-bit weights it takes 20 ms"
+    reading = StepReading(
+        0.01, 8e9, 1e12, 1e12, 1e15, unquantized_bytes=16e9, unquantized_step_s=0.02
+    )
+    assert (
+        bottleneck(reading).evidence
+        == "share of the read bandwidth in use: 0.80, at least 0.6; a step takes 10 ms, at least 8"
+        " ms; it reads 8 GB at a peak of 1000 GB/s; with 16-bit weights it takes 20 ms"
     )
 
 
 def test_every_rule_can_be_printed() -> None:
-    assert {rule.cause for rule in roofline.RULES} == {"bandwidth", "compute", "host overhead", "dequantization"}
+    assert {rule.cause for rule in roofline.RULES} == {
+        "bandwidth",
+        "compute",
+        "host overhead",
+        "dequantization",
+    }
     for rule in roofline.RULES:
         assert 0 < rule.threshold < 1
         assert rule.quantity

@@ -21,7 +21,9 @@ from bench.analysis.stats import (
 @pytest.mark.parametrize("df", [1, 2, 3.5, 7, 16, 40, 1000])
 @pytest.mark.parametrize("probability", [0.5, 0.9, 0.975, 0.99, 0.9995, 0.999999])
 def test_students_t_is_scipys(probability: float, df: float) -> None:
-    assert t_quantile(probability, df) == pytest.approx(oracle.t.ppf(probability, df), rel=1e-8, abs=1e-8)
+    assert t_quantile(probability, df) == pytest.approx(
+        oracle.t.ppf(probability, df), rel=1e-8, abs=1e-8
+    )
     assert t_cdf(1.5, df) == pytest.approx(oracle.t.cdf(1.5, df), rel=1e-12)
 
 
@@ -31,7 +33,8 @@ def test_students_t_is_the_tables() -> None:
 
 
 def test_an_interval_is_symmetric_in_ratios() -> None:
-    found = geometric_interval([1.0, 4.0], 0.95)  # logs 0 and 2 ln 2: mean ln 2, standard error ln 2
+    # Logs 0 and 2 ln 2: mean ln 2, standard error ln 2
+    found = geometric_interval([1.0, 4.0], 0.95)
     assert found.value == pytest.approx(2.0)
     assert math.log(found.high / 2) == pytest.approx(12.7062 * math.log(2), rel=1e-5)
     assert found.low * found.high == pytest.approx(4.0)
@@ -45,20 +48,33 @@ def test_one_reading_has_an_unbounded_interval() -> None:
 
 def test_an_interval_holds_as_often_as_it_says() -> None:
     draws = np.exp(np.random.default_rng(1).normal(0.0, 0.1, size=(4000, 5)))
-    held = sum(found.low <= 1 <= found.high for found in (geometric_interval(list(row), 0.95) for row in draws))
+    held = sum(
+        found.low <= 1 <= found.high
+        for found in (geometric_interval(list(row), 0.95) for row in draws)
+    )
     assert 0.94 <= held / 4000 <= 0.96
 
 
 @pytest.mark.parametrize(
     ("repeats", "at"),
-    [(1, (1,)), (2, (2,)), (5, (5,)), (8, (5, 8)), (10, (5, 10)), (40, (5, 10, 20, 40)), (41, (5, 10, 20, 40, 41))],
+    [
+        (1, (1,)),
+        (2, (2,)),
+        (5, (5,)),
+        (8, (5, 8)),
+        (10, (5, 10)),
+        (40, (5, 10, 20, 40)),
+        (41, (5, 10, 20, 40, 41)),
+    ],
 )
 def test_looks_double_and_end_with_the_last_repeat(repeats: int, at: tuple[int, ...]) -> None:
     assert looks(repeats) == at
     assert look_level(repeats) == pytest.approx(1 - 0.05 / len(at))
 
 
-def test_stopping_at_the_looks_keeps_the_level_and_stopping_whenever_it_is_narrow_does_not() -> None:
+def test_stopping_at_the_looks_keeps_the_level_and_stopping_whenever_it_is_narrow_does_not() -> (
+    None
+):
     """2,000 processes of 40 requests each; both rules stop at the first interval within 5 %."""
     draws = np.exp(np.random.default_rng(2).normal(0.0, 0.08, size=(2000, 40)))
 
@@ -81,7 +97,8 @@ def test_narrow_is_about_the_upper_half_width() -> None:
 
 
 def test_outliers_are_found_by_the_modified_z_score() -> None:
-    # logs about 0: median 0, median absolute deviation 0.01; the score of ln 1.06 is 0.6745 x 0.0583 / 0.01 = 3.93
+    # logs about 0: median 0, median absolute deviation 0.01; the score of ln 1.06 is 0.6745 x
+    # 0.0583 / 0.01 = 3.93
     values = [math.exp(x) for x in (-0.02, -0.01, 0.0, 0.01, 0.02, 0.0, 0.01)]
     assert outliers([*values, 1.06]) == [7]
     assert outliers([*values, 1.05]) == []  # 3.29

@@ -26,7 +26,8 @@ def requests(*seconds: float) -> list[Repeat]:
         (1, [2.0, 1.0, 1.06], False),
         (2, [1.0, 1.0, 1.0], False),
         (2, [1.0, 1.0, 1.0, 1.0], True),
-        (3, [9.0, 1.0, 1.0, 1.0, 1.0, 9.0], True),  # medians: one slow request in a window does not matter
+        # Medians: one slow request in a window does not matter
+        (3, [9.0, 1.0, 1.0, 1.0, 1.0, 9.0], True),
     ],
 )
 def test_warm_is_when_two_windows_agree(window: int, seconds: list[float], warm: bool) -> None:
@@ -59,12 +60,17 @@ WILD = [1.0, 2.0, 0.5, 1.5, 0.7]
 def test_requests_end_at_a_look_that_shows_enough_or_when_time_or_number_is_up(
     seconds: list[float], elapsed_s: float, reason: str | None
 ) -> None:
-    assert why_stop(requests(*seconds), measure(target=0.05, budget_s=12, repeats=40), elapsed_s) == reason
+    assert (
+        why_stop(requests(*seconds), measure(target=0.05, budget_s=12, repeats=40), elapsed_s)
+        == reason
+    )
 
 
 def test_a_fixed_number_is_kept_to() -> None:
     fixed = measure(target=None, budget_s=None, repeats=8)
-    assert [why_stop(requests(*[1.0] * n), fixed, 1e9) for n in range(1, 9)] == [None] * 7 + ["repeats"]
+    assert [why_stop(requests(*[1.0] * n), fixed, 1e9) for n in range(1, 9)] == [None] * 7 + [
+        "repeats"
+    ]
 
 
 def test_one_time_that_is_known_is_not_enough() -> None:

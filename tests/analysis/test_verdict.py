@@ -9,13 +9,17 @@ import pytest
 
 from bench.analysis.verdict import Spread, compare, spread
 
-NOISE = json.loads((Path(__file__).parents[1] / "data" / "process_noise.json").read_text(encoding="utf-8"))
+NOISE = json.loads(
+    (Path(__file__).parents[1] / "data" / "process_noise.json").read_text(encoding="utf-8")
+)
 
 
 def test_noise_is_what_cells_and_blocks_do_not_explain() -> None:
-    rows = [[0.0, 1.0, 2.0], [10.0, 11.0, 12.5]]  # the second block is 1 slower, the third 2; left over: 0.5 of one
+    # The second block is 1 slower, the third 2; left over: 0.5 of one
+    rows = [[0.0, 1.0, 2.0], [10.0, 11.0, 12.5]]
     found = spread(rows, blocked=True)
-    # residuals of a 2 x 3 table: +-1/6, +-1/6 / ... computed by hand: sum of squares 1/12, df (2-1)(3-1) = 2
+    # residuals of a 2 x 3 table: +-1/6, +-1/6 / ... computed by hand: sum of squares 1/12, df
+    # (2-1)(3-1) = 2
     assert found is not None
     assert found.df == 2
     assert found.deviation == pytest.approx(math.sqrt(1 / 12 / 2))
@@ -33,8 +37,11 @@ def test_one_process_a_cell_has_no_noise(blocked: bool) -> None:
     assert spread([[0.0], [1.0]], blocked) is None
 
 
-def verdict(gain: float, deviation: float, comparisons: int = 1) -> tuple[str, float | None, float | None]:
-    """Of a cell that is ``gain`` faster (in logs), one process each, known noise with many degrees of freedom."""
+def verdict(
+    gain: float, deviation: float, comparisons: int = 1
+) -> tuple[str, float | None, float | None]:
+    """Of a cell that is ``gain`` faster (in logs), one process each, known noise with many degrees
+    of freedom."""
     noise = Spread(deviation / math.sqrt(2), 1e6)
     found = compare(
         {"base": [0.0], "cell": [-gain]},
@@ -60,7 +67,9 @@ def verdict(gain: float, deviation: float, comparisons: int = 1) -> tuple[str, f
         (0.02, 0.005, "equivalent"),  # different from 1, and yet within the margin
     ],
 )
-def test_the_word_follows_from_one_interval_and_one_margin(gain: float, deviation: float, word: str) -> None:
+def test_the_word_follows_from_one_interval_and_one_margin(
+    gain: float, deviation: float, word: str
+) -> None:
     assert verdict(gain, deviation)[0] == word
 
 
@@ -75,22 +84,29 @@ def test_more_comparisons_ask_for_more() -> None:
 
 
 def test_nothing_to_judge_by_is_uncalibrated() -> None:
-    found = compare({"a": [0.0], "b": [-1.0]}, [("b", "a")], blocked=True, margin=0.03, comparisons=1)["b"]
+    found = compare(
+        {"a": [0.0], "b": [-1.0]}, [("b", "a")], blocked=True, margin=0.03, comparisons=1
+    )["b"]
     assert (found.word, found.low, found.high) == ("uncalibrated", None, None)
     assert found.ratio == pytest.approx(math.e)
 
 
 CELLS, PASSES, SWEEPS = 9, 3, 1000
-PAIRS = [(str(cell), str(cell % 3)) for cell in range(3, CELLS)]  # two values against a baseline, at three batches
+# Two values against a baseline, at three batches
+PAIRS = [(str(cell), str(cell % 3)) for cell in range(3, CELLS)]
 
 
-def sweeps_with(rng: np.random.Generator, noise: np.ndarray, passes: int, planted: float) -> np.ndarray:
-    """Words of simulated sweeps: recorded processes drawn again; cell 3 is slower in the first metric."""
+def sweeps_with(
+    rng: np.random.Generator, noise: np.ndarray, passes: int, planted: float
+) -> np.ndarray:
+    """Words of simulated sweeps: recorded processes drawn again; cell 3 is slower in the first
+    metric."""
     words = []
     for _ in range(SWEEPS):
         words.append([])
         for metric in range(2):
-            logs = rng.choice(noise, size=(CELLS, passes)) + rng.normal(0, 0.02, size=passes)  # blocks drift as well
+            # Blocks drift as well
+            logs = rng.choice(noise, size=(CELLS, passes)) + rng.normal(0, 0.02, size=passes)
             logs[3] += planted if metric == 0 else 0.0
             rows = {str(i): list(map(float, row)) for i, row in enumerate(logs)}
             found = compare(rows, PAIRS, blocked=True, margin=0.03, comparisons=2 * len(PAIRS))
@@ -113,7 +129,9 @@ def test_simulated_sweeps_of_equal_cells_rarely_alarm(metric: str) -> None:
 @pytest.mark.parametrize("metric", ["ttft_s", "tpot_s"])
 def test_a_planted_difference_of_five_percent_is_found(metric: str) -> None:
     noise = np.log(NOISE["processes"][metric])
-    words = sweeps_with(np.random.default_rng(1), noise - noise.mean(), PASSES, planted=math.log(1.05))
+    words = sweeps_with(
+        np.random.default_rng(1), noise - noise.mean(), PASSES, planted=math.log(1.05)
+    )
     found = int(np.isin(words[:, 0], ("slower", "different")).sum())
     print(f"{metric}: {found} of {SWEEPS} sweeps find it")
     assert found >= 0.8 * SWEEPS
@@ -126,5 +144,7 @@ def test_a_calibration_counts_where_it_knows_more_than_the_sweep() -> None:
     assert alone.high is not None
     assert math.isfinite(alone.high)
     calm = Spread(0.01, 7)
-    helped = compare(logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=4, calibration=calm)["cell"]
+    helped = compare(
+        logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=4, calibration=calm
+    )["cell"]
     assert helped.word == "faster"

@@ -1,4 +1,5 @@
-"""``reproduce --checkout``: the command runs with the package of the recorded commit, and nothing of it stays."""
+"""``reproduce --checkout``: the command runs with the package of the recorded commit, and nothing
+of it stays."""
 
 import subprocess
 from pathlib import Path
@@ -35,10 +36,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def git(place: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True
+    ).stdout
 
 
-def test_the_package_of_the_commit_runs_and_its_worktree_goes(repository: Path, tmp_path: Path) -> None:
+def test_the_package_of_the_commit_runs_and_its_worktree_goes(
+    repository: Path, tmp_path: Path
+) -> None:
     first = git(repository, "rev-parse", "HEAD~1").strip()
     said = tmp_path / "said"
     assert reproduce.in_worktree(first, (), ["RUN", "--margin", "0.1", str(said)]) == 4
@@ -59,12 +64,18 @@ def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch) ->
         reproduce.in_worktree("HEAD", (), ["RUN"])
 
 
-def test_what_was_not_committed_is_named(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_committed_is_named(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reproduce.in_worktree("HEAD", ("a.py", "b.py"), ["RUN", str(tmp_path / "said")])
     assert "changes on top of its commit that are not in it: a.py, b.py" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("commit", "said"), [("0" * 40, "git fetch"), (None, "no commit is recorded")])
-def test_a_commit_that_is_not_here_is_a_mistake(repository: Path, commit: str | None, said: str) -> None:
+@pytest.mark.parametrize(
+    ("commit", "said"), [("0" * 40, "git fetch"), (None, "no commit is recorded")]
+)
+def test_a_commit_that_is_not_here_is_a_mistake(
+    repository: Path, commit: str | None, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         reproduce.in_worktree(commit, (), ["RUN"])

@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from bench.config.cell import Attn, Cell, Measure, Model, Package, Quant, Requires, Workload, cell_id, digest, sample_key
+from bench.config.cell import (
+    Attn,
+    Cell,
+    Measure,
+    Model,
+    Package,
+    Quant,
+    Requires,
+    Workload,
+    cell_id,
+    digest,
+    sample_key,
+)
 from bench.config.parse import parse
 from bench.config.settings import Baseline, Settings, Tracking, parse_config
 from bench.errors import ConfigError
@@ -79,12 +91,18 @@ WITHOUT_IDENTITY: dict[str, Any] = {
 
 
 def _care(**changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in fakes.group("measure", "quick", **changes).items() if name != "name"}
+    return {
+        name: value
+        for name, value in fakes.group("measure", "quick", **changes).items()
+        if name != "name"
+    }
 
 
 def changed(cell: Cell, path: str, value: Any) -> Cell:
     group, _, name = path.rpartition(".")
-    return replace(cell, **{group: replace(getattr(cell, group), **{name: value})} if group else {name: value})
+    return replace(
+        cell, **{group: replace(getattr(cell, group), **{name: value})} if group else {name: value}
+    )
 
 
 def paths(cell: Cell) -> Iterator[str]:
@@ -106,7 +124,10 @@ def test_cell_id_changes_with_every_field_that_can_change_a_number(path: str, va
 
 
 def test_cell_id_changes_with_the_prompt() -> None:
-    one, other = (fakes.cell(workload={"name": "w", "new_tokens": 2, "prompt": prompt}) for prompt in ("a", "b"))
+    one, other = (
+        fakes.cell(workload={"name": "w", "new_tokens": 2, "prompt": prompt})
+        for prompt in ("a", "b")
+    )
     assert cell_id(one) != cell_id(other)
 
 
@@ -124,9 +145,14 @@ def test_cell_id_is_twelve_hexadecimal_digits() -> None:
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_cell_id_is_the_same_in_another_process(seed: str) -> None:
-    code = "from tests import fakes; from bench.config.cell import cell_id; print(cell_id(fakes.cell(quant='nf4', batch=8)))"
+    code = (
+        "from tests import fakes; from bench.config.cell import cell_id;"
+        " print(cell_id(fakes.cell(quant='nf4', batch=8)))"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == cell_id(fakes.cell(quant="nf4", batch=8))
 
 
@@ -139,7 +165,9 @@ def test_a_digest_is_the_same_everywhere() -> None:
     assert digest({"a": (1, None, "x")}) == "09eb9d670454"
 
 
-@pytest.mark.parametrize("path", ["batch", "workload.new_tokens", "measure.repeats", "decode.name", "attn.requires"])
+@pytest.mark.parametrize(
+    "path", ["batch", "workload.new_tokens", "measure.repeats", "decode.name", "attn.requires"]
+)
 def test_sample_key_is_shared_by_cells_that_give_the_same_answers(path: str) -> None:
     other = changed(BASE, path, (OTHER_VALUES | WITHOUT_IDENTITY)[path])
     assert other != BASE
@@ -201,12 +229,17 @@ def config_problems(mapping: dict[str, Any]) -> list[str]:
 
 
 def test_an_unknown_key_at_the_top_is_refused() -> None:
-    assert config_problems(fakes.config_mapping(bach=4)) == ["bach=4: unknown key; did you mean batch?"]
+    assert config_problems(fakes.config_mapping(bach=4)) == [
+        "bach=4: unknown key; did you mean batch?"
+    ]
 
 
 def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
     mapping = fakes.config_mapping(
-        quant=fakes.group("quant", "bf16", dtype="fp8"), batch=0, baseline={"quants": "fp16"}, ouput_dir="x"
+        quant=fakes.group("quant", "bf16", dtype="fp8"),
+        batch=0,
+        baseline={"quants": "fp16"},
+        ouput_dir="x",
     )
     del mapping["seed"]
     assert config_problems(mapping) == [
@@ -221,7 +254,11 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
 @pytest.mark.parametrize(
     ("part", "mapping", "sentence"),
     [
-        (Model, {"architecture": {}}, "architecture.model_type is missing; want transformers' name of it, like llama"),
+        (
+            Model,
+            {"architecture": {}},
+            "architecture.model_type is missing; want transformers' name of it, like llama",
+        ),
         (
             Model,
             {"architecture": {"model_type": "llama"}},
@@ -243,8 +280,16 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
             "backend=math goes with implementation=sdpa, not eager",
         ),
         (Workload, {"new_tokens": 2, "prompt_tokens": 2}, "want exactly one of text and prompt"),
-        (Workload, {"new_tokens": 2, "text": "a", "prompt": "b"}, "want exactly one of text and prompt"),
-        (Workload, {"new_tokens": 2, "text": "a"}, "prompt_tokens=null goes with prompt, whose length it then is"),
+        (
+            Workload,
+            {"new_tokens": 2, "text": "a", "prompt": "b"},
+            "want exactly one of text and prompt",
+        ),
+        (
+            Workload,
+            {"new_tokens": 2, "text": "a"},
+            "prompt_tokens=null goes with prompt, whose length it then is",
+        ),
         (Workload, {"new_tokens": 1, "prompt": "b"}, "new_tokens=1: want an integer, at least 2"),
         (
             Measure,
@@ -255,7 +300,9 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
         (Measure, _care(passes=0), "passes=0: want an integer, at least 1"),
     ],
 )
-def test_a_part_that_contradicts_itself_is_refused(part: type, mapping: dict[str, Any], sentence: str) -> None:
+def test_a_part_that_contradicts_itself_is_refused(
+    part: type, mapping: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(part, {"name": "x", **mapping})
     assert caught.value.problems == [sentence]
@@ -269,4 +316,6 @@ def test_a_cell_is_labelled_by_what_a_sweep_usually_varies() -> None:
 
 
 def test_a_margin_is_a_share() -> None:
-    assert config_problems(fakes.config_mapping(margin=3)) == ["margin=3: want a share like 0.03 for 3 %"]
+    assert config_problems(fakes.config_mapping(margin=3)) == [
+        "margin=3: want a share like 0.03 for 3 %"
+    ]

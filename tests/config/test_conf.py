@@ -26,7 +26,9 @@ AT_LEAST = {
 VALUES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 MODELS = [name for group, name in VALUES if group == "model"]
 OF_REPOSITORIES = [
-    name for name in MODELS if "repo" in yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    name
+    for name in MODELS
+    if "repo" in yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
 ]
 
 
@@ -39,7 +41,9 @@ def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def composed(*overrides: str) -> dict[str, Any]:
     config = compose("config", list(overrides))
-    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    return cast(
+        "dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    )
 
 
 def parsed(*overrides: str) -> Config:
@@ -69,9 +73,13 @@ def test_the_defaults_compose_and_parse() -> None:
 
 
 def test_hydras_own_settings_compose_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BENCH_SCRATCH", raising=False)  # a command line has a folder of its own for it
+    # A command line has a folder of its own for it
+    monkeypatch.delenv("BENCH_SCRATCH", raising=False)
     own = compose("config", return_hydra_config=True).hydra
-    assert [source.path for source in own.runtime.config_sources if source.schema == "file"] == [str(CONF), str(ROOT)]
+    assert [source.path for source in own.runtime.config_sources if source.schema == "file"] == [
+        str(CONF),
+        str(ROOT),
+    ]
     assert (own.run.dir, own.sweep.dir, own.output_subdir) == (".", "outputs/hydra", None)
     assert (own.job_logging.root, own.hydra_logging.root) == (None, None)
 

@@ -130,7 +130,9 @@ def test_an_integer_for_a_number_becomes_a_float() -> None:
         ("range", {"low": 2, "high": 1}, "range.low=2 is above high=1"),
     ],
 )
-def test_a_misfit_is_named_with_path_value_and_what_was_wanted(key: str, value: Any, sentence: str) -> None:
+def test_a_misfit_is_named_with_path_value_and_what_was_wanted(
+    key: str, value: Any, sentence: str
+) -> None:
     assert problems({key: value}) == [sentence]
 
 
@@ -142,7 +144,9 @@ def test_a_misfit_is_named_with_path_value_and_what_was_wanted(key: str, value: 
         ("note", 1.5, "note=1.5: want a text or null; YAML did not read it as one: quote it"),
     ],
 )
-def test_a_text_that_yaml_reads_as_something_else_has_to_be_quoted(key: str, value: Any, sentence: str) -> None:
+def test_a_text_that_yaml_reads_as_something_else_has_to_be_quoted(
+    key: str, value: Any, sentence: str
+) -> None:
     assert problems({key: value}) == [sentence]
 
 
@@ -153,7 +157,9 @@ def test_a_text_that_yaml_reads_as_something_else_has_to_be_quoted(key: str, val
         ("share", -0.1, "share=-0.1: want a number or null, at least 0"),
     ],
 )
-def test_a_number_beyond_the_limit_of_its_field_is_refused(key: str, value: float, sentence: str) -> None:
+def test_a_number_beyond_the_limit_of_its_field_is_refused(
+    key: str, value: float, sentence: str
+) -> None:
     assert problems({key: value}) == [sentence]
 
 
@@ -165,8 +171,10 @@ def test_a_number_just_within_the_limit_is_taken(key: str, value: float) -> None
 def test_all_mistakes_are_told_at_once() -> None:
     mapping = {"count": "a", "colour": "blue", "leaf": {"size": None, "sise": 1}, "nonsense": 1}
     assert problems(mapping, path="tree") == [
-        "tree.nonsense=1: unknown key; known are count, ratio, text, flag, colour, level, note, threads, share, "
-        "sizes, cpus, free, pace, leaf, spare, leaves, range",
+        (
+            "tree.nonsense=1: unknown key; known are count, ratio, text, flag, colour, level, note,"
+            " threads, share, sizes, cpus, free, pace, leaf, spare, leaves, range"
+        ),
         "tree.count=a: want an integer",
         "tree.colour=blue: want one of red, green",
         "tree.leaf.sise=1: unknown key; did you mean tree.leaf.size?",
@@ -175,12 +183,17 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_an_error_shows_one_mistake_a_line() -> None:
-    with pytest.raises(ConfigError, match=r"^count=a: want an integer\nflag=b: want true or false$"):
+    with pytest.raises(
+        ConfigError, match=r"^count=a: want an integer\nflag=b: want true or false$"
+    ):
         parse(Tree, {"count": "a", "flag": "b"})
 
 
 def test_a_field_without_a_default_must_be_given() -> None:
-    assert problems({}, Range) == ["low: missing; want an integer", "high: missing; want an integer"]
+    assert problems({}, Range) == [
+        "low: missing; want an integer",
+        "high: missing; want an integer",
+    ]
 
 
 def test_fields_are_checked_against_each_other_only_when_each_is_right() -> None:
@@ -196,7 +209,10 @@ def test_an_unknown_key_is_told_with_the_one_that_was_probably_meant() -> None:
 
 
 def test_an_unknown_key_like_no_other_is_told_with_all_that_are_known() -> None:
-    assert unknown_key("zzz", None, ["batch", "seed"], "cell") == "cell.zzz=null: unknown key; known are batch, seed"
+    assert (
+        unknown_key("zzz", None, ["batch", "seed"], "cell")
+        == "cell.zzz=null: unknown key; known are batch, seed"
+    )
 
 
 def test_the_advice_to_quote_is_for_texts_only() -> None:

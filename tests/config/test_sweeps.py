@@ -1,4 +1,5 @@
-"""Every question in sweeps/ says what it asks and how; its whole grid composes, parses, and runs on a tiny model."""
+"""Every question in sweeps/ says what it asks and how; its whole grid composes, parses, and runs on
+a tiny model."""
 
 import re
 import sys
@@ -29,7 +30,8 @@ ONE_REQUEST = replace(fakes.cell().measure, warmups=1, repeats=1, target=None)
 
 @pytest.fixture(autouse=True)
 def an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To compose in: Hydra writes below the working folder, and collecting sets the variables and arguments it reads."""
+    """To compose in: Hydra writes below the working folder, and collecting sets the variables and
+    arguments it reads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BENCH_ROOT", str(ROOT))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -46,8 +48,14 @@ def grid(name: str) -> list[Cell]:
 
 
 def header(file: Path) -> dict[str, str]:
-    lines = [line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
-    return {key: text.strip() for key, colon, text in (line.partition(":") for line in lines) if colon}
+    lines = [
+        line.removeprefix("#").strip()
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line[:1] == "#"
+    ]
+    return {
+        key: text.strip() for key, colon, text in (line.partition(":") for line in lines) if colon
+    }
 
 
 def test_there_are_sweeps() -> None:
@@ -59,7 +67,12 @@ def test_no_sweep_hides_in_a_folder_or_under_another_ending() -> None:
 
 
 def test_help_names_every_sweep() -> None:
-    said = (ROOT / "conf" / "config.yaml").read_text(encoding="utf-8").partition("sweeps=NAME takes")[2].partition("\n\n")[0]
+    said = (
+        (ROOT / "conf" / "config.yaml")
+        .read_text(encoding="utf-8")
+        .partition("sweeps=NAME takes")[2]
+        .partition("\n\n")[0]
+    )
     listed = said.partition(":")[2].replace("\n", " ").split(",")
     assert {name.strip(" .") for name in listed} == {file.stem for file in FILES}
 
@@ -88,14 +101,30 @@ def test_a_sweep_gives_the_command_that_runs_it(file: Path) -> None:
 def test_the_grid_of_a_sweep_composes_and_parses(file: Path) -> None:
     cells = grid(file.stem)
     axes = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"].values()
-    assert len({cell_id(cell) for cell in cells}) == prod(len(str(values).split(",")) for values in axes) >= 2
+    assert (
+        len({cell_id(cell) for cell in cells})
+        == prod(len(str(values).split(",")) for values in axes)
+        >= 2
+    )
     assert header(file)["Duration"].startswith(f"{len(cells)} cells")
 
 
 def smallest(cell: Cell, host: Host) -> Cell:
-    """The cell with a tiny model, one row of few tokens, one request; what then is alike in two sweeps runs once."""
-    few = {"new_tokens": 2, "prompt_tokens": 16, "name": "few"} if cell.workload.text else {"new_tokens": 2}
-    small = replace(cell, model=TINY, workload=replace(cell.workload, **few), measure=ONE_REQUEST, quality=NOTHING, batch=1)
+    """The cell with a tiny model, one row of few tokens, one request; what then is alike in two
+    sweeps runs once."""
+    few = (
+        {"new_tokens": 2, "prompt_tokens": 16, "name": "few"}
+        if cell.workload.text
+        else {"new_tokens": 2}
+    )
+    small = replace(
+        cell,
+        model=TINY,
+        workload=replace(cell.workload, **few),
+        measure=ONE_REQUEST,
+        quality=NOTHING,
+        batch=1,
+    )
     return plan.resolve(small, host)
 
 
@@ -114,7 +143,9 @@ def ran() -> dict[str, Outcome]:
 def test_every_cell_of_a_sweep_runs_with_a_tiny_model_or_says_why_not(
     file: Path, ran: dict[str, Outcome], this_host: Host
 ) -> None:
-    cells = {cell_id(cell): cell for cell in (smallest(each, this_host) for each in grid(file.stem))}
+    cells = {
+        cell_id(cell): cell for cell in (smallest(each, this_host) for each in grid(file.stem))
+    }
     for key, cell in cells.items():
         if key not in ran:
             ran[key] = plan.why_not(cell, this_host) or run(cell)
@@ -132,8 +163,12 @@ def run(cell: Cell) -> Outcome:
 
 
 def test_a_sweep_takes_another_model_from_the_command_line() -> None:
-    cells = [parse_config(mapping).cell for mapping in collect(["sweeps=seed_mistral", "model=tiny"])]
-    assert [(cell.model.name, cell.quant.name) for cell in cells] == [("tiny", q) for q in ("fp16", "fp16", "nf4", "nf4")]
+    cells = [
+        parse_config(mapping).cell for mapping in collect(["sweeps=seed_mistral", "model=tiny"])
+    ]
+    assert [(cell.model.name, cell.quant.name) for cell in cells] == [
+        ("tiny", q) for q in ("fp16", "fp16", "nf4", "nf4")
+    ]
 
 
 def test_the_headline_is_the_grid_of_the_readme() -> None:

@@ -38,13 +38,17 @@ def test_when_nothing_fits_one_row_is_what_will_fail() -> None:
 
 def test_the_prediction_follows_the_memory() -> None:
     cell = resolve(fakes.cell(), fakes.host())
-    small, large = (predicted_batch(cell, fakes.host(memory_bytes=size)) for size in (400_000_000, 4_000_000_000))
+    small, large = (
+        predicted_batch(cell, fakes.host(memory_bytes=size))
+        for size in (400_000_000, 4_000_000_000)
+    )
     assert 1 < small < large
     assert predicted_batch(cell, fakes.host(memory_bytes=1)) == 1
 
 
 def test_the_largest_batch_is_found_and_measured(tmp_path: Path) -> None:
-    """Different prompts run out before the memory does: the byte tokenizer makes one token of each byte of the text."""
+    """Different prompts run out before the memory does: the byte tokenizer makes one token of each
+    byte of the text."""
     few = [
         *from_readme("python -m bench quant=nf4 batch=max"),
         "model=tiny",
@@ -61,10 +65,16 @@ def test_the_largest_batch_is_found_and_measured(tmp_path: Path) -> None:
 
 
 def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:
-    command = from_readme("python -m bench -m model=mistral-7b model.weights=random batch=1,max dry_run=true")
+    command = from_readme(
+        "python -m bench -m model=mistral-7b model.weights=random batch=1,max dry_run=true"
+    )
     done = bench(tmp_path, *command, COLUMNS="160")
     assert done.returncode == 0, done.stderr
-    batches = [int(words[0]) for line in done.stdout.splitlines() if (words := line.split()) and words[-1] == "process"]
+    batches = [
+        int(words[0])
+        for line in done.stdout.splitlines()
+        if (words := line.split()) and words[-1] == "process"
+    ]
     assert len(batches) == 2
     assert batches[0] == 1 < batches[1]
     assert not (tmp_path / "outputs" / "mlflow.db").exists()

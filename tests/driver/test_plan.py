@@ -36,7 +36,9 @@ def test_device_auto_is_the_hosts(changes: dict[str, Any], host: Host, device: s
         (fakes.group("quant", "nf4", dtype="fp32", compute_dtype="bf16"), "cuda", "fp32", "bf16"),
     ],
 )
-def test_dtype_auto_follows_the_device(quant: Any, device: str, dtype: str, compute_dtype: str | None) -> None:
+def test_dtype_auto_follows_the_device(
+    quant: Any, device: str, dtype: str, compute_dtype: str | None
+) -> None:
     resolved = resolve(fakes.cell(quant=quant, device=device), GPU).quant
     assert (resolved.dtype, resolved.compute_dtype) == (dtype, compute_dtype)
 
@@ -46,9 +48,12 @@ def test_dtype_auto_follows_the_cells_device_and_not_the_hosts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "cpus", "resolved"), [("auto", "all", 2), ("auto", [1], 1), (1, "all", 1), (5, [0, 1], 5)]
+    ("threads", "cpus", "resolved"),
+    [("auto", "all", 2), ("auto", [1], 1), (1, "all", 1), (5, [0, 1], 5)],
 )
-def test_threads_auto_is_one_for_each_cpu_that_may_be_used(threads: Any, cpus: Any, resolved: int) -> None:
+def test_threads_auto_is_one_for_each_cpu_that_may_be_used(
+    threads: Any, cpus: Any, resolved: int
+) -> None:
     assert resolve(fakes.cell(threads=threads, cpus=cpus), CPU).threads == resolved
 
 
@@ -68,8 +73,8 @@ OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
         CPU,
         Outcome(
             "skipped",
-            "weights (12.6 GiB) and KV cache (0.0 GiB) take 12.6 GiB at batch 1, this machine has 7.5 GiB; "
-            "not even one row fits",
+            "weights (12.6 GiB) and KV cache (0.0 GiB) take 12.6 GiB at batch 1, this machine has"
+            " 7.5 GiB; not even one row fits",
         ),
     ),
     (
@@ -124,7 +129,10 @@ OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
         "_tasks",
         fakes.cell(quality=fakes.group("quality", "none", tasks=["hellaswag"])),
         fakes.host(missing={"lm_eval": "not installed"}),
-        Outcome("skipped", "quality.tasks needs the package lm_eval (not installed); pip install lm-eval"),
+        Outcome(
+            "skipped",
+            "quality.tasks needs the package lm_eval (not installed); pip install lm-eval",
+        ),
     ),
     (
         "_context",
@@ -174,8 +182,8 @@ OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
         CPU,
         Outcome(
             "not_engaged",
-            "quant=int8 splits off activations above 6.0, which random weights hardly produce: the slow path would not "
-            "run; take int8_nodecomp or pretrained weights",
+            "quant=int8 splits off activations above 6.0, which random weights hardly produce: the"
+            " slow path would not run; take int8_nodecomp or pretrained weights",
         ),
     ),
 ]
@@ -186,12 +194,16 @@ def test_every_rule_objects_to_something_below() -> None:
 
 
 @pytest.mark.parametrize(("name", "cell", "host", "outcome"), OBJECTIONS)
-def test_a_rule_objects_with_the_reason(name: str, cell: Cell, host: Host, outcome: Outcome) -> None:
+def test_a_rule_objects_with_the_reason(
+    name: str, cell: Cell, host: Host, outcome: Outcome
+) -> None:
     assert why_not(resolve(cell, host), host) == outcome
 
 
 @pytest.mark.parametrize(("name", "cell", "host", "outcome"), OBJECTIONS)
-def test_no_other_rule_objects_to_the_same_cell(name: str, cell: Cell, host: Host, outcome: Outcome) -> None:
+def test_no_other_rule_objects_to_the_same_cell(
+    name: str, cell: Cell, host: Host, outcome: Outcome
+) -> None:
     resolved = resolve(cell, host)
     assert [rule.__name__ for _, rule in RULES if rule(resolved, host) is not None] == [name]
 
@@ -221,4 +233,6 @@ def test_a_cell_that_may_run_meets_no_objection(cell: Cell, host: Host) -> None:
 
 def test_the_first_objection_is_the_one_that_is_told() -> None:
     cell = fakes.cell(model="tiny", quant="int8", attn="flash2", device="cuda")
-    assert why_not(resolve(cell, CPU), CPU) == Outcome("skipped", "device=cuda: torch sees no CUDA device here")
+    assert why_not(resolve(cell, CPU), CPU) == Outcome(
+        "skipped", "device=cuda: torch sees no CUDA device here"
+    )

@@ -1,7 +1,9 @@
-"""Nothing before the fork may initialize CUDA. Checked on any machine: one with a GPU is acted, every call recorded.
+"""Nothing before the fork may initialize CUDA. Checked on any machine: one with a GPU is acted,
+every call recorded.
 
-In the play NVML answers and torch says that there is a device, so that imports take the branches they take on such a
-machine; whatever would make CUDA start is recorded and refused, since a library may swallow the refusal.
+In the play NVML answers and torch says that there is a device, so that imports take the branches
+they take on such a machine; whatever would make CUDA start is recorded and refused, since a library
+may swallow the refusal.
 """
 
 import json
@@ -58,9 +60,16 @@ print(json.dumps({
 
 
 def preloaded(machine: str) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"
+    }
     done = subprocess.run(
-        [sys.executable, "-c", _ACT, machine], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _ACT, machine],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -77,11 +86,15 @@ def test_nothing_before_the_fork_initializes_cuda(on_a_gpu_machine: dict[str, An
     assert on_a_gpu_machine["initialized"] is False
 
 
-def test_libraries_that_ask_the_device_at_import_are_left_to_the_child(on_a_gpu_machine: dict[str, Any]) -> None:
+def test_libraries_that_ask_the_device_at_import_are_left_to_the_child(
+    on_a_gpu_machine: dict[str, Any],
+) -> None:
     assert on_a_gpu_machine["modules"] == []
 
 
-def test_everything_named_is_imported_and_the_noise_is_off(on_a_gpu_machine: dict[str, Any]) -> None:
+def test_everything_named_is_imported_and_the_noise_is_off(
+    on_a_gpu_machine: dict[str, Any],
+) -> None:
     assert on_a_gpu_machine["missing"] == []
     assert on_a_gpu_machine["level"] >= 40
     assert on_a_gpu_machine["nvml_check"] == "1"
@@ -89,9 +102,12 @@ def test_everything_named_is_imported_and_the_noise_is_off(on_a_gpu_machine: dic
 
 def test_the_act_would_catch_bitsandbytes() -> None:
     act = _ACT.replace(
-        "import bench.driver.preload as preload", "import bitsandbytes\nimport bench.driver.preload as preload"
+        "import bench.driver.preload as preload",
+        "import bitsandbytes\nimport bench.driver.preload as preload",
     )
-    done = subprocess.run([sys.executable, "-c", act, "gpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", act, "gpu"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "get_device_capability" in json.loads(done.stdout.splitlines()[-1])["started"][0]
 
 

@@ -135,7 +135,9 @@ def test_an_exit_without_an_answer_is_failed_with_the_code() -> None:
         run(exit_quietly)
 
 
-def test_a_phase_that_takes_too_long_is_timeout_and_its_process_group_is_gone(tmp_path: Path) -> None:
+def test_a_phase_that_takes_too_long_is_timeout_and_its_process_group_is_gone(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(CellFailure) as caught:
         run(hang, str(tmp_path / "pids"))
     assert caught.value.status == "timeout"
@@ -149,7 +151,9 @@ def test_what_was_handed_over_survives_the_process() -> None:
     assert caught.value.kept == "what was found"
 
 
-def test_output_goes_to_the_log_from_python_and_from_native_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_goes_to_the_log_from_python_and_from_native_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(write, log=str(tmp_path / "log.txt"))
     assert (tmp_path / "log.txt").read_text().splitlines() == ["from python", "from native code"]
     assert capfd.readouterr() == ("", "")
@@ -161,12 +165,10 @@ def test_the_out_of_memory_killer_is_told_to_prefer_the_child() -> None:
 
 def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path\n"
-        "from bench.meter import isolate\n"
-        "from tests.driver.test_process import hang\n"
-        "isolate.begin_server()\n"
-        f"pids = {str(tmp_path / 'pids')!r}\n"
-        "isolate.run_isolated(hang, (pids,), {'measure': 600}, lambda *_: None, Path('/dev/null'))\n"
+        "from pathlib import Path\nfrom bench.meter import isolate\nfrom tests.driver.test_process"
+        " import hang\nisolate.begin_server()\npids ="
+        f" {str(tmp_path / 'pids')!r}\nisolate.run_isolated(hang, (pids,), {{'measure': 600}},"
+        " lambda *_: None, Path('/dev/null'))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     try:

@@ -14,7 +14,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, in the place of ours."""
     (tmp_path / "README.md").write_text("one\n")
     (tmp_path / "requirements.lock").write_text("torch==2.9.0\n")
-    for arguments in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]):
+    for arguments in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
+    ):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     return tmp_path
@@ -55,14 +59,18 @@ def test_the_first_of_two_versions_on_the_path_is_the_one_in_use(
 ) -> None:
     for place, version in (("first", "2.0"), ("second", "1.0")):
         (tmp_path / place / "a_package.dist-info").mkdir(parents=True)
-        (tmp_path / place / "a_package.dist-info" / "METADATA").write_text(f"Name: a-package\nVersion: {version}\n")
+        (tmp_path / place / "a_package.dist-info" / "METADATA").write_text(
+            f"Name: a-package\nVersion: {version}\n"
+        )
     (tmp_path / "first" / "half.dist-info").mkdir()  # an installation that was broken off
     monkeypatch.syspath_prepend(tmp_path / "second")
     monkeypatch.syspath_prepend(tmp_path / "first")
     assert provenance.provenance().packages["a-package"] == "2.0"
 
 
-def test_a_folder_that_lies_in_a_foreign_repository_is_no_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_lies_in_a_foreign_repository_is_no_checkout(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (checkout / "unpacked").mkdir()
     monkeypatch.setattr(provenance, "ROOT", checkout / "unpacked")
     assert provenance.provenance().commit is None

@@ -30,7 +30,9 @@ HOST = fakes.gpu_host()
         ("python", "3.12.0"),
     ],
 )
-def test_a_change_of_the_machine_or_its_software_asks_for_a_new_measurement(field: str, value: Any) -> None:
+def test_a_change_of_the_machine_or_its_software_asks_for_a_new_measurement(
+    field: str, value: Any
+) -> None:
     assert resume_key(CELL, fakes.gpu_host(**{field: value})) != resume_key(CELL, HOST)
 
 
@@ -51,7 +53,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(resume, "PACKAGE", copy)
     for name in ("TEXTS", "PROMPT_SETS"):
-        moved = {key: copy / file.relative_to(PACKAGE) for key, file in getattr(resume, name).items()}
+        moved = {
+            key: copy / file.relative_to(PACKAGE) for key, file in getattr(resume, name).items()
+        }
         monkeypatch.setattr(resume, name, moved)
     resume.measuring_digest.cache_clear()
     yield copy
@@ -81,8 +85,12 @@ def test_an_edit_of_what_measures_asks_for_a_new_measurement(checkout: Path, fil
     assert key_after_edit(checkout / file) != before
 
 
-@pytest.mark.parametrize("file", ["output/table.py", "analysis/metrics.py", "sweep.py", "data/text/SOURCES.md"])
-def test_a_commit_that_leaves_the_measuring_files_alone_keeps_the_key(checkout: Path, file: str) -> None:
+@pytest.mark.parametrize(
+    "file", ["output/table.py", "analysis/metrics.py", "sweep.py", "data/text/SOURCES.md"]
+)
+def test_a_commit_that_leaves_the_measuring_files_alone_keeps_the_key(
+    checkout: Path, file: str
+) -> None:
     before = resume_key(CELL, HOST)
     assert key_after_edit(checkout / file) == before
 
@@ -94,7 +102,9 @@ def test_a_new_measuring_file_asks_for_a_new_measurement(checkout: Path) -> None
     assert resume_key(CELL, HOST) != before
 
 
-def test_the_place_of_the_checkout_does_not_matter(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_place_of_the_checkout_does_not_matter(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_copy = resume_key(CELL, HOST)
     monkeypatch.undo()
     resume.measuring_digest.cache_clear()

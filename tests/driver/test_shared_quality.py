@@ -23,7 +23,11 @@ def test_the_first_cell_is_asked_and_the_others_take_over() -> None:
     asked = still_to_ask(of_batch(8), answered, "a file", "a trace")
     assert (asked.samples, asked.reference, asked.trace) == (False, None, "a trace")
     other = share(of_batch(8), answered)
-    assert (other.samples, other.divergence, other.samples_from) == (SAID, first.divergence, first.cell_id)
+    assert (other.samples, other.divergence, other.samples_from) == (
+        SAID,
+        first.divergence,
+        first.cell_id,
+    )
 
 
 def test_what_the_first_could_not_answer_the_next_is_asked() -> None:
@@ -41,11 +45,18 @@ def test_what_the_first_could_not_answer_the_next_is_asked() -> None:
 def test_other_models_and_cells_without_a_process_share_nothing() -> None:
     answered: dict[str, Result] = {}
     share(of_batch(1, samples=SAID), answered)
-    assert share(fakes.result(cell=fakes.cell(quant="fp16", quality="samples")), answered).samples == ()
-    lost = fakes.result(cell=fakes.cell(batch=8, quality="samples"), outcome=Outcome("oom", "no memory"))
+    assert (
+        share(fakes.result(cell=fakes.cell(quant="fp16", quality="samples")), answered).samples
+        == ()
+    )
+    lost = fakes.result(
+        cell=fakes.cell(batch=8, quality="samples"), outcome=Outcome("oom", "no memory")
+    )
     assert share(lost, answered) == lost
 
 
 def test_random_weights_are_asked_nothing() -> None:
-    asked = still_to_ask(fakes.result(cell=fakes.cell(model="tiny", quality="samples")), {}, None, None)
+    asked = still_to_ask(
+        fakes.result(cell=fakes.cell(model="tiny", quality="samples")), {}, None, None
+    )
     assert (asked.samples, asked.tasks, asked.reference) == (False, False, None)

@@ -33,7 +33,9 @@ def after(record: Result, ending: Any, monkeypatch: pytest.MonkeyPatch) -> Resul
         return ending
 
     monkeypatch.setattr(attempt.isolate, "run_isolated", run_isolated)
-    grown, interrupted = attempt.run_pass(record, Afterwards(), Path("/dev/null"), lambda phase, detail: None)
+    grown, interrupted = attempt.run_pass(
+        record, Afterwards(), Path("/dev/null"), lambda phase, detail: None
+    )
     assert interrupted is isinstance(ending, KeyboardInterrupt)
     return grown
 
@@ -48,7 +50,9 @@ def test_a_cell_is_complete_with_its_last_process(monkeypatch: pytest.MonkeyPatc
     assert record.revision == "0.1.2"
 
 
-def test_a_failure_in_a_later_process_takes_the_number_and_keeps_the_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_a_later_process_takes_the_number_and_keeps_the_readings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     record = after(after(begun(), FOUND, monkeypatch), CellFailure("oom", "no memory"), monkeypatch)
     assert record.outcome == Outcome("oom", "no memory")
     assert is_complete(record)
@@ -63,27 +67,36 @@ def test_what_is_not_engaged_keeps_what_was_counted(monkeypatch: pytest.MonkeyPa
     assert record.attestation == fakes.attestation()
 
 
-def test_a_process_that_ends_after_its_last_timed_request_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_after_its_last_timed_request_has_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     record = after(begun(), CellFailure("failed", "no samples", FOUND), monkeypatch)
     assert record.outcome.status == "ok"
     assert record.outcome.reason == "ended after its last timed request: failed: no samples"
     assert len(record.measurements) == 1
 
 
-def test_ctrl_c_kills_a_cell_without_a_process_and_keeps_one_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_kills_a_cell_without_a_process_and_keeps_one_with_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert after(begun(), Interrupted(None), monkeypatch).outcome.status == "killed"
     record = after(after(begun(), FOUND, monkeypatch), Interrupted(None), monkeypatch)
     assert record.outcome == Outcome("ok", "1 of 3 processes: ended by the user")
     assert len(record.measurements) == 1
 
 
-def test_ctrl_c_after_the_last_timed_request_keeps_what_was_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_after_the_last_timed_request_keeps_what_was_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     record = after(begun(), Interrupted(FOUND), monkeypatch)
     assert (record.outcome, len(record.measurements)) == (Outcome("ok"), 1)
 
 
 def test_every_pass_holds_every_cell_in_an_order_of_its_own() -> None:
-    cells = [fakes.cell(batch=batch, measure=fakes.group("measure", "quick", passes=3)) for batch in range(1, 9)]
+    cells = [
+        fakes.cell(batch=batch, measure=fakes.group("measure", "quick", passes=3))
+        for batch in range(1, 9)
+    ]
     records = [attempt.begin(cell, fakes.host(), "now") for cell in cells]
     jobs = schedule(records)
     passes = [jobs[i : i + 8] for i in range(0, 24, 8)]
@@ -96,8 +109,12 @@ def test_every_pass_holds_every_cell_in_an_order_of_its_own() -> None:
 
 def test_what_is_done_is_not_scheduled() -> None:
     done = replace(begun(), passes=(fakes.process(),) * 3)
-    partly = replace(attempt.begin(replace(THRICE, batch=2), fakes.host(), "now"), passes=(fakes.process(),) * 2)
-    skipped = attempt.begin(replace(THRICE, batch=4), fakes.host(), "now", Outcome("skipped", "because"))
+    partly = replace(
+        attempt.begin(replace(THRICE, batch=2), fakes.host(), "now"), passes=(fakes.process(),) * 2
+    )
+    skipped = attempt.begin(
+        replace(THRICE, batch=4), fakes.host(), "now", Outcome("skipped", "because")
+    )
     assert schedule([done, partly, skipped]) == [partly.cell_id]
 
 
@@ -132,16 +149,29 @@ def test_a_result_that_was_taken_itself_names_the_sweep_that_measured_it(tmp_pat
 
 @pytest.mark.parametrize(
     ("status", "is_taken"),
-    [("oom", True), ("failed", False), ("timeout", False), ("killed", False), ("skipped", False), ("not_engaged", False)],
+    [
+        ("oom", True),
+        ("failed", False),
+        ("timeout", False),
+        ("killed", False),
+        ("skipped", False),
+        ("not_engaged", False),
+    ],
 )
-def test_only_what_would_come_out_the_same_is_taken(tmp_path: Path, status: Any, is_taken: bool) -> None:
+def test_only_what_would_come_out_the_same_is_taken(
+    tmp_path: Path, status: Any, is_taken: bool
+) -> None:
     result = replace(fakes.result(outcome=Outcome(status, "because")), passes=(NO_MEASUREMENT,))
     earlier(tmp_path, "2026-01-01_00-00-00", result)
     assert (taken(tmp_path, result) is not None) is is_taken
 
 
-def test_processes_of_an_interrupted_cell_are_taken_without_the_interrupted_one(tmp_path: Path) -> None:
-    cut = replace(begun(), outcome=Outcome("ok", "1 of 3 processes"), passes=(fakes.process(), NO_MEASUREMENT))
+def test_processes_of_an_interrupted_cell_are_taken_without_the_interrupted_one(
+    tmp_path: Path,
+) -> None:
+    cut = replace(
+        begun(), outcome=Outcome("ok", "1 of 3 processes"), passes=(fakes.process(), NO_MEASUREMENT)
+    )
     earlier(tmp_path, "2026-01-01_00-00-00", cut)
     found = taken(tmp_path, cut)
     assert found is not None
@@ -161,7 +191,9 @@ def test_a_damaged_result_is_passed_over(tmp_path: Path) -> None:
 
 def test_how_long_a_cell_took_is_known_from_this_machine_only(tmp_path: Path) -> None:
     result = fakes.result()
-    earlier(tmp_path, "2026-01-01_00-00-00", replace(result, passes=(fakes.process(), fakes.process())))
+    earlier(
+        tmp_path, "2026-01-01_00-00-00", replace(result, passes=(fakes.process(), fakes.process()))
+    )
     assert last_wall_s(tmp_path, result.cell_id, result.host) == 12.5
     assert last_wall_s(tmp_path, result.cell_id, fakes.host(cpus=64)) is None
     assert last_wall_s(tmp_path, "0" * 12, result.host) is None

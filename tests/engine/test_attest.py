@@ -31,16 +31,19 @@ def test_fp32_is_counted_to_the_byte() -> None:
     found = attested(cell, load(cell, None))
     embedding, layers, norms = 320 * 64, 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128), 5 * 64
     assert found.logical_weights == embedding + layers + norms
-    assert found.weight_bytes == 4 * found.logical_weights + 2 * 4 * 8  # and two buffers of rotary frequencies
+    # And two buffers of rotary frequencies
+    assert found.weight_bytes == 4 * found.logical_weights + 2 * 4 * 8
     assert found.matmul_weights == layers
     assert found.head_bytes == 4 * embedding
     assert found.gathered_bytes == 0  # tied: a step reads the embedding because it is the head
-    assert found.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4  # layers, K and V, heads, dimensions, bytes
+    # Layers, K and V, heads, dimensions, bytes
+    assert found.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
     assert found.layers == {"Linear": 15}
 
 
 @pytest.mark.parametrize(
-    ("quant", "layer"), [("int8_nodecomp", "Linear8bitLt"), ("nf4", "Linear4bit"), ("fp4", "Linear4bit")]
+    ("quant", "layer"),
+    [("int8_nodecomp", "Linear8bitLt"), ("nf4", "Linear4bit"), ("fp4", "Linear4bit")],
 )
 def test_quantized_layers_are_seen_and_the_head_is_not_one(quant: str, layer: str) -> None:
     cell = tiny(quant)
@@ -62,7 +65,9 @@ def test_quantized_layers_are_seen_and_the_head_is_not_one(quant: str, layer: st
         ("nf4", "int8_nodecomp", "14 layers are Linear4bit, want Linear8bitLt"),
     ],
 )
-def test_a_quantization_under_a_wrong_name_is_not_engaged(loaded: str, claimed: str, reason: str) -> None:
+def test_a_quantization_under_a_wrong_name_is_not_engaged(
+    loaded: str, claimed: str, reason: str
+) -> None:
     assert reason in "; ".join(doubts(tiny(claimed), load(tiny(loaded), None)))
 
 
@@ -83,7 +88,10 @@ def test_the_attention_that_was_asked_runs(attn: str) -> None:
             "eager": set(),
             "sdpa": {"scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"},
             "sdpa_math": {"scaled_dot_product_attention", "_scaled_dot_product_attention_math"},
-            "sdpa_flash": {"scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"},
+            "sdpa_flash": {
+                "scaled_dot_product_attention",
+                "_scaled_dot_product_flash_attention_for_cpu",
+            },
         }[attn]
     )
 

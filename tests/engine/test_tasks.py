@@ -1,4 +1,5 @@
-"""Tasks of lm-evaluation-harness on the loaded model: one of our own, without a network. Skipped without the package."""
+"""Tasks of lm-evaluation-harness on the loaded model: one of our own, without a network. Skipped
+without the package."""
 
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tests import fakes
 DATA = Path(__file__).parents[1] / "data" / "tasks"
 
 
-def test_a_task_is_scored_on_the_loaded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_scored_on_the_loaded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval)")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for file in DATA.iterdir():
@@ -31,7 +34,10 @@ def test_a_task_is_scored_on_the_loaded_model(tmp_path: Path, monkeypatch: pytes
 def test_numbers_are_told_from_names_and_errors() -> None:
     accuracy = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.25}
     results = {"t": accuracy | {"word_perplexity,none": 12, "word_perplexity_stderr,none": "N/A"}}
-    assert read_scores(results) == (TaskScore("t", "acc", 0.5, 0.25), TaskScore("t", "word_perplexity", 12.0, None))
+    assert read_scores(results) == (
+        TaskScore("t", "acc", 0.5, 0.25),
+        TaskScore("t", "word_perplexity", 12.0, None),
+    )
 
 
 def test_scores_are_metrics_of_the_cell() -> None:

@@ -1,6 +1,8 @@
-"""The GPU tests run everything in isolated processes, as a sweep does: the process of pytest never touches CUDA.
+"""The GPU tests run everything in isolated processes, as a sweep does: the process of pytest never
+touches CUDA.
 
-Without a CUDA device each of them is skipped with the reason. ``pytest -m gpu tests/gpu`` runs them.
+Without a CUDA device each of them is skipped with the reason. ``pytest -m gpu tests/gpu`` runs
+them.
 """
 
 import os

@@ -28,10 +28,14 @@ def gpu_cell(host: Host, **changes: Any) -> Cell:
 
 
 def few_repeats(cell: Cell, warmups: int = 2, repeats: int = 3) -> Cell:
-    return replace(cell, measure=replace(cell.measure, warmups=warmups, repeats=repeats, telemetry_s=0.0))
+    return replace(
+        cell, measure=replace(cell.measure, warmups=warmups, repeats=repeats, telemetry_s=0.0)
+    )
 
 
-def run(task: Callable[..., Any], *arguments: Any, log: Path, limits_s: dict[str, float] = LIMITS_S) -> Any:
+def run(
+    task: Callable[..., Any], *arguments: Any, log: Path, limits_s: dict[str, float] = LIMITS_S
+) -> Any:
     """What the task returns from a process of its own."""
     return isolate.run_isolated(task, arguments, limits_s, lambda phase, detail: None, log)
 

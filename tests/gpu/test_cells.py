@@ -1,4 +1,5 @@
-"""Whole cells on the GPU: every quantization and every attention, running out of memory, and a sweep from outside."""
+"""Whole cells on the GPU: every quantization and every attention, running out of memory, and a
+sweep from outside."""
 
 import os
 import subprocess
@@ -43,7 +44,9 @@ def test_a_profile_gives_kernels_the_kind_of_what_launched_them(host: Host, tmp_
 
 
 @pytest.mark.parametrize(("quant", "least", "most"), [("bf16", -1e-6, 1e-3), ("nf4", 0.05, 1.0)])
-def test_divergence_is_read_on_the_gpu(host: Host, tmp_path: Path, quant: str, least: float, most: float) -> None:
+def test_divergence_is_read_on_the_gpu(
+    host: Host, tmp_path: Path, quant: str, least: float, most: float
+) -> None:
     asked = fakes.group("quality", "samples", text_tokens=512, max_new_tokens=8)
     cell = few_repeats(gpu_cell(host, model="smollm2-135m", quant=quant, quality=asked))
     reference = reference_cell(cell, host, None)
@@ -70,7 +73,8 @@ QUANTS = sorted(file.stem for file in (CONF / "quant").glob("*.yaml"))
 ATTNS = sorted(file.stem for file in (CONF / "attn").glob("*.yaml"))
 _LINEAR = 7 * 30  # projections of smollm2-135m's layers
 _CLASSES = {"none": "Linear", "bnb_int8": "Linear8bitLt", "bnb_4bit": "Linear4bit"}
-# A part of the operator's name that must have run; None where transformers' own operations do it, or compiled code.
+# A part of the operator's name that must have run; None where transformers' own operations do it,
+# or compiled code.
 _OPERATORS = {
     "eager": None,
     "flex": None,
@@ -85,7 +89,8 @@ _OPERATORS = {
 
 
 def places(announce: Announce, cell: Cell) -> set[str]:
-    """Devices of everything that the loaded model stores, quantization state included, after a forward."""
+    """Devices of everything that the loaded model stores, quantization state included, after a
+    forward."""
     import torch
 
     from bench.engine import sources
@@ -108,7 +113,9 @@ def sane(findings: "Findings", cell: Cell) -> None:
     assert found.weight_bytes <= memory.allocated_peak_bytes <= memory.reserved_peak_bytes
     assert memory.reserved_peak_bytes <= memory.device_used_bytes
     assert len(measurement.repeats) == cell.measure.repeats
-    assert all(len(repeat.decode_step_s) == cell.workload.new_tokens - 1 for repeat in measurement.repeats)
+    assert all(
+        len(repeat.decode_step_s) == cell.workload.new_tokens - 1 for repeat in measurement.repeats
+    )
     assert measurement.clock_mismatch is not None
 
 
@@ -118,7 +125,9 @@ def test_there_are_values_to_be_tried() -> None:
 
 
 @pytest.mark.parametrize("quant", QUANTS)
-def test_every_quantization_is_what_it_says_and_lies_on_the_device(host: Host, smollm2: str, quant: str, log: Path) -> None:
+def test_every_quantization_is_what_it_says_and_lies_on_the_device(
+    host: Host, smollm2: str, quant: str, log: Path
+) -> None:
     cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant))
     assert plan.why_not(cell, host) is None
     findings = measured(cell, log)
@@ -136,7 +145,9 @@ def test_every_quantization_is_what_it_says_and_lies_on_the_device(host: Host, s
 
 def test_fewer_bits_are_fewer_bytes(host: Host, smollm2: str, log: Path) -> None:
     sizes = [
-        measured(few_repeats(gpu_cell(host, model=smollm2, quant=quant)), log).attestation.weight_bytes
+        measured(
+            few_repeats(gpu_cell(host, model=smollm2, quant=quant)), log
+        ).attestation.weight_bytes
         for quant in ("fp32", "fp16", "int8", "nf4", "nf4_double")
     ]
     assert sizes == sorted(sizes, reverse=True)
@@ -152,7 +163,9 @@ def test_every_attention_runs_with_its_operator_or_is_skipped_with_the_reason(
     if obstacle is not None:
         assert obstacle.status == "skipped"
         package, capability = cell.attn.requires.package, cell.attn.requires.capability
-        lacks_package = package is not None and package in host.missing and package in str(obstacle.reason)
+        lacks_package = (
+            package is not None and package in host.missing and package in str(obstacle.reason)
+        )
         lacks_capability = capability is not None and (host.capability or 0) < capability
         assert lacks_package or lacks_capability, obstacle.reason
         pytest.skip(str(obstacle.reason))
@@ -163,7 +176,9 @@ def test_every_attention_runs_with_its_operator_or_is_skipped_with_the_reason(
     if operator is None:
         assert not [name for name in found.attention_operators if "scaled_dot_product" in name]
     else:
-        assert any(operator in name for name in found.attention_operators), found.attention_operators
+        assert any(operator in name for name in found.attention_operators), (
+            found.attention_operators
+        )
 
 
 @pytest.mark.parametrize("attn", ["sdpa_flash", "sdpa_cudnn", "flash2", "flash3"])
@@ -180,7 +195,8 @@ def test_random_weights_are_quantized_on_the_device(host: Host, quant: str, log:
     sane(findings, cell)
     assert run(places, cell, log=log) == {"cuda:0"}
     if cell.quant.scheme != "none":
-        assert findings.attestation.layers[_CLASSES[cell.quant.scheme]] == 4 * 12  # Conv1D layers, all replaced
+        # Conv1D layers, all replaced
+        assert findings.attestation.layers[_CLASSES[cell.quant.scheme]] == 4 * 12
 
 
 @pytest.mark.parametrize("loop", ["loop", "generate"])
@@ -189,7 +205,9 @@ def test_both_loops_are_timed(host: Host, smollm2: str, loop: str, log: Path) ->
     sane(measured(cell, log), cell)
 
 
-def test_clocks_agree_within_one_percent_in_a_measured_cell(host: Host, smollm2: str, log: Path) -> None:
+def test_clocks_agree_within_one_percent_in_a_measured_cell(
+    host: Host, smollm2: str, log: Path
+) -> None:
     findings = measured(few_repeats(gpu_cell(host, model=smollm2, quant="fp16"), repeats=5), log)
     assert findings.measurement.clock_mismatch is not None
     assert findings.measurement.clock_mismatch < 0.01
@@ -197,7 +215,8 @@ def test_clocks_agree_within_one_percent_in_a_measured_cell(host: Host, smollm2:
 
 def test_a_batch_whose_cache_cannot_fit_is_oom(host: Host, log: Path) -> None:
     assert host.device_memory_bytes is not None
-    cache_bytes = 12 * 2 * 768 * 2 * 960  # of one sequence of gpt2: layers, keys and values, width, fp16, tokens
+    # Of one sequence of gpt2: layers, keys and values, width, fp16, tokens
+    cache_bytes = 12 * 2 * 768 * 2 * 960
     workload: dict[str, Any] = QUICK | {"prompt_tokens": 960, "new_tokens": 4}
     cell = gpu_cell(host, model=RANDOM_GPT2, quant="fp16", workload=workload)
     with pytest.raises(CellFailure) as caught:

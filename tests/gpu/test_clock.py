@@ -1,4 +1,5 @@
-"""The times that are read: against a second clock, against a loop that waits at each token, and with nothing hidden."""
+"""The times that are read: against a second clock, against a loop that waits at each token, and
+with nothing hidden."""
 
 import statistics
 import time
@@ -31,8 +32,11 @@ def ready(cell: Cell) -> tuple[Any, Any]:
     return subject, prompt_ids(cell, subject.tokenizer, subject.model.config.vocab_size)
 
 
-def time_both_ways(announce: Announce, cell: Cell) -> tuple[tuple[Repeat, ...], float, list[float], list[float]]:
-    """What the meter reads, the disagreement of its clocks, and by hand: steps that each wait, and whole requests."""
+def time_both_ways(
+    announce: Announce, cell: Cell
+) -> tuple[tuple[Repeat, ...], float, list[float], list[float]]:
+    """What the meter reads, the disagreement of its clocks, and by hand: steps that each wait, and
+    whole requests."""
     import torch
 
     from bench.engine.transformers.strategies import loop
@@ -98,7 +102,8 @@ def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
         for _ in range(2):  # what happens once only is not counted
             LOOPS[cell.decode.loop](subject.model, ids, cell.workload.new_tokens, _Silent())
         if with_item:
-            LOOPS[cell.decode.loop] = loop_with_item  # in this process only, which ends with this function
+            # In this process only, which ends with this function
+            LOOPS[cell.decode.loop] = loop_with_item
         return decode_syncs(cell, subject.model, ids)
 
 
@@ -109,7 +114,9 @@ class _Silent:
 
 
 @pytest.fixture(scope="module", params=[1, 8])
-def timed(request: pytest.FixtureRequest, host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def timed(
+    request: pytest.FixtureRequest, host: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     cell = gpu_cell(host, model=RANDOM_GPT2, quant="fp16", workload=LONG, batch=request.param)
     return run(time_both_ways, cell, log=tmp_path_factory.mktemp("clock") / "log.txt")
 
@@ -124,7 +131,9 @@ def test_host_and_device_totals_agree_within_one_percent(timed: Any) -> None:
     assert mismatch < 0.01
 
 
-def test_steps_are_no_slower_than_in_a_loop_that_waits_and_not_impossibly_faster(timed: Any) -> None:
+def test_steps_are_no_slower_than_in_a_loop_that_waits_and_not_impossibly_faster(
+    timed: Any,
+) -> None:
     repeats, _, waiting, _ = timed
     step = statistics.median(statistics.fmean(repeat.decode_step_s) for repeat in repeats)
     assert 0.5 * statistics.median(waiting) < step < 1.1 * statistics.median(waiting)
@@ -132,7 +141,9 @@ def test_steps_are_no_slower_than_in_a_loop_that_waits_and_not_impossibly_faster
 
 def test_a_whole_request_takes_as_long_by_the_hosts_clock_alone(timed: Any) -> None:
     repeats, _, _, whole = timed
-    assert statistics.median(repeat.e2e_s for repeat in repeats) == pytest.approx(statistics.median(whole), rel=0.05)
+    assert statistics.median(repeat.e2e_s for repeat in repeats) == pytest.approx(
+        statistics.median(whole), rel=0.05
+    )
 
 
 def test_the_counter_of_synchronizations_sees_each(host: Host, log: Path) -> None:
@@ -140,8 +151,12 @@ def test_the_counter_of_synchronizations_sees_each(host: Host, log: Path) -> Non
     assert run(count_syncs, cell, True, log=log) == cell.workload.new_tokens - 1
 
 
-@pytest.mark.parametrize("quant", ["fp32", "fp16", "bf16", "int8_nodecomp", "nf4", "nf4_double", "fp4"])
-def test_nothing_waits_for_the_device_between_the_first_token_and_the_last(host: Host, quant: str, log: Path) -> None:
+@pytest.mark.parametrize(
+    "quant", ["fp32", "fp16", "bf16", "int8_nodecomp", "nf4", "nf4_double", "fp4"]
+)
+def test_nothing_waits_for_the_device_between_the_first_token_and_the_last(
+    host: Host, quant: str, log: Path
+) -> None:
     assert run(count_syncs, gpu_cell(host, model=RANDOM_GPT2, quant=quant), log=log) == 0
 
 
@@ -150,7 +165,9 @@ def test_nothing_waits_in_a_llama_either(host: Host, smollm2: str, model: str, l
     assert run(count_syncs, gpu_cell(host, model=model, quant="fp16"), log=log) == 0
 
 
-def test_int8_with_a_threshold_waits_in_every_layer_as_documented(host: Host, smollm2: str, log: Path) -> None:
+def test_int8_with_a_threshold_waits_in_every_layer_as_documented(
+    host: Host, smollm2: str, log: Path
+) -> None:
     cell = gpu_cell(host, model=smollm2, quant="int8")
     assert run(count_syncs, cell, log=log) >= 210 * (cell.workload.new_tokens - 1)
 

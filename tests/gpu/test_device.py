@@ -32,20 +32,26 @@ def nvml() -> object:
 
 
 def used_bytes(host: Host) -> int:
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(host.device_uuid)).used)
+    return int(
+        pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(host.device_uuid)).used
+    )
 
 
 def wait_until_free(host: Host, baseline: int) -> None:
     deadline = time.monotonic() + 20
     while used_bytes(host) > baseline + _SLACK:
-        assert time.monotonic() < deadline, f"{used_bytes(host):,} bytes are in use, {baseline:,} were before"
+        assert time.monotonic() < deadline, (
+            f"{used_bytes(host):,} bytes are in use, {baseline:,} were before"
+        )
         time.sleep(0.2)
 
 
 def product(announce: Announce) -> tuple[int, float]:
     import torch
 
-    return os.getpid(), float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum())
+    return os.getpid(), float(
+        (torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum()
+    )
 
 
 def bad_fork(announce: Announce) -> bool:
@@ -115,7 +121,9 @@ def precision(announce: Announce, matrix_of: float) -> tuple[float, dict[str, st
     return float(found.max()), precision_flags()
 
 
-def test_the_fork_server_is_used_and_its_children_can_use_cuda(server_notice: str | None, log: Path) -> None:
+def test_the_fork_server_is_used_and_its_children_can_use_cuda(
+    server_notice: str | None, log: Path
+) -> None:
     assert server_notice is None
     assert run(bad_fork, log=log) is False
     (first, total), (second, _) = run(product, log=log), run(product, log=log)
@@ -140,17 +148,31 @@ def test_nvml_and_torch_speak_of_the_same_device(host: Host) -> None:
 def test_the_device_that_is_made_visible_is_the_one_that_is_named(host: Host, by: str) -> None:
     count = pynvml.nvmlDeviceGetCount()
     last = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(count - 1))
-    if count < 2 or os.environ.get("CUDA_VISIBLE_DEVICES") or str(host.device_uuid).startswith("MIG-"):
+    if (
+        count < 2
+        or os.environ.get("CUDA_VISIBLE_DEVICES")
+        or str(host.device_uuid).startswith("MIG-")
+    ):
         pytest.skip("needs two whole GPUs and CUDA_VISIBLE_DEVICES unset")
-    chosen = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(count - 1) if by == "index" else last}
+    chosen = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": str(count - 1) if by == "index" else last,
+    }
     code = "from bench.meter.memory import cuda_uuid; print(cuda_uuid())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | chosen, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == last
 
 
-def test_finding_the_device_makes_no_context_so_the_memory_baseline_is_honest(host: Host, log: Path) -> None:
+def test_finding_the_device_makes_no_context_so_the_memory_baseline_is_honest(
+    host: Host, log: Path
+) -> None:
     uuid, used, has_context = run(context_after_reading, log=log)
     assert uuid == host.device_uuid
     assert used is not None
@@ -179,7 +201,9 @@ def test_a_process_killed_in_cuda_code_is_failed_and_gives_its_memory_back(
     assert run(product, log=log)[1] == 64**3
 
 
-def test_a_process_that_hangs_in_cuda_code_is_timeout_and_gives_its_memory_back(host: Host, log: Path) -> None:
+def test_a_process_that_hangs_in_cuda_code_is_timeout_and_gives_its_memory_back(
+    host: Host, log: Path
+) -> None:
     baseline = used_bytes(host)
     with pytest.raises(CellFailure) as caught:
         run(multiply_until_killed, 0, log=log, limits_s={"measure": 3.0})
@@ -202,7 +226,9 @@ def test_fp32_products_are_not_tf32(log: Path) -> None:
     assert flags["float32_matmul_precision"] == "highest"
 
 
-def test_energy_clocks_and_throttling_are_read_in_passes_of_their_own(host: Host, log: Path) -> None:
+def test_energy_clocks_and_throttling_are_read_in_passes_of_their_own(
+    host: Host, log: Path
+) -> None:
     cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant="fp16"))
     cell = replace(cell, measure=replace(cell.measure, telemetry_s=10.0))
     measurement = measured(cell, log).measurement

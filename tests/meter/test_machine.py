@@ -1,4 +1,5 @@
-"""What is read off this machine: limits of the cgroup, peaks of memory phase by phase, the progress line."""
+"""What is read off this machine: limits of the cgroup, peaks of memory phase by phase, the progress
+line."""
 
 from pathlib import Path
 
@@ -25,7 +26,12 @@ def test_a_quota_limits_the_cpus(
     place = cgroups(tmp_path, monkeypatch, own, folder)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     assert host.usable_cpus() == 8
-    for text, cpus in (("max 100000", 8), ("250000 100000", 3), ("50000 100000", 1), ("1600000 100000", 8)):
+    for text, cpus in (
+        ("max 100000", 8),
+        ("250000 100000", 3),
+        ("50000 100000", 1),
+        ("1600000 100000", 8),
+    ):
         (place / cpu).write_text(text + "\n")
         assert host.usable_cpus() == cpus
 
@@ -86,7 +92,11 @@ def test_a_peak_belongs_to_its_phase() -> None:
 
 def test_there_is_no_vram_on_a_cpu() -> None:
     found = memory.read_peaks("cpu", None, True)
-    assert (found.allocated_peak_bytes, found.reserved_peak_bytes, found.device_used_bytes) == (None, None, None)
+    assert (found.allocated_peak_bytes, found.reserved_peak_bytes, found.device_used_bytes) == (
+        None,
+        None,
+        None,
+    )
 
 
 def progress(capsys: pytest.CaptureFixture[str]) -> str:
@@ -99,7 +109,9 @@ def progress(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_the_line_says_where_the_sweep_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_says_where_the_sweep_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
@@ -119,7 +131,9 @@ def test_pipes_and_ci_see_nothing(
     assert progress(capsys) == ""
 
 
-def test_a_peak_that_could_not_be_reset_is_no_reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peak_that_could_not_be_reset_is_no_reading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "no" / "such" / "file")
     assert not memory.reset_peaks("cpu")
     assert memory.read_peaks("cpu", None, False).rss_peak_bytes is None

@@ -30,14 +30,20 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(system: Path, throttled_us: int, steal: int, stalled_us: int) -> None:
     group = system / "cgroup" / "ours"
-    (group / "cpu.stat").write_text(f"usage_usec 9\nnr_throttled 3\nthrottled_usec {throttled_us}\n")
-    (group / "cpu.pressure").write_text(f"some avg10=0.00 avg60=0.00 avg300=0.00 total={stalled_us}\nfull total=1\n")
+    (group / "cpu.stat").write_text(
+        f"usage_usec 9\nnr_throttled 3\nthrottled_usec {throttled_us}\n"
+    )
+    (group / "cpu.pressure").write_text(
+        f"some avg10=0.00 avg60=0.00 avg300=0.00 total={stalled_us}\nfull total=1\n"
+    )
     (system / "stat").write_text(STAT.format(steal=steal))
 
 
 def test_contamination_is_what_came_on_top(system: Path) -> None:
     before = counters()
-    write(system, throttled_us=1_500_000, steal=200 + os.sysconf("SC_CLK_TCK"), stalled_us=3_250_000)
+    write(
+        system, throttled_us=1_500_000, steal=200 + os.sysconf("SC_CLK_TCK"), stalled_us=3_250_000
+    )
     found = since(before)
     assert (found.throttled_s, found.steal_s, found.pressure_s) == (0.5, 1.0, 0.25)
     assert found.wall_s > 0
@@ -71,4 +77,5 @@ def test_the_reference_kernels_take_time_and_repeat() -> None:
     first, second = (dataclasses.asdict(read_sentinel("cpu")) for _ in range(2))
     for name, seconds in first.items():
         assert 0 < seconds < 1, name
-        assert 0.05 < second[name] / seconds < 20, name  # the same work, whatever else this machine does
+        # The same work, whatever else this machine does
+        assert 0.05 < second[name] / seconds < 20, name

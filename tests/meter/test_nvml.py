@@ -1,7 +1,9 @@
-"""The GPU's readings, on a machine without one: pynvml is the real one, the library below it plays back a script.
+"""The GPU's readings, on a machine without one: pynvml is the real one, the library below it plays
+back a script.
 
-``nvml_stub.c`` is built with the system's compiler and found by the loader as ``libnvidia-ml.so.1``, so symbols, structs
-and error codes go through the same ctypes calls as with a driver. It is loaded in a process of its own for each test.
+``nvml_stub.c`` is built with the system's compiler and found by the loader as
+``libnvidia-ml.so.1``, so symbols, structs and error codes go through the same ctypes calls as with
+a driver. It is loaded in a process of its own for each test.
 """
 
 import dataclasses
@@ -70,7 +72,8 @@ print(json.dumps(answer, default=dataclasses.asdict, allow_nan=False))
 
 
 class Play(Protocol):
-    """``asked`` evaluated in a process whose NVML is the stub; ``readings`` replace lines of the usual script."""
+    """``asked`` evaluated in a process whose NVML is the stub; ``readings`` replace lines of the
+    usual script."""
 
     def __call__(self, asked: str, before: str = "", **readings: str | None) -> Any: ...
 
@@ -82,7 +85,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs Linux and a C compiler, to build a stub of NVML")
     built = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
     source = Path(__file__).parents[1] / "nvml_stub.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(built), str(source)], check=True, timeout=60)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(built), str(source)], check=True, timeout=60
+    )
     return built
 
 
@@ -90,7 +95,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play(library: Path, tmp_path: Path) -> Play:
     def playing(asked: str, before: str = "", **readings: str | None) -> Any:
         script = tmp_path / "script"
-        lines = [f"{key} {values}" for key, values in {**GPU, **readings}.items() if values is not None]
+        lines = [
+            f"{key} {values}" for key, values in {**GPU, **readings}.items() if values is not None
+        ]
         script.write_text("\n".join(lines))
         return ask(library.parent, asked, before, NVML_STUB_SCRIPT=str(script))
 
@@ -100,7 +107,9 @@ def play(library: Path, tmp_path: Path) -> Play:
 def ask(library_folder: Path, asked: str, before: str = "", **variables: str) -> Any:
     environment = {**os.environ, "LD_LIBRARY_PATH": str(library_folder), **variables}
     command = [sys.executable, "-c", _ACT, before, asked]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -131,7 +140,9 @@ def test_a_reading_is_in_base_units(play: Play) -> None:
 
 
 def test_readings_follow_the_device(play: Play) -> None:
-    found = telemetry_of(play(WATCH, sm_clock="210 1980 1965 1950", used="1 2 3 4", temperature="40 50 60 61"))
+    found = telemetry_of(
+        play(WATCH, sm_clock="210 1980 1965 1950", used="1 2 3 4", temperature="40 50 60 61")
+    )
     assert [reading.sm_clock_hz for reading in found.readings[:4]] == [
         210_000_000,
         1_980_000_000,
@@ -156,14 +167,17 @@ def test_the_window_is_full_and_its_rounds_are_counted(play: Play) -> None:
 
 
 def test_work_longer_than_the_window_runs_once(play: Play) -> None:
-    found = telemetry_of(play("watch('GPU-1', lambda: time.sleep(0.1), window_s=0.0, every_s=0.01)"))
+    found = telemetry_of(
+        play("watch('GPU-1', lambda: time.sleep(0.1), window_s=0.0, every_s=0.01)")
+    )
     assert found.rounds == 1
     assert found.window_s >= 0.1
 
 
 @pytest.mark.parametrize("key", FIELDS)
 def test_a_reading_that_nvml_refuses_is_none_and_not_0(play: Play, key: str) -> None:
-    refused = "error:3 error:4 error:13 error:17 error:21 error:999"  # not supported, no permission, ..., unknown
+    # Not supported, no permission, ..., unknown
+    refused = "error:3 error:4 error:13 error:17 error:21 error:999"
     readings = telemetry_of(play(WATCH, **{key: f"{refused} {GPU[key]}"})).readings
     assert [getattr(reading, FIELDS[key]) for reading in readings[:6]] == [None] * 6
     assert getattr(readings[6], FIELDS[key]) is not None
@@ -173,7 +187,9 @@ def test_a_reading_that_nvml_refuses_is_none_and_not_0(play: Play, key: str) -> 
 
 def test_a_device_that_tells_nothing_gives_no_numbers(play: Play) -> None:
     found = telemetry_of(play(WATCH, before=SHORT_WINDOWS_COUNT, **dict.fromkeys(FIELDS)))
-    assert {getattr(reading, field) for reading in found.readings for field in FIELDS.values()} == {None}
+    assert {getattr(reading, field) for reading in found.readings for field in FIELDS.values()} == {
+        None
+    }
     assert (found.energy_j, found.power_w_mean, found.throttled) == (None, None, None)
     assert found.rounds > 1
 
@@ -181,7 +197,8 @@ def test_a_device_that_tells_nothing_gives_no_numbers(play: Play) -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        {"temperature": "error:13", "temperature_v": "70", "reasons": "0x4"},  # a driver of tomorrow
+        # A driver of tomorrow
+        {"temperature": "error:13", "temperature_v": "70", "reasons": "0x4"},
         {"temperature": "70", "reasons": "error:13", "old_reasons": "0x4"},  # one of yesterday
     ],
 )
@@ -202,14 +219,18 @@ def test_drivers_that_know_one_name_of_two_are_read(play: Play, lines: dict[str,
         {"init": "error:999"},
     ],
 )
-def test_without_nvml_or_the_device_nothing_is_run_and_nothing_read(play: Play, lines: dict[str, str]) -> None:
+def test_without_nvml_or_the_device_nothing_is_run_and_nothing_read(
+    play: Play, lines: dict[str, str]
+) -> None:
     asked = f"[{COUNTED}, idle_power_w('GPU-1', settle_s=0), other_processes('GPU-1', []), done]"
     assert play(asked, before="done = []", **lines, compute="7=1") == [None, None, [], []]
 
 
 def test_without_the_library_nothing_is_read(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("found before a real one, and no library")
-    assert ask(tmp_path, f"[{WATCH}, idle_power_w('GPU-1', settle_s=0), other_processes('GPU-1', [])]") == [None, None, []]
+    assert ask(
+        tmp_path, f"[{WATCH}, idle_power_w('GPU-1', settle_s=0), other_processes('GPU-1', [])]"
+    ) == [None, None, []]
 
 
 @pytest.mark.parametrize("code", [15, 16])
@@ -223,7 +244,9 @@ def test_without_the_library_nothing_is_read(tmp_path: Path) -> None:
         ("compute {}", "other_processes('GPU-1', [])"),
     ],
 )
-def test_a_gpu_that_is_gone_fails_the_cell_at_once(play: Play, line: str, asked: str, code: int) -> None:
+def test_a_gpu_that_is_gone_fails_the_cell_at_once(
+    play: Play, line: str, asked: str, code: int
+) -> None:
     key, _, values = line.format(f"error:{code}").partition(" ")
     started = time.monotonic()
     answer = play(asked, **{key: values})
@@ -277,13 +300,20 @@ def test_throttling_is_told_apart_from_idling_and_chosen_clocks(play: Play) -> N
     asked = "watch('GPU-1', lambda: time.sleep(0.3), window_s=0.0, every_s=0.01)"
     readings = telemetry_of(play(asked, reasons=" ".join(map(hex, masks)))).readings
     names = [(name,) for name in REASONS.values()]
-    assert [reading.throttle for reading in readings[: len(masks)]] == [(), (), *names, ("hw_slowdown", "hw_thermal"), ()]
+    assert [reading.throttle for reading in readings[: len(masks)]] == [
+        (),
+        (),
+        *names,
+        ("hw_slowdown", "hw_thermal"),
+        (),
+    ]
 
 
 @pytest.mark.parametrize(
     ("reasons", "throttled"),
     [
-        ("0x80 0x40 0x1 0x4 0x0", ("sw_power_cap", "hw_thermal")),  # the first is from before the work
+        # The first is from before the work
+        ("0x80 0x40 0x1 0x4 0x0", ("sw_power_cap", "hw_thermal")),
         ("0x4 0x1", ()),
         ("0x4 error:3", None),
         ("0x4 error:999 0x20 error:999", ("sw_thermal",)),
@@ -314,7 +344,9 @@ ENERGIES = [
 
 
 @pytest.mark.parametrize(("energy", "energy_j"), ENERGIES)
-def test_energy_is_the_difference_of_the_counter(play: Play, energy: str, energy_j: float | None) -> None:
+def test_energy_is_the_difference_of_the_counter(
+    play: Play, energy: str, energy_j: float | None
+) -> None:
     assert telemetry_of(play(WATCH, before=SHORT_WINDOWS_COUNT, energy=energy)).energy_j == energy_j
 
 
@@ -329,7 +361,8 @@ IDLE = "idle_power_w('GPU-1', settle_s=0, window_s=0.2, every_s=0.01)"
 
 
 def test_idle_power_is_by_the_energy_counter(play: Play) -> None:
-    watts = play(IDLE, before=SHORT_WINDOWS_COUNT, energy="0 20000")  # 20 J in 0.2 s, and not what power says
+    # 20 J in 0.2 s, and not what power says
+    watts = play(IDLE, before=SHORT_WINDOWS_COUNT, energy="0 20000")
     assert 30 < watts <= 100
 
 
@@ -349,14 +382,19 @@ def test_idle_power_is_by_power_where_the_counter_does_not_tell(
 
 
 def test_the_device_settles_before_idle_power_counts(play: Play) -> None:
-    asked = "[idle_power_w('GPU-1', settle_s=0.4, window_s=0.05, every_s=0.01), time.perf_counter() - started]"
+    asked = (
+        "[idle_power_w('GPU-1', settle_s=0.4, window_s=0.05, every_s=0.01), time.perf_counter() -"
+        " started]"
+    )
     assert play(asked, before="started = time.perf_counter()")[1] >= 0.45
 
 
 def test_other_processes_are_named(play: Play) -> None:
     me, gone = os.getpid(), 2**22 + 1  # no Linux has a pid above 2**22
     found = play(
-        "other_processes('GPU-1', [1234])", compute=f"1234=500,{gone}=none,{me}=700", graphics=f"{me}=700,77777777=0"
+        "other_processes('GPU-1', [1234])",
+        compute=f"1234=500,{gone}=none,{me}=700",
+        graphics=f"{me}=700,77777777=0",
     )
     assert [GpuProcess(**process) for process in found] == [
         GpuProcess(me, Path("/proc/self/comm").read_text().strip(), 700),
@@ -386,13 +424,22 @@ def test_processes_are_listed_as_far_as_they_can_be_told_apart(
 
 @pytest.mark.parametrize(
     ("lines", "used_bytes"),
-    [({}, 12345678901), ({"used": "error:3"}, None), ({"uuid": "GPU-2"}, None), ({"init": "error:9"}, None)],
+    [
+        ({}, 12345678901),
+        ({"used": "error:3"}, None),
+        ({"uuid": "GPU-2"}, None),
+        ({"init": "error:9"}, None),
+    ],
 )
-def test_memory_in_use_is_read_through_the_same_library(play: Play, lines: dict[str, str], used_bytes: int | None) -> None:
+def test_memory_in_use_is_read_through_the_same_library(
+    play: Play, lines: dict[str, str], used_bytes: int | None
+) -> None:
     assert play("device.nvml_used_bytes('GPU-1')", **lines) == used_bytes
 
 
-@pytest.mark.parametrize(("used", "held"), [("900000000 900000000 1000", 0), ("900000000", 900000000)])
+@pytest.mark.parametrize(
+    ("used", "held"), [("900000000 900000000 1000", 0), ("900000000", 900000000)]
+)
 def test_the_next_cell_waits_until_memory_is_free(play: Play, used: str, held: int) -> None:
     assert play("device.wait_until_free('GPU-1', 0, limit_s=0.5)", used=used) == held
 

@@ -19,7 +19,9 @@ RTX_3060_TI = "NVIDIA GeForce RTX 3060 Ti"  # sold with two memories
 MADE_UP = Peaks(10.0, {"fp32": 20.0}, "measured here: not at all", measured=True)
 
 
-@pytest.mark.parametrize(("name", "row"), NAMES, ids=[f"{name} {row['read_bytes_s']:.3g}" for name, row in NAMES])
+@pytest.mark.parametrize(
+    ("name", "row"), NAMES, ids=[f"{name} {row['read_bytes_s']:.3g}" for name, row in NAMES]
+)
 def test_a_data_sheet_is_complete_and_plausible(name: str, row: dict[str, Any]) -> None:
     assert set(row) == {"names", "read_bytes_s", "flops", "source"}
     assert set(row["flops"]) <= {"fp32", "fp16", "bf16", "int8"}
@@ -38,19 +40,29 @@ def test_a_data_sheet_is_complete_and_plausible(name: str, row: dict[str, Any]) 
 def test_a_name_and_a_bandwidth_belong_to_one_row() -> None:
     for name, row in NAMES:
         found = peaks.sheet_peaks(name, row["read_bytes_s"])
-        assert found == Peaks(row["read_bytes_s"], row["flops"], f"data sheet: {row['source']}", measured=False)
+        assert found == Peaks(
+            row["read_bytes_s"], row["flops"], f"data sheet: {row['source']}", measured=False
+        )
 
 
 def test_the_form_factor_is_part_of_the_name() -> None:
     bandwidths = {
         name: found.read_bytes_s
-        for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", A100, "NVIDIA A100 80GB PCIe", "NVIDIA A100-PCIE-40GB")
+        for name in (
+            "NVIDIA H100 80GB HBM3",
+            "NVIDIA H100 PCIe",
+            A100,
+            "NVIDIA A100 80GB PCIe",
+            "NVIDIA A100-PCIE-40GB",
+        )
         if (found := peaks.sheet_peaks(name, None)) is not None
     }
     assert list(bandwidths.values()) == [3.35e12, 2.0e12, 2.039e12, 1.935e12, 1.555e12]
 
 
-@pytest.mark.parametrize("name", [A100.lower(), f"{A100} MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Some GPU"])
+@pytest.mark.parametrize(
+    "name", [A100.lower(), f"{A100} MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Some GPU"]
+)
 def test_an_unknown_name_has_no_sheet(name: str) -> None:
     assert peaks.sheet_peaks(name, None) is None
 
@@ -59,7 +71,8 @@ def test_the_memory_decides_between_cards_of_one_name() -> None:
     by_memory = [peaks.sheet_peaks(RTX_3060_TI, bus) for bus in (2 * 7001e6 * 32, 2 * 9501e6 * 32)]
     assert [found and found.read_bytes_s for found in by_memory] == [448e9, 608e9]
     assert peaks.sheet_peaks(RTX_3060_TI, None) is None  # nothing tells which one it is
-    assert peaks.sheet_peaks("NVIDIA GeForce RTX 3080", 2 * 9501e6 * 48) is None  # the one with 12 GB
+    # The one with 12 GB
+    assert peaks.sheet_peaks("NVIDIA GeForce RTX 3080", 2 * 9501e6 * 48) is None
 
 
 def test_a_known_gpu_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +117,15 @@ def test_measured_peaks_are_kept_for_a_machine_with_the_same_cpus_and_threads(
 
 
 def test_what_is_measured_here_is_sensible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks, "_LAST_SIDE", 1024)  # the block stays as large as it is: a small one is read from a cache
+    # The block stays as large as it is: a small one is read from a cache
+    monkeypatch.setattr(peaks, "_LAST_SIDE", 1024)
     found = peaks.measure_peaks("cpu")
     assert found.measured
     assert found.source.startswith("measured here: ")
     assert "torch.sum" in found.source or "matrix-vector" in found.source
     assert found.read_bytes_s > 0
-    assert found.flops["fp32"] > found.read_bytes_s  # several operations a byte, on whatever machine
+    # Several operations a byte, on whatever machine
+    assert found.flops["fp32"] > found.read_bytes_s
     assert set(found.flops) <= {"fp32", "fp16", "bf16", "int8"}
     assert min(found.flops.values()) > 0
 

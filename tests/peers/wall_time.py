@@ -1,11 +1,11 @@
-"""How long the same nine cells take: this tool, a bare loop in a process for each cell, optimum-benchmark 0.6.0.
+"""How long the same nine cells take: this tool, a bare loop in a process for each cell,
+optimum-benchmark 0.6.0.
 
-The headline grid with 32 + 16 tokens, 1 warm-up and 3 repeats, samples off. The peer lives in an environment of its own,
-because it needs transformers < 5, and runs its ``process`` launcher:
+The headline grid with 32 + 16 tokens, 1 warm-up and 3 repeats, samples off. The peer lives in an
+environment of its own, because it needs transformers < 5, and runs its ``process`` launcher:
 
-    python -m venv PEER
-    PEER/bin/pip install torch==2.13.0 "transformers<5" bitsandbytes==0.50.2 accelerate optimum-benchmark==0.6.0
-    python -m tests.peers.wall_time PEER/bin
+    python -m venv PEER PEER/bin/pip install torch==2.13.0 "transformers<5" bitsandbytes==0.50.2
+    accelerate optimum-benchmark==0.6.0 python -m tests.peers.wall_time PEER/bin
 
 Without an argument only the first two run. Prints seconds and, of the peer, what it reads.
 """
@@ -41,18 +41,37 @@ hydra:
 """
 _QUANT = {
     "fp16": "torch_dtype: float16",
-    "int8": "torch_dtype: bfloat16\n  quantization_scheme: bnb\n  quantization_config: {load_in_8bit: true, "
-    "llm_int8_threshold: 6.0}",
-    "nf4": "torch_dtype: bfloat16\n  quantization_scheme: bnb\n  quantization_config: {load_in_4bit: true, "
-    "bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: bfloat16}",
+    "int8": (
+        "torch_dtype: bfloat16\n  quantization_scheme: bnb\n  quantization_config: {load_in_8bit:"
+        " true, llm_int8_threshold: 6.0}"
+    ),
+    "nf4": (
+        "torch_dtype: bfloat16\n  quantization_scheme: bnb\n  quantization_config: {load_in_4bit:"
+        " true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: bfloat16}"
+    ),
 }
 
 
 def ours(folder: Path, place: Path) -> None:
     shapes = [f"workload.prompt_tokens={PROMPT_TOKENS}", f"workload.new_tokens={NEW_TOKENS}"]
-    care = [f"measure.warmups={WARMUPS}", f"measure.repeats={REPEATS}", "measure.target=null", "measure.budget_s=null"]
+    care = [
+        f"measure.warmups={WARMUPS}",
+        f"measure.repeats={REPEATS}",
+        "measure.target=null",
+        "measure.budget_s=null",
+    ]
     grid = [f"quant={','.join(QUANTS)}", f"batch={','.join(map(str, BATCHES))}"]
-    command = [sys.executable, "-m", "bench", "-m", *grid, *shapes, *care, "quality=none", f"output_dir={place}"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "-m",
+        *grid,
+        *shapes,
+        *care,
+        "quality=none",
+        f"output_dir={place}",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
 
 
@@ -63,17 +82,35 @@ def bare(folder: Path, place: Path) -> None:
         for batch in BATCHES:
             arguments = [folder, text, quant, batch, *counts]
             script = ROOT / "tests" / "bare_loop.py"
-            subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True, cwd=place)
+            subprocess.run(
+                [sys.executable, str(script), *map(str, arguments)], check=True, cwd=place
+            )
 
 
 def peer(binaries: Path, folder: Path, place: Path) -> None:
     (place / "quant").mkdir()
     for name, text in _QUANT.items():
         (place / "quant" / f"{name}.yaml").write_text(f"# @package _global_\nbackend:\n  {text}\n")
-    counts = {"repeats": REPEATS, "warmups": WARMUPS, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS}
+    counts = {
+        "repeats": REPEATS,
+        "warmups": WARMUPS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+    }
     (place / "grid.yaml").write_text(_GRID.format(**counts, folder=folder, place=place))
-    grid = [f"quant={','.join(QUANTS)}", f"scenario.input_shapes.batch_size={','.join(map(str, BATCHES))}"]
-    command = [str(binaries / "optimum-benchmark"), "--config-dir", str(place), "--config-name", "grid", "-m", *grid]
+    grid = [
+        f"quant={','.join(QUANTS)}",
+        f"scenario.input_shapes.batch_size={','.join(map(str, BATCHES))}",
+    ]
+    command = [
+        str(binaries / "optimum-benchmark"),
+        "--config-dir",
+        str(place),
+        "--config-name",
+        "grid",
+        "-m",
+        *grid,
+    ]
     subprocess.run(command, check=True, cwd=place, env={**os.environ, "OVERRIDE_BENCHMARKS": "1"})
 
 

@@ -11,7 +11,10 @@ from bench.record.redact import redacted
         ("http://me:pass@host:5000/x", "http://***@host:5000/x"),
         ("http://me:p@ss@host/x@y", "http://***@host/x@y"),
         ("GET https://blob/x?sp=r&sig=abc%3D", "GET https://blob/x?sp=r&sig=***"),
-        ("cannot clone https://oauth2:abc@git.example/r.git", "cannot clone https://***@git.example/r.git"),
+        (
+            "cannot clone https://oauth2:abc@git.example/r.git",
+            "cannot clone https://***@git.example/r.git",
+        ),
         ("postgresql+psycopg2://u:p%40w@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
         ("GET /a?X-Amz-Signature=abcdef&b=1", "GET /a?X-Amz-Signature=***&b=1"),
         ("token hf_abcdefghijklmnopqrstuv is wrong", "token *** is wrong"),
@@ -40,7 +43,9 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_values_of_variables_that_are_named_like_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_variables_that_are_named_like_secrets_are_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MY_SERVICE_PASSWORD", "correct horse")
     monkeypatch.setenv("MY_SERVICE_NAME", "battery staple")
     monkeypatch.setenv("OTHER_TOKEN", "short")
@@ -53,4 +58,7 @@ def test_values_of_variables_that_are_named_like_secrets_are_hidden(monkeypatch:
 
 def test_containers_are_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "0123456789")
-    assert redacted({"a": ["x 0123456789", 1, None], "0123456789": ("y",)}) == {"a": ["x ***", 1, None], "***": ("y",)}
+    assert redacted({"a": ["x 0123456789", 1, None], "0123456789": ("y",)}) == {
+        "a": ["x ***", 1, None],
+        "***": ("y",),
+    }

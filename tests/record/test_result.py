@@ -15,10 +15,15 @@ FULL = fakes.result(
     host=fakes.gpu_host(),
     revision="0.1.2",
     attestation=fakes.attestation(
-        outlier_share=0.1, compute_dtypes=("bfloat16", "float32"), attention_operators=("aten::a", "aten::b")
+        outlier_share=0.1,
+        compute_dtypes=("bfloat16", "float32"),
+        attention_operators=("aten::a", "aten::b"),
     ),
     measurement=fakes.measurement(clock_mismatch=0.001),
-    samples=(Sample("Why?", "Because “ünïcode” \U0001f600.\n", (1, 2), True), Sample("", "", (), False)),
+    samples=(
+        Sample("Why?", "Because “ünïcode” \U0001f600.\n", (1, 2), True),
+        Sample("", "", (), False),
+    ),
     samples_from="ba9876543210",
     divergence=fakes.divergence(fakes.window(kl_nats=-1e-17), answers=(fakes.sample(1, 2),)),
     profile=Profile((PhaseProfile("decode", 0.5, 4, {"matrix product": 0.5}),), 1.25),
@@ -35,7 +40,9 @@ def test_a_result_with_only_what_must_be_there_survives_too() -> None:
 
 
 def test_a_result_without_numbers_survives_too() -> None:
-    result = fakes.result(cell=fakes.cell(model="tiny"), outcome=Outcome("failed", "it broke", "Traceback:\n..."))
+    result = fakes.result(
+        cell=fakes.cell(model="tiny"), outcome=Outcome("failed", "it broke", "Traceback:\n...")
+    )
     assert result.measurements == ()
     assert result.attestation is None
     assert from_json(result.to_json(), "here") == result
@@ -67,8 +74,14 @@ def edited(result: Result, **changes: Any) -> str:
         (edited(FULL, schema=2), r"^here: schema 2, this version reads 3$"),
         (edited(FULL, colour="red"), r"^here: colour=red: unknown key; known are schema, "),
         (edited(FULL, started_at=float("nan")), r"^here: started_at=nan: want a number$"),
-        (edited(FULL, outcome={"status": "fine"}), r"^here: outcome\.status=fine: want one of ok, skipped, oom, "),
-        (edited(FULL, started_at="1", sweep_id=5), r"^here: sweep_id=5: want a text; .*started_at=1: want a number$"),
+        (
+            edited(FULL, outcome={"status": "fine"}),
+            r"^here: outcome\.status=fine: want one of ok, skipped, oom, ",
+        ),
+        (
+            edited(FULL, started_at="1", sweep_id=5),
+            r"^here: sweep_id=5: want a text; .*started_at=1: want a number$",
+        ),
     ],
 )
 def test_a_file_that_is_not_a_result_is_refused_by_its_name(text: str, message: str) -> None:

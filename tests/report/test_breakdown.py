@@ -25,11 +25,14 @@ PACKED = profiled("int8", matrix_product=0.040, dequantization=0.050, interprete
 def test_a_table_for_each_phase_has_milliseconds_of_one_step() -> None:
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
-        for table in breakdown.tables([PLAIN, PACKED, fakes.result(cell=fakes.cell(quant="nf4"))], ["quant"]):
+        for table in breakdown.tables(
+            [PLAIN, PACKED, fakes.result(cell=fakes.cell(quant="nf4"))], ["quant"]
+        ):
             console.print(table)
     lines = [line.split() for line in capture.get().splitlines()]
     assert ["bf16", "500.00", "500.00"] in lines
-    assert ["bf16", "30.00", "-", "10.00", "40.00"] in lines  # matrix product, dequantization, interpreter, all
+    # Matrix product, dequantization, interpreter, all
+    assert ["bf16", "30.00", "-", "10.00", "40.00"] in lines
     assert ["int8", "20.00", "25.00", "10.50", "55.50"] in lines
     assert not any("nf4" in line for line in lines)
 

@@ -20,10 +20,15 @@ def shown(records: list[Result], outputs: Path) -> str:
     return capture.get()
 
 
-def test_each_cell_says_what_it_needs_how_long_it_takes_and_what_becomes_of_it(tmp_path: Path) -> None:
+def test_each_cell_says_what_it_needs_how_long_it_takes_and_what_becomes_of_it(
+    tmp_path: Path,
+) -> None:
     thrice = fakes.group("measure", "quick", passes=3)
     host = fakes.host()
-    cells = [resolve(fakes.cell(batch=batch, quant="fp32", measure=thrice), host) for batch in (1, 2, 4, 8)]
+    cells = [
+        resolve(fakes.cell(batch=batch, quant="fp32", measure=thrice), host)
+        for batch in (1, 2, 4, 8)
+    ]
     fresh, skipped, partly, done = (attempt.begin(cell, host, "") for cell in cells)
     skipped = replace(skipped, outcome=Outcome("skipped", "because"))
     partly = replace(partly, passes=(fakes.process(),), reused_from="an earlier sweep")
@@ -31,7 +36,9 @@ def test_each_cell_says_what_it_needs_how_long_it_takes_and_what_becomes_of_it(t
     earlier(tmp_path, "2026-01-01_00-00-00", partly)
     text = shown([fresh, skipped, partly, done], tmp_path)
     rows = {
-        line.split()[0]: " ".join(line.split()[1:]) for line in text.partition("4 cells")[0].splitlines() if line.strip()
+        line.split()[0]: " ".join(line.split()[1:])
+        for line in text.partition("4 cells")[0].splitlines()
+        if line.strip()
     }
     assert rows["1"].endswith("? 3 processes")
     assert rows["1"].startswith("514 ")  # 134,515,008 x 4 bytes and a little cache, in MiB

@@ -21,7 +21,12 @@ QUANTS = ("fp32", "fp16", "bf16", "int8", "int8_nodecomp", "nf4", "nf4_double", 
 def test_large_report_stays_small_and_its_table_is_seen(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     cells = [
         measured(
-            quant, batch, tpot_s=0.02 + 0.001 * batch + 0.003 * i, ttft_s=0.05 * batch, mib=300 + batch, kl=0.01 * i + 1e-4
+            quant,
+            batch,
+            tpot_s=0.02 + 0.001 * batch + 0.003 * i,
+            ttft_s=0.05 * batch,
+            mib=300 + batch,
+            kl=0.01 * i + 1e-4,
         )
         for i, quant in enumerate(QUANTS)
         for batch in range(1, 126)
@@ -29,7 +34,10 @@ def test_large_report_stays_small_and_its_table_is_seen(browser: Browser, tmp_pa
     folder = kept(tmp_path, cells)
     started = time.perf_counter()
     page = write_report(folder)[0]
-    print(f"\n{len(cells)} cells: {time.perf_counter() - started:.1f} s, {page.stat().st_size / 1e6:.2f} MB")
+    print(
+        f"\n{len(cells)} cells: {time.perf_counter() - started:.1f} s,"
+        f" {page.stat().st_size / 1e6:.2f} MB"
+    )
     assert page.stat().st_size < 8e6
     seen = Seen(browser, 1400)
     started = time.perf_counter()

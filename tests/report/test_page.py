@@ -1,4 +1,5 @@
-"""The report's parts: what stands on the page, in the ticket, in the table for other tools, for made-up sweeps."""
+"""The report's parts: what stands on the page, in the ticket, in the table for other tools, for
+made-up sweeps."""
 
 import csv
 import io
@@ -29,7 +30,13 @@ def kept(folder: Path, results: list[Result]) -> Path:
 
 def test_a_report_is_a_page_a_ticket_a_table_and_pictures(tmp_path: Path) -> None:
     files = report.write_report(kept(tmp_path, KNOWN))
-    assert [file.name for file in files] == ["report.html", "report.md", "report.csv", "throughput.png", "tradeoffs.png"]
+    assert [file.name for file in files] == [
+        "report.html",
+        "report.md",
+        "report.csv",
+        "throughput.png",
+        "tradeoffs.png",
+    ]
     assert all(file.stat().st_size > 1000 for file in files)
     assert not list(tmp_path.glob("*.partial"))
 
@@ -53,8 +60,12 @@ def test_what_a_model_says_is_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;because" in page
 
 
-@pytest.mark.parametrize("chart", list(charts.charts(report.shown(KNOWN, "quant"))), ids=lambda chart: chart.name)
-def test_a_picture_is_well_formed_says_what_it_shows_and_takes_the_page_s_colours(chart: charts.Chart) -> None:
+@pytest.mark.parametrize(
+    "chart", list(charts.charts(report.shown(KNOWN, "quant"))), ids=lambda chart: chart.name
+)
+def test_a_picture_is_well_formed_says_what_it_shows_and_takes_the_page_s_colours(
+    chart: charts.Chart,
+) -> None:
     text = charts.svg(chart)
     root = ElementTree.fromstring(text)
     assert root.get("role") == "img"
@@ -72,11 +83,15 @@ def test_titles_say_what_the_data_says() -> None:
     titles = {chart.name: chart.title for chart in charts.charts(report.shown(KNOWN, "quant"))}
     assert titles["throughput"] == "bf16 batch 32 gives the most output: 107 tokens/s"  # 128 / 1.2
     assert titles["heat"] == "The longest wait for a first token is 1,800 ms, with int8 batch 32"
-    assert titles["phases"] == "Prefill takes 29% to 75% of a request"  # 0.05 / 0.17 and 0.9 / 1.2 = 1.8 / 2.4
+    # 0.05 / 0.17 and 0.9 / 1.2 = 1.8 / 2.4
+    assert titles["phases"] == "Prefill takes 29% to 75% of a request"
 
 
 def test_a_sweep_without_a_number_is_reported_with_its_reasons(tmp_path: Path) -> None:
-    failed = [fakes.result(cell=fakes.cell(quant=q), outcome=Outcome("oom", "no memory left")) for q in ("bf16", "fp16")]
+    failed = [
+        fakes.result(cell=fakes.cell(quant=q), outcome=Outcome("oom", "no memory left"))
+        for q in ("bf16", "fp16")
+    ]
     page = report.write_report(kept(tmp_path, failed))[0].read_text(encoding="utf-8")
     assert "oom: no memory left" in page
     assert "no cell has a number" in page
@@ -94,8 +109,12 @@ def test_the_table_for_other_tools_has_every_metric_in_si_units() -> None:
 
 
 def test_profiles_stand_in_the_report(tmp_path: Path) -> None:
-    profile = Profile((PhaseProfile("decode", 0.5, 1, {"matrix product": 0.4, "interpreter": 0.1}),), 1.1)
-    page = report.write_report(kept(tmp_path, [fakes.result(profile=profile)]))[0].read_text(encoding="utf-8")
+    profile = Profile(
+        (PhaseProfile("decode", 0.5, 1, {"matrix product": 0.4, "interpreter": 0.1}),), 1.1
+    )
+    page = report.write_report(kept(tmp_path, [fakes.result(profile=profile)]))[0].read_text(
+        encoding="utf-8"
+    )
     assert "Where the time goes" in page
     assert "<td>400.00</td>" in page
 
@@ -103,14 +122,22 @@ def test_profiles_stand_in_the_report(tmp_path: Path) -> None:
 def answering(quant: str, *answers: Sample, **changes: str) -> Result:
     theirs = (Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True))
     cell = plan.resolve(fakes.cell(quant=quant), fakes.host())
-    return fakes.result(cell=cell, samples=answers, divergence=fakes.divergence(answers=theirs), **changes)
+    return fakes.result(
+        cell=cell, samples=answers, divergence=fakes.divergence(answers=theirs), **changes
+    )
 
 
 def test_the_prompts_that_changed_most_come_first_with_the_changed_part_apart() -> None:
-    same = answering("bf16", Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True))
-    other = answering("fp16", Sample("one", "a b x d", (1, 2, 9, 4), True), Sample("two", "z", (7,), True))
+    same = answering(
+        "bf16", Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True)
+    )
+    other = answering(
+        "fp16", Sample("one", "a b x d", (1, 2, 9, 4), True), Sample("two", "z", (7,), True)
+    )
     copied = answering("int8", Sample("one", "never", (0,), True), samples_from=same.cell_id)
-    elsewhere = answering("nf4", Sample("two", "e f", (5, 6), True), samples_from="of a sweep that it was taken from")
+    elsewhere = answering(
+        "nf4", Sample("two", "e f", (5, 6), True), samples_from="of a sweep that it was taken from"
+    )
     first, second = side_by_side([same, other, copied, elsewhere], ["quant", "batch"])
     assert (first.prompt, second.prompt) == ("two", "one")
     assert [(told.who, told.same, told.differs, told.remarks) for told in second.answers] == [

@@ -15,7 +15,9 @@ from tests import fakes
 
 NO_BASELINE = Baseline()
 FP16_1, FP16_8, NF4_1, NF4_8 = (
-    resolve(fakes.cell(quant=quant, batch=batch), fakes.host()) for quant in ("fp16", "nf4") for batch in (1, 8)
+    resolve(fakes.cell(quant=quant, batch=batch), fakes.host())
+    for quant in ("fp16", "nf4")
+    for batch in (1, 8)
 )
 OOM = Outcome("oom", "no memory")
 
@@ -103,7 +105,10 @@ def test_a_baseline_that_was_asked_for_is_the_one() -> None:
 def test_cells_that_share_a_reason_share_a_line() -> None:
     cells = [NF4_1, NF4_8, FP16_8]
     reasons = ["no memory", "no memory", "really none"]
-    results = [fakes.result(cell=cell, outcome=Outcome("oom", reason)) for cell, reason in zip(cells, reasons, strict=True)]
+    results = [
+        fakes.result(cell=cell, outcome=Outcome("oom", reason))
+        for cell, reason in zip(cells, reasons, strict=True)
+    ]
     assert as_text([RESULTS[0], *results], NO_BASELINE).splitlines()[-2:] == [
         "quant=nf4 batch=1; quant=nf4 batch=8: oom: no memory",
         "quant=fp16 batch=8: oom: really none",
@@ -136,7 +141,9 @@ def test_a_reading_that_no_cell_has_is_no_column() -> None:
 
 
 def test_the_first_line_says_where_it_was_measured() -> None:
-    on_gpu = fakes.result(cell=fakes.cell(device="cuda"), host=fakes.gpu_host(versions={"torch": "2.9.0"}))
+    on_gpu = fakes.result(
+        cell=fakes.cell(device="cuda"), host=fakes.gpu_host(versions={"torch": "2.9.0"})
+    )
     assert as_text([on_gpu], NO_BASELINE).splitlines()[0] == (
         "smollm2-135m, workload few: 8 prompt + 4 new tokens, Some GPU, torch 2.9.0"
     )
@@ -145,7 +152,9 @@ def test_the_first_line_says_where_it_was_measured() -> None:
 def test_the_first_line_says_only_what_holds_for_every_cell() -> None:
     cells = [fakes.cell(), fakes.cell(model="tiny", quant="fp32", threads=1)]
     first = as_text([fakes.result(cell=cell) for cell in cells], NO_BASELINE).splitlines()[0]
-    assert first == "workload few: 8 prompt + 4 new tokens, Some CPU, torch 2.9.0, transformers 5.0.0"
+    assert (
+        first == "workload few: 8 prompt + 4 new tokens, Some CPU, torch 2.9.0, transformers 5.0.0"
+    )
 
 
 def test_a_number_without_its_samples_says_so() -> None:
@@ -158,21 +167,29 @@ def test_equal_names_that_hide_a_difference_get_the_differing_field() -> None:
     cells = [resolve(fakes.cell(quant=quant), fakes.host()) for quant in quants]
     assert cell_id(cells[0]) != cell_id(cells[1])
     text = as_text([paced(cell, 0.5, 64) for cell in cells], NO_BASELINE)
-    assert [line.split()[0] for line in text.splitlines()[2:6:1] if "─" not in line] == ["quant.threshold", "6.0", "3.0"]
+    assert [line.split()[0] for line in text.splitlines()[2:6:1] if "─" not in line] == [
+        "quant.threshold",
+        "6.0",
+        "3.0",
+    ]
 
 
 def test_no_results_are_said_to_be_none() -> None:
     assert as_text([], NO_BASELINE) == "no cell has ended"
 
 
-def test_text_for_files_has_no_escape_codes_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_for_files_has_no_escape_codes_even_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\x1b" not in as_text([fakes.result()], Baseline())
 
 
 def test_brackets_in_a_value_are_text_and_not_markup() -> None:
     prompts = ("[bold] a [/INST]", "b")
-    cells = [fakes.cell(workload={"name": "w", "new_tokens": 4, "prompt": prompt}) for prompt in prompts]
+    cells = [
+        fakes.cell(workload={"name": "w", "new_tokens": 4, "prompt": prompt}) for prompt in prompts
+    ]
     assert "[bold] a [/INST]" in as_text([fakes.result(cell=cell) for cell in cells], Baseline())
 
 
@@ -184,7 +201,9 @@ def test_what_a_reader_should_doubt_is_said() -> None:
 
 
 def test_more_than_a_data_sheet_allows_is_doubted() -> None:
-    impossible = fakes.result(peaks=Peaks(100.0, {"bf16": 1e12}, "data sheet: of a toy", measured=False))
+    impossible = fakes.result(
+        peaks=Peaks(100.0, {"bf16": 1e12}, "data sheet: of a toy", measured=False)
+    )
     assert "more than the data sheet allows" in as_text([impossible], Baseline())
     assert "more than the data sheet allows" not in as_text([fakes.result()], Baseline())
 
@@ -196,7 +215,9 @@ def test_a_gpu_that_was_held_down_is_said() -> None:
 
 
 def test_what_disturbed_a_cell_is_said_with_how_much() -> None:
-    stolen = Contamination(wall_s=10.0, throttled_s=0.5, steal_s=1.0, involuntary_switches=None, pressure_s=None)
+    stolen = Contamination(
+        wall_s=10.0, throttled_s=0.5, steal_s=1.0, involuntary_switches=None, pressure_s=None
+    )
     text = as_text([fakes.result(measurement=fakes.measurement(contamination=stolen))], Baseline())
     assert "(5%): the cgroup's CPU quota was used up for a share of the time" in text
     assert "(10%): other virtual machines took a share of the CPUs" in text

@@ -1,4 +1,5 @@
-"""Files on disk: whole or not there, in the order of the grid, and refused by name when they are not ours."""
+"""Files on disk: whole or not there, in the order of the grid, and refused by name when they are
+not ours."""
 
 import resource
 from collections.abc import Iterator
@@ -70,7 +71,9 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_sweep_outside_a_checkout_is_read_as_it_was_written(tmp_path: Path) -> None:
-    installed = replace(sweep(), provenance=fakes.provenance(commit=None, changes=None, lock=None, changed=()))
+    installed = replace(
+        sweep(), provenance=fakes.provenance(commit=None, changes=None, lock=None, changed=())
+    )
     write_sweep(tmp_path, installed)
     assert read_sweep(tmp_path) == installed
 
@@ -119,14 +122,20 @@ def full_disk(room_bytes: int) -> Iterator[None]:
 def test_a_disk_that_fills_up_leaves_the_old_result_whole(tmp_path: Path) -> None:
     write_sweep(tmp_path, sweep(ONE.cell_id))
     write_result(tmp_path, ONE)
-    with full_disk(100), pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"):
+    with (
+        full_disk(100),
+        pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"),
+    ):
         write_result(tmp_path, replace(ONE, started_at=99.0))
     assert list(read_results(tmp_path)) == [ONE]
 
 
 def test_a_disk_that_fills_up_leaves_no_half_of_a_first_result(tmp_path: Path) -> None:
     write_sweep(tmp_path, sweep(ONE.cell_id))
-    with full_disk(100), pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"):
+    with (
+        full_disk(100),
+        pytest.raises(StoreError, match=r"result.json: cannot be written \(File too large\)"),
+    ):
         write_result(tmp_path, ONE)
     assert list(read_results(tmp_path)) == []
     write_result(tmp_path, ONE)
@@ -141,9 +150,13 @@ def test_a_reading_that_is_no_number_leaves_the_old_result_whole(tmp_path: Path)
     assert list(read_results(tmp_path)) == [ONE]
 
 
-@pytest.mark.parametrize(("missing", "what"), [("", r"no sweep\.json in it"), ("nowhere", "no such folder")])
+@pytest.mark.parametrize(
+    ("missing", "what"), [("", r"no sweep\.json in it"), ("nowhere", "no such folder")]
+)
 def test_a_folder_that_is_no_sweeps_is_refused(tmp_path: Path, missing: str, what: str) -> None:
-    with pytest.raises(StoreError, match=f"{what}; want the folder of a sweep, like outputs/sweeps/"):
+    with pytest.raises(
+        StoreError, match=f"{what}; want the folder of a sweep, like outputs/sweeps/"
+    ):
         read_sweep(tmp_path / missing)
 
 
@@ -181,7 +194,11 @@ def test_a_result_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_what_libraries_said_is_told_once(tmp_path: Path) -> None:
     failed = fakes.result(cell=fakes.cell(batch=9), outcome=Outcome("failed", "it broke"))
     write_sweep(tmp_path, sweep(ONE.cell_id, TWO.cell_id, failed.cell_id))
-    for result, text in ((ONE, "deprecated\n\n"), (TWO, "deprecated\nslow kernel\n"), (failed, "Traceback\n")):
+    for result, text in (
+        (ONE, "deprecated\n\n"),
+        (TWO, "deprecated\nslow kernel\n"),
+        (failed, "Traceback\n"),
+    ):
         write_result(tmp_path, result)
         (cell_folder(tmp_path, result.cell_id) / "log.txt").write_text(text)
     assert library_words(tmp_path) == ["deprecated", "slow kernel"]

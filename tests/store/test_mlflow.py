@@ -34,7 +34,9 @@ def folder(tmp_path: Path) -> Path:
     place = store.new_folder(tmp_path / "outputs")
     tracking = Tracking("local", True, "an experiment")
     cells = (OK.cell_id, FAILED.cell_id)
-    sweep = fakes.sweep(*cells, sweep_id=place.name, overrides=("-m", "batch=1,2"), tracking=tracking)
+    sweep = fakes.sweep(
+        *cells, sweep_id=place.name, overrides=("-m", "batch=1,2"), tracking=tracking
+    )
     store.write_sweep(place, sweep)
     store.write_inputs(place, [TEXTS["prose"]])
     for result in (OK, FAILED):
@@ -59,7 +61,9 @@ def tracker(folder: Path) -> Tracker:
 
 def cells(client: MlflowClient, tracked: Tracker) -> list[Run]:
     kind = "tags.`bench.kind` = 'cell'"
-    return list(client.search_runs([tracked.experiment_id], kind, order_by=["attributes.run_name ASC"]))
+    return list(
+        client.search_runs([tracked.experiment_id], kind, order_by=["attributes.run_name ASC"])
+    )
 
 
 def test_a_cell_is_a_nested_run_with_all_that_is_known(folder: Path, client: MlflowClient) -> None:
@@ -72,7 +76,8 @@ def test_a_cell_is_a_nested_run_with_all_that_is_known(folder: Path, client: Mlf
     assert run.data.tags["bench.resume_key"] == OK.resume_key
     assert run.data.params["quant.dtype"] == "bf16"
     assert run.data.params["model.architecture.num_hidden_layers"] == "30"
-    assert not {"quant", "batch", "model"} & run.data.params.keys()  # names that `mlflow run` may have taken
+    # Names that `mlflow run` may have taken
+    assert not {"quant", "batch", "model"} & run.data.params.keys()
     derived = derive(OK)
     assert {key: run.data.metrics[key] for key in derived} == pytest.approx(derived, rel=1e-5)
     files = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
@@ -128,21 +133,30 @@ def test_the_run_that_mlflow_run_has_opened_becomes_the_parent(
     tracked = tracker(folder)
     tracked.log_cell(OK)
     assert (tracked.parent_id, tracked.experiment_id) == (opened.run_id, opened.experiment_id)
-    assert [run.data.tags["mlflow.parentRunId"] for run in cells(client, tracked)] == [opened.run_id]
+    assert [run.data.tags["mlflow.parentRunId"] for run in cells(client, tracked)] == [
+        opened.run_id
+    ]
     assert client.get_run(opened.run_id).data.tags["bench.kind"] == "sweep"
 
 
-def test_a_run_of_another_store_is_not_adopted(folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with `mlflow run -P overrides=tracking=server`: the opened run is in the store of the environment."""
+def test_a_run_of_another_store_is_not_adopted(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `mlflow run -P overrides=tracking=server`: the opened run is in the store of the
+    environment."""
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
     outputs = folder.parent.parent
-    tracked = Tracker(f"sqlite:///{outputs / 'mlflow.db'}", outputs, folder, store.read_sweep(folder))
+    tracked = Tracker(
+        f"sqlite:///{outputs / 'mlflow.db'}", outputs, folder, store.read_sweep(folder)
+    )
     tracked.open()
     assert client.get_run(tracked.parent_id).data.tags["bench.kind"] == "sweep"
 
 
-def test_push_finds_the_runs_of_a_sweep_in_whichever_experiment(folder: Path, client: MlflowClient) -> None:
+def test_push_finds_the_runs_of_a_sweep_in_whichever_experiment(
+    folder: Path, client: MlflowClient
+) -> None:
     """As those of `mlflow run --experiment-name`, which is not the one in sweep.json."""
     theirs = client.create_experiment("theirs", (folder / "artifacts").as_uri())
     tracked = tracker(folder)
@@ -175,13 +189,17 @@ def test_the_run_that_mlflow_run_has_opened_becomes_the_only_cell(
     folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_one(folder)
-    opened = client.create_run(client.create_experiment("of the project", (folder / "artifacts").as_uri())).info
+    opened = client.create_run(
+        client.create_experiment("of the project", (folder / "artifacts").as_uri())
+    ).info
     client.log_param(opened.run_id, "batch", "1")  # as `mlflow run -P batch=1` does
     monkeypatch.setenv("MLFLOW_RUN_ID", opened.run_id)
     assert push(folder) == 0
-    assert [experiment.name for experiment in client.search_experiments() if experiment.name != "Default"] == [
-        "of the project"
-    ]
+    assert [
+        experiment.name
+        for experiment in client.search_experiments()
+        if experiment.name != "Default"
+    ] == ["of the project"]
     (run,) = client.search_runs([opened.experiment_id])
     assert (run.info.run_id, run.info.status) == (opened.run_id, "FINISHED")
     assert run.data.metrics["decode_tok_s"] > 0
@@ -192,12 +210,22 @@ HUB_TOKEN = "hf_" + "abcdefghij0123456789"
 PLAIN = "a-plain-value-4711"  # of a variable that nothing asked for
 
 
-def test_no_secret_reaches_mlflow_or_the_disk(folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_reaches_mlflow_or_the_disk(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STORE_PASSWORD", PASSWORD)
     monkeypatch.setenv("WHATEVER", PLAIN)
-    words = f"401 for https://me:{PASSWORD}@hub/x?access_token={PASSWORD}, sent {HUB_TOKEN} and {PASSWORD}"
-    where = fakes.group("model", "smollm2-135m", repo=f"https://me:{PASSWORD}@hub/m", revision=HUB_TOKEN)
-    failed = fakes.result(cell=fakes.cell(model=where, batch=2), outcome=Outcome("failed", words, f"Traceback\n{words}"))
+    words = (
+        f"401 for https://me:{PASSWORD}@hub/x?access_token={PASSWORD}, sent {HUB_TOKEN} and"
+        f" {PASSWORD}"
+    )
+    where = fakes.group(
+        "model", "smollm2-135m", repo=f"https://me:{PASSWORD}@hub/m", revision=HUB_TOKEN
+    )
+    failed = fakes.result(
+        cell=fakes.cell(model=where, batch=2),
+        outcome=Outcome("failed", words, f"Traceback\n{words}"),
+    )
     sweep = store.read_sweep(folder)
     uri = f"http://me:{PASSWORD}@host:5000"
     store.write_sweep(
@@ -213,13 +241,17 @@ def test_no_secret_reaches_mlflow_or_the_disk(folder: Path, client: MlflowClient
     (folder / failed.cell_id / "log.txt").write_text(words)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent.parent / 'mlflow.db'}")
     # What a running sweep hands over has not been on disk.
-    tracked = Tracker(tracking_uri(Tracking("local", True, "e"), folder), folder.parent.parent, folder, sweep)
+    tracked = Tracker(
+        tracking_uri(Tracking("local", True, "e"), folder), folder.parent.parent, folder, sweep
+    )
     tracked.open()
     tracked.log_cell(failed)
     assert push(folder) == 0
     store.hide_secrets(folder / failed.cell_id / "log.txt")  # as it is done when a process ends
     files = [file for file in folder.parent.parent.rglob("*") if file.is_file()]
-    assert {"mlflow.db", "result.json", "sweep.json", "log.txt", "config.yaml", "report.html"} <= {f.name for f in files}
+    assert {"mlflow.db", "result.json", "sweep.json", "log.txt", "config.yaml", "report.html"} <= {
+        f.name for f in files
+    }
     for secret in (PASSWORD, HUB_TOKEN, PLAIN):
         assert [file for file in files if secret.encode() in file.read_bytes()] == []
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -253,10 +285,15 @@ def test_the_environment_names_the_store_unless_the_configuration_does(
     assert tracking_uri(Tracking("local", True, "e"), tmp_path) == "http://there:1"
     assert tracking_uri(Tracking("server", True, "e", "http://here:2"), tmp_path) == "http://here:2"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking_uri(Tracking("local", True, "e"), tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert (
+        tracking_uri(Tracking("local", True, "e"), tmp_path)
+        == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    )
 
 
-def test_runs_of_a_sweep_that_was_killed_are_ended_by_the_next_one(folder: Path, client: MlflowClient) -> None:
+def test_runs_of_a_sweep_that_was_killed_are_ended_by_the_next_one(
+    folder: Path, client: MlflowClient
+) -> None:
     dead = tracker(folder)
     assert client.get_run(dead.parent_id).info.status == "RUNNING"
     tracker(folder).end_dead_runs()
@@ -271,7 +308,9 @@ def test_a_result_of_an_earlier_sweep_says_so(folder: Path, client: MlflowClient
     assert "decode_tok_s" in run.data.metrics
 
 
-def test_a_cell_that_was_pushed_too_early_is_replaced_when_it_has_grown(folder: Path, client: MlflowClient) -> None:
+def test_a_cell_that_was_pushed_too_early_is_replaced_when_it_has_grown(
+    folder: Path, client: MlflowClient
+) -> None:
     tracked = tracker(folder)
     tracked.log_cell(OK)
     later = replace(OK.passes[0], started_at=OK.passes[0].started_at + 60)

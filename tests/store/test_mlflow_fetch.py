@@ -1,4 +1,5 @@
-"""A run as MLflow has it, read back from another place, and the links that a reproduction leaves."""
+"""A run as MLflow has it, read back from another place, and the links that a reproduction
+leaves."""
 
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def swept(tmp_path: Path, *overrides: str, reproduces: str | None = None) -> Pat
     place = store.new_folder(tmp_path / "outputs")
     tracking = Tracking("local", True, "an experiment")
     cells = (TWO.cell_id, ONE.cell_id)
-    sweep = fakes.sweep(*cells, sweep_id=place.name, overrides=overrides, tracking=tracking, reproduces=reproduces)
+    sweep = fakes.sweep(
+        *cells, sweep_id=place.name, overrides=overrides, tracking=tracking, reproduces=reproduces
+    )
     store.write_sweep(place, sweep)
     store.write_inputs(place, [TEXTS["prose"]])
     for result in (ONE, TWO):
@@ -107,24 +110,32 @@ def test_a_reproduction_is_linked_cell_by_cell(folder: Path, tmp_path: Path) -> 
     assert parent.data.tags["bench.reproduces"] == original.name
     assert parent.data.tags["bench.verdict"] == "differs"
     assert parent.data.tags["mlflow.note.content"] == record["text"]
-    assert "reproduction.md" in [artifact.path for artifact in client.list_artifacts(tracked.parent_id)]
-    cells = client.search_runs([tracked.experiment_id], f"tags.`mlflow.parentRunId` = '{tracked.parent_id}'")
+    assert "reproduction.md" in [
+        artifact.path for artifact in client.list_artifacts(tracked.parent_id)
+    ]
+    cells = client.search_runs(
+        [tracked.experiment_id], f"tags.`mlflow.parentRunId` = '{tracked.parent_id}'"
+    )
     tags = {run.data.tags["bench.cell_id"]: run.data.tags for run in cells}
     assert tags[TWO.cell_id]["bench.verdict"] == "differs"
     assert tags[TWO.cell_id]["bench.reproduces"] == original.runs[TWO.cell_id]
-    metrics = next(run.data.metrics for run in cells if run.data.tags["bench.cell_id"] == TWO.cell_id)
+    metrics = next(
+        run.data.metrics for run in cells if run.data.tags["bench.cell_id"] == TWO.cell_id
+    )
     assert metrics["reproduction/tpot_ratio"] == pytest.approx(1.2)
     assert push(again) == 0  # to the store in the outputs folder, with all of it
     elsewhere = MlflowClient(tracking_uri=f"sqlite:///{again.parent.parent / 'mlflow.db'}")
     pushed = elsewhere.search_runs(["1"], "tags.`bench.kind` = 'sweep'")
-    assert [(run.data.tags["bench.verdict"], run.data.tags["mlflow.note.content"]) for run in pushed] == [
-        ("differs", record["text"])
-    ]
+    assert [
+        (run.data.tags["bench.verdict"], run.data.tags["mlflow.note.content"]) for run in pushed
+    ] == [("differs", record["text"])]
 
 
 def test_a_run_that_somebody_has_nested_is_its_own_sweep(folder: Path, tmp_path: Path) -> None:
     tracked = logged(folder, tmp_path)
-    MlflowClient(tracking_uri=uri(tmp_path)).set_tag(tracked.parent_id, "mlflow.parentRunId", "0" * 32)
+    MlflowClient(tracking_uri=uri(tmp_path)).set_tag(
+        tracked.parent_id, "mlflow.parentRunId", "0" * 32
+    )
     assert from_mlflow(tracked.parent_id, uri(tmp_path)).results == [TWO, ONE]
 
 
@@ -139,7 +150,9 @@ def test_a_report_is_kept_with_the_run_that_mlflow_has_opened(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = MlflowClient(tracking_uri=uri(tmp_path))
-    opened = client.create_run(client.create_experiment("reports", (tmp_path / "kept").as_uri())).info.run_id
+    opened = client.create_run(
+        client.create_experiment("reports", (tmp_path / "kept").as_uri())
+    ).info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path))
     page = tmp_path / "report.md"
     page.write_text("# What to use")

@@ -1,9 +1,10 @@
 """What is really in memory and what really runs, and whether it deserves the cell's name.
 
-Libraries rewrite configurations without saying so: a layer that was skipped, a kernel that fell back, a dtype that was
-cast. So after the first request (bitsandbytes repacks 4-bit weights at their first forward) the modules are counted,
-every stored byte is added up, and one prefill and one decode step of a single row run under torch's profiler to see
-which attention operators are dispatched. A mismatch is ``not_engaged``: never a number under a wrong name.
+Libraries rewrite configurations without saying so: a layer that was skipped, a kernel that fell
+back, a dtype that was cast. So after the first request (bitsandbytes repacks 4-bit weights at their
+first forward) the modules are counted, every stored byte is added up, and one prefill and one
+decode step of a single row run under torch's profiler to see which attention operators are
+dispatched. A mismatch is ``not_engaged``: never a number under a wrong name.
 """
 
 from collections import Counter
@@ -39,7 +40,9 @@ def attest(cell: Cell, model: PreTrainedModel, prompt_ids: torch.Tensor) -> Atte
     for tensor in _stored_tensors(model):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     head = model.get_output_embeddings()
-    gathered = {m.weight.data_ptr(): m.weight.nbytes for m in model.modules() if isinstance(m, nn.Embedding)}
+    gathered = {
+        m.weight.data_ptr(): m.weight.nbytes for m in model.modules() if isinstance(m, nn.Embedding)
+    }
     gathered.pop(head.weight.data_ptr(), None)  # tied: the head reads all of it
     matmul = sum(_logical_count(m.weight) for m in _matrices(model) if m is not head)
     return Attestation(
@@ -55,14 +58,20 @@ def attest(cell: Cell, model: PreTrainedModel, prompt_ids: torch.Tensor) -> Atte
         attention=model.config._attn_implementation,
         attention_operators=operators,
         kernels=kernels,
-        compute_dtypes=tuple(sorted({str(m.compute_dtype) for m in _quantized(model) if hasattr(m, "compute_dtype")})),
+        compute_dtypes=tuple(
+            sorted({str(m.compute_dtype) for m in _quantized(model) if hasattr(m, "compute_dtype")})
+        ),
         outlier_share=outlier_share,
     )
 
 
 def mismatches(cell: Cell, model: PreTrainedModel, found: Attestation) -> list[str]:
     """Why the model does not deserve the cell's name; empty when it does."""
-    return [*_shape_mismatches(cell, found), *_layer_mismatches(cell, model), *_attention_mismatches(cell, found)]
+    return [
+        *_shape_mismatches(cell, found),
+        *_layer_mismatches(cell, model),
+        *_attention_mismatches(cell, found),
+    ]
 
 
 def _matrices(model: PreTrainedModel) -> list[Any]:
@@ -105,14 +114,17 @@ def _logical_count(parameter: torch.Tensor) -> int:
 def _shape(model: PreTrainedModel) -> ModelShape:
     config = model.config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    kinds = getattr(config, "layer_types", None) or [
+        "sliding_attention" if window else "full_attention"
+    ]
     windows = [window if kind == "sliding_attention" else None for kind in kinds]
     layers = config.num_hidden_layers
     return ModelShape(
         layers=layers,
         heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         sliding_windows=tuple(windows if len(windows) == layers else windows * layers),
@@ -122,7 +134,8 @@ def _shape(model: PreTrainedModel) -> ModelShape:
 def _observe(
     cell: Cell, model: PreTrainedModel, ids: torch.Tensor
 ) -> tuple[tuple[str, ...], tuple[str, ...], int, float | None]:
-    """Of one prefill and one decode step: attention operators, CUDA kernels, KV bytes a token, share of outlier columns."""
+    """Of one prefill and one decode step: attention operators, CUDA kernels, KV bytes a token,
+    share of outlier columns."""
     columns = [0, 0]  # above the threshold, all
     threshold = cell.quant.threshold or 0.0
 
@@ -146,13 +159,21 @@ def _observe(
         hook.remove()
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
-    events = profile.profiler.kineto_results.events()  # profile.events() builds a tree of them, for seconds
-    kernels = {event.name()[:_LONGEST_NAME] for event in events if event.device_type() == DeviceType.CUDA}
+    # Profile.events() builds a tree of them, for seconds
+    events = profile.profiler.kineto_results.events()
+    kernels = {
+        event.name()[:_LONGEST_NAME] for event in events if event.device_type() == DeviceType.CUDA
+    }
     names = {event.name() for event in events}
     attention = tuple(sorted(n for n in names if any(part in n for part in _ATTENTION)))
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     kept = sum(layer.keys.shape[-2] for layer in cache.layers) / len(cache.layers)
-    return attention, tuple(sorted(kernels)), round(stored / kept), columns[0] / columns[1] if watched else None
+    return (
+        attention,
+        tuple(sorted(kernels)),
+        round(stored / kept),
+        columns[0] / columns[1] if watched else None,
+    )
 
 
 def _shape_mismatches(cell: Cell, found: Attestation) -> Iterator[str]:
@@ -172,7 +193,11 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
     want = cell.quant
     quantized, head = _quantized(model), model.get_output_embeddings()
     layer_class = SCHEMES[want.scheme].layer_class
-    others = [m for m in _matrices(model) if m is not head and type(m).__name__ not in (layer_class, "Conv1D")]
+    others = [
+        m
+        for m in _matrices(model)
+        if m is not head and type(m).__name__ not in (layer_class, "Conv1D")
+    ]
     if want.scheme != "none":
         others += [m for m in _matrices(model) if isinstance(m, Conv1D)]
     if others:
@@ -197,9 +222,14 @@ def _settings_in_force(module: Any) -> dict[str, Any]:
     if type(module).__name__ == "Linear8bitLt":
         return {"threshold": module.state.threshold}
     state = module.weight.quant_state
-    # bitsandbytes unnests the scales when it repacks for a CPU with AVX512-BF16, and remembers that they were nested.
+    # bitsandbytes unnests the scales when it repacks for a CPU with AVX512-BF16, and remembers that
+    # they were nested.
     nested = getattr(state, "original_nested", state.nested)
-    return {"quant_type": state.quant_type, "double_quant": nested, "compute_dtype": module.compute_dtype}
+    return {
+        "quant_type": state.quant_type,
+        "double_quant": nested,
+        "compute_dtype": module.compute_dtype,
+    }
 
 
 def _wanted_settings(cell: Cell) -> dict[str, Any]:
@@ -220,9 +250,13 @@ def _attention_mismatches(cell: Cell, found: Attestation) -> Iterator[str]:
         yield f"scaled_dot_product_attention did not run; seen: {ran}"
     if want.implementation != "sdpa" and sdpa:
         yield f"want {want.implementation}, but {sdpa} ran"
-    if want.implementation in ("flash_attention_2", "flash_attention_3") and not any("flash_attn" in n for n in ran):
+    if want.implementation in ("flash_attention_2", "flash_attention_3") and not any(
+        "flash_attn" in n for n in ran
+    ):
         yield f"want {want.implementation}, but no operator of flash_attn ran"
     if want.backend is not None:
-        taken = {name for name, operator in OPERATORS.items() if any(operator in each for each in sdpa)}
+        taken = {
+            name for name, operator in OPERATORS.items() if any(operator in each for each in sdpa)
+        }
         if taken != {want.backend}:
             yield f"sdpa took {', '.join(sorted(taken)) or 'no known backend'}, want {want.backend}"

@@ -1,11 +1,12 @@
 """From a cell to a model in memory, on its device, in its dtype, quantized, ready to be called.
 
-Pretrained weights go through transformers' ``from_pretrained``, which quantizes tensor by tensor. Random weights are
-built here: memory and the speed of dense kernels do not depend on the values, so any architecture can be measured
-without a download. ``from_config`` would hold the whole model in its dtype first and refuses quantization; instead the
-model is laid out on the meta device (no storage), its layers replaced by quantized ones, and then each module is
-materialized, initialized by the model's own rule, quantized and moved before the next one is touched: the peak is the
-final size plus one layer.
+Pretrained weights go through transformers' ``from_pretrained``, which quantizes tensor by tensor.
+Random weights are built here: memory and the speed of dense kernels do not depend on the values, so
+any architecture can be measured without a download. ``from_config`` would hold the whole model in
+its dtype first and refuses quantization; instead the model is laid out on the meta device (no
+storage), its layers replaced by quantized ones, and then each module is materialized, initialized
+by the model's own rule, quantized and moved before the next one is touched: the peak is the final
+size plus one layer.
 """
 
 import contextlib
@@ -18,7 +19,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bench.config.cell import Cell, Model
 from bench.engine.transformers.schemes import DTYPES, SCHEMES
@@ -36,9 +43,10 @@ class Subject:
 def load(cell: Cell, folder: Path | None) -> Subject:
     """The cell's model in evaluation mode on the cell's device; ``folder`` None for random weights.
 
-    ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch 2.13 does not fold
-    the batch into one product on a CPU, and prefill of 32 x 32 tokens in fp16 takes 3.8 s instead of 0.9 s (measured
-    2026-11-23, 2 threads of a Xeon with AVX512-FP16, smollm2-135m).
+    ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch
+    2.13 does not fold the batch into one product on a CPU, and prefill of 32 x 32 tokens in fp16
+    takes 3.8 s instead of 0.9 s (measured 2026-11-23, 2 threads of a Xeon with AVX512-FP16,
+    smollm2-135m).
 
     Raises:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
@@ -53,7 +61,8 @@ def load(cell: Cell, folder: Path | None) -> Subject:
 
 
 def load_tokenizer(model: Model, folder: Path | None) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer; None for random weights of a model whose tokenizer would have to be downloaded."""
+    """The model's tokenizer; None for random weights of a model whose tokenizer would have to be
+    downloaded."""
     if model.tokenizer == "bytes":
         return _byte_tokenizer()
     return None if folder is None else AutoTokenizer.from_pretrained(folder)
@@ -74,8 +83,8 @@ def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
     if absent:  # transformers fills them with random numbers and goes on
         raise CellFailure(
             "failed",
-            f"{cell.model.name}: {len(absent)} tensors are missing in {folder} (first {absent[0]}): the download is "
-            "incomplete or of another architecture; download it again",
+            f"{cell.model.name}: {len(absent)} tensors are missing in {folder} (first {absent[0]}):"
+            " the download is incomplete or of another architecture; download it again",
         )
     return model
 
@@ -86,14 +95,19 @@ def _reading(cell: Cell, folder: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # transformers wraps what quantization raises and hides its text: the allocator knows whether it was memory.
+        # transformers wraps what quantization raises and hides its text: the allocator knows
+        # whether it was memory.
         if cell.device == "cuda" and torch.cuda.memory_stats().get("num_ooms"):
-            raise CellFailure("oom", "the device's memory was full while the weights were loaded") from error
+            raise CellFailure(
+                "oom", "the device's memory was full while the weights were loaded"
+            ) from error
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = "download the folder again, or measure speed alone with model.weights=random"
-        raise CellFailure("failed", f"{cell.model.name}: cannot load {folder}: {first}; {advice}") from error
+        raise CellFailure(
+            "failed", f"{cell.model.name}: cannot load {folder}: {first}; {advice}"
+        ) from error
 
 
 def _random(cell: Cell) -> PreTrainedModel:
@@ -101,26 +115,35 @@ def _random(cell: Cell) -> PreTrainedModel:
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
     dtype = DTYPES[cell.quant.dtype]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=cell.attn.implementation)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=cell.attn.implementation
+        )
     quantization = SCHEMES[cell.quant.scheme].configuration(cell.quant)
     if quantization is not None:
-        # Imports bitsandbytes, which initializes CUDA where there is one: never at the top, the fork server reads this.
+        # Imports bitsandbytes, which initializes CUDA where there is one: never at the top, the
+        # fork server reads this.
         from transformers.integrations.bitsandbytes import replace_with_bnb_linear
         from transformers.quantizers.base import get_keys_to_not_convert
 
         replace_with_bnb_linear(model, get_keys_to_not_convert(model), quantization)
     model.tie_weights()
     torch.manual_seed(cell.seed)
-    made: dict[int, nn.Parameter] = {}  # by identity on the meta device, so that tied weights stay one
+    # By identity on the meta device, so that tied weights stay one
+    made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         _materialize(model, module, made, dtype, torch.device(cell.device))
     return model
 
 
 def _materialize(
-    model: PreTrainedModel, module: nn.Module, made: dict[int, nn.Parameter], dtype: torch.dtype, device: torch.device
+    model: PreTrainedModel,
+    module: nn.Module,
+    made: dict[int, nn.Parameter],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """Give the module's own parameters and buffers storage and values, quantize them, move them to the device."""
+    """Give the module's own parameters and buffers storage and values, quantize them, move them to
+    the device."""
     fresh: dict[str, nn.Parameter] = {}
     for name, meta in list(module.named_parameters(recurse=False)):
         if id(meta) not in made:
@@ -145,14 +168,16 @@ def _materialize(
 
 
 def release_heap() -> None:
-    """Give back what loading has freed and the C library keeps: else the peak of running depends on how loading went."""
+    """Give back what loading has freed and the C library keeps: else the peak of running depends on
+    how loading went."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's
         libc.malloc_trim(0)
 
 
 def _same_kind(meta: nn.Parameter, storage: torch.Tensor) -> nn.Parameter:
-    """A parameter of the class of ``meta`` (bitsandbytes has its own) with the same settings over ``storage``."""
+    """A parameter of the class of ``meta`` (bitsandbytes has its own) with the same settings over
+    ``storage``."""
     if type(meta) is nn.Parameter:
         return nn.Parameter(storage)
     return type(meta)(storage, requires_grad=False, **meta.__dict__)
@@ -164,7 +189,9 @@ def _byte_tokenizer() -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     options: dict[str, Any] = {"eos_token": "<eos>", "pad_token": "<pad>"}

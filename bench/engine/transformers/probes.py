@@ -1,9 +1,10 @@
 """Reading time around the token loop without disturbing it.
 
-On a CPU every operation has finished when Python goes on, so a monotonic clock after each token is the truth. On CUDA
-the host runs ahead of the device: an event is recorded after each token and read only after the last, so that nothing
-waits in between. The first token is the exception: its ids are on the host, which is a synchronisation, and the host's
-clock is read there. Events of a repeat are made before it starts and never used again.
+On a CPU every operation has finished when Python goes on, so a monotonic clock after each token is
+the truth. On CUDA the host runs ahead of the device: an event is recorded after each token and read
+only after the last, so that nothing waits in between. The first token is the exception: its ids are
+on the host, which is a synchronisation, and the host's clock is read there. Events of a repeat are
+made before it starts and never used again.
 """
 
 import itertools
@@ -59,15 +60,18 @@ class CudaClock:
     def token(self) -> None:
         self.events[self.recorded].record(self.stream)
         self.recorded += 1
-        if self.recorded == 2:  # the first step finds the queue empty; later the host may wait for room in it
+        # The first step finds the queue empty; later the host may wait for room in it
+        if self.recorded == 2:
             self.enqueued = time.perf_counter()
 
     def read(self, new_tokens: int) -> tuple[Repeat, float | None]:
-        """The request's times, and by how much host and device totals of the decode steps disagree (relative)."""
+        """The request's times, and by how much host and device totals of the decode steps disagree
+        (relative)."""
         torch.cuda.synchronize()
         ended = time.perf_counter()
         used = self.events[: self.recorded]
-        steps = tuple(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(used))  # elapsed_time is in ms
+        # Elapsed_time is in ms
+        steps = tuple(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(used))
         host_total, device_total = ended - self.first, sum(steps)
         ttft_s = self.first - self.started
         repeat = Repeat(ttft_s, steps, ttft_s + device_total, self.enqueued - self.first)
@@ -81,7 +85,9 @@ def _checked(repeat: Repeat, new_tokens: int) -> Repeat:
         CellFailure: ``failed`` when steps are missing or a time is not positive.
     """
     if len(repeat.decode_step_s) != new_tokens - 1:
-        raise CellFailure("failed", f"{len(repeat.decode_step_s)} decode steps were timed, want {new_tokens - 1}")
+        raise CellFailure(
+            "failed", f"{len(repeat.decode_step_s)} decode steps were timed, want {new_tokens - 1}"
+        )
     if repeat.ttft_s <= 0 or min(repeat.decode_step_s) <= 0:
         raise CellFailure("failed", "a time that is not positive was read")
     return repeat

@@ -1,7 +1,9 @@
-"""One request under torch's profiler, after everything that is timed: a trace to look at, and its time by kind.
+"""One request under torch's profiler, after everything that is timed: a trace to look at, and its
+time by kind.
 
-A few decode steps are enough, since each does the same, and traces of whole answers would be hundreds of megabytes.
-The loop is the one that is timed; the marks between its phases are set by the clock that it is given.
+A few decode steps are enough, since each does the same, and traces of whole answers would be
+hundreds of megabytes. The loop is the one that is timed; the marks between its phases are set by
+the clock that it is given.
 """
 
 import time
@@ -43,7 +45,8 @@ class _Marks:
 
 
 def profile(cell: Cell, subject: Subject, prompt_ids: torch.Tensor, trace: str) -> Profile:
-    """The cell's request with its first few decode steps; ``trace`` gets the gzipped trace for Perfetto or Chrome.
+    """The cell's request with its first few decode steps; ``trace`` gets the gzipped trace for
+    Perfetto or Chrome.
 
     Shapes: prompt_ids (batch, prompt_tokens) on the CPU.
     """
@@ -60,7 +63,9 @@ def profile(cell: Cell, subject: Subject, prompt_ids: torch.Tensor, trace: str) 
     return Profile(by_kind(spans, steps), profiled_s / bare_s)
 
 
-def _request_s(cell: Cell, subject: Subject, prompt_ids: torch.Tensor, steps: int, marks: _Marks) -> float:
+def _request_s(
+    cell: Cell, subject: Subject, prompt_ids: torch.Tensor, steps: int, marks: _Marks
+) -> float:
     started = time.perf_counter()
     LOOPS[cell.decode.loop](subject.model, prompt_ids, steps + 1, marks)
     marks.end()
@@ -72,9 +77,17 @@ def _request_s(cell: Cell, subject: Subject, prompt_ids: torch.Tensor, steps: in
 def _span(event: Any, origin_ns: int) -> Span:
     on_device = event.device_type() == DeviceType.CUDA
     start_s = (event.start_ns() - origin_ns) / 1e9
-    linked = event.linked_correlation_id()  # to an operator; of the host, only calls of the CUDA runtime have one
+    # To an operator; of the host, only calls of the CUDA runtime have one
+    linked = event.linked_correlation_id()
     operator = linked if on_device else 0 if linked else event.correlation_id()
-    return Span(event.name(), start_s, start_s + event.duration_ns() / 1e9, event.start_thread_id(), operator, on_device)
+    return Span(
+        event.name(),
+        start_s,
+        start_s + event.duration_ns() / 1e9,
+        event.start_thread_id(),
+        operator,
+        on_device,
+    )
 
 
 def _is_shadow(event: Any) -> bool:

@@ -1,12 +1,14 @@
-"""The token loops that are timed. This is the code between the two clock readings; nothing else runs there.
+"""The token loops that are timed. This is the code between the two clock readings; nothing else
+runs there.
 
-``loop``: one prefill forward over the prompt, then one forward per new token, argmax on the device. After the first
-token has reached the host nothing synchronises until the last. Exactly ``new_tokens`` tokens come out of it: the end of
-sequence is ignored. No attention mask is passed: rows are never padded, a mask would cost a synchronisation, and a real
-one rules out the flash kernels. ``logits_to_keep=1``: the head runs on the last position only.
+``loop``: one prefill forward over the prompt, then one forward per new token, argmax on the device.
+After the first token has reached the host nothing synchronises until the last. Exactly
+``new_tokens`` tokens come out of it: the end of sequence is ignored. No attention mask is passed:
+rows are never padded, a mask would cost a synchronisation, and a real one rules out the flash
+kernels. ``logits_to_keep=1``: the head runs on the last position only.
 
-``generate``: the same through Hugging Face's ``generate()``, timed from its streamer, which receives each token on the
-host; that synchronises at each step, as its own check for the end does.
+``generate``: the same through Hugging Face's ``generate()``, timed from its streamer, which
+receives each token on the host; that synchronises at each step, as its own check for the end does.
 """
 
 from collections.abc import Callable
@@ -29,15 +31,19 @@ class Clock(Protocol):
         """One more token has been enqueued (or, on a CPU, computed)."""
 
 
-def loop(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock) -> torch.Tensor:
+def loop(
+    model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock
+) -> torch.Tensor:
     """The greedy continuation of each row.
 
-    Shapes: prompt_ids (batch, prompt_tokens) int64 on the CPU; returns (batch, new_tokens) on the device.
+    Shapes: prompt_ids (batch, prompt_tokens) int64 on the CPU; returns (batch, new_tokens) on the
+    device.
     """
     clock.start()
     ids = prompt_ids.to(model.device)
     cache = DynamicCache(config=model.config)
-    logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (batch, 1, vocabulary)
+    # (batch, 1, vocabulary)
+    logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     token = logits[:, -1].argmax(-1, keepdim=True)  # (batch, 1)
     token.tolist()  # the only synchronisation before the last token
     clock.first_token()
@@ -50,9 +56,12 @@ def loop(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, cloc
     return torch.cat(tokens, dim=1)
 
 
-def generate(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock) -> torch.Tensor:
+def generate(
+    model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock
+) -> torch.Tensor:
     """As ``loop``, through ``generate()``. Shapes: as ``loop``."""
-    # Each is set because the model's own generation_config fills in what is left None (Qwen2.5 brings a penalty of 1.1).
+    # Each is set because the model's own generation_config fills in what is left None (Qwen2.5
+    # brings a penalty of 1.1).
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -65,7 +74,8 @@ def generate(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, 
     ids = prompt_ids.to(model.device)
     out: torch.Tensor = model.generate(
         ids,
-        attention_mask=torch.ones_like(ids),  # without one generate takes each id that equals the pad token for padding
+        # Without one generate takes each id that equals the pad token for padding
+        attention_mask=torch.ones_like(ids),
         generation_config=config,
         streamer=_Stamps(clock),
     )
@@ -73,7 +83,8 @@ def generate(model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, 
 
 
 class _Stamps:
-    """A streamer for ``generate()``: it is given the prompt, then each token, already on the host."""
+    """A streamer for ``generate()``: it is given the prompt, then each token, already on the
+    host."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -1,7 +1,8 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, on the model that is already loaded: the same weights that were timed.
+"""Tasks of EleutherAI's lm-evaluation-harness, on the model that is already loaded: the same
+weights that were timed.
 
-The harness asks and scores; it is an optional package (``pip install '.[eval]'``) and brings its own tasks, which it
-downloads. A folder with task files of one's own is ``quality.task_folder``.
+The harness asks and scores; it is an optional package (``pip install '.[eval]'``) and brings its
+own tasks, which it downloads. A folder with task files of one's own is ``quality.task_folder``.
 """
 
 import math
@@ -40,10 +41,16 @@ def read_scores(results: Mapping[str, Mapping[str, object]]) -> tuple[TaskScore,
     for task, numbers in results.items():
         for key, value in numbers.items():
             metric, comma, kind = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float) or not math.isfinite(value):
+            if (
+                not comma
+                or metric.endswith("_stderr")
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+            ):
                 continue
             error = numbers.get(f"{metric}_stderr,{kind}")
             known = float(error) if isinstance(error, int | float) else None
-            name = metric if kind == "none" else f"{metric}_{kind}"  # one task may be read by several filters
+            # One task may be read by several filters
+            name = metric if kind == "none" else f"{metric}_{kind}"
             scores.append(TaskScore(task, name, float(value), known))
     return tuple(scores)

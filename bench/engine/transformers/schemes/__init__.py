@@ -1,8 +1,8 @@
 """What the names of quantization schemes mean.
 
-A scheme is a function from the cell's ``Quant`` to the configuration object that transformers' ``from_pretrained`` takes
-(None for plain weights), plus the class that its layers must have afterwards. To add one: a YAML in ``conf/quant``, a
-function here, a line in ``SCHEMES``.
+A scheme is a function from the cell's ``Quant`` to the configuration object that transformers'
+``from_pretrained`` takes (None for plain weights), plus the class that its layers must have
+afterwards. To add one: a YAML in ``conf/quant``, a function here, a line in ``SCHEMES``.
 
 Dtypes are always passed: left to the library, nf4 computes in fp32.
 """
@@ -21,7 +21,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class SchemeMeaning:
-    """How transformers is asked for a scheme, and by which class of layers it is recognized afterwards."""
+    """How transformers is asked for a scheme, and by which class of layers it is recognized
+    afterwards."""
 
     configuration: Callable[[Quant], Any]
     layer_class: str
