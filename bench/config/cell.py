@@ -4,9 +4,13 @@ The YAML groups in ``conf/`` become these frozen dataclasses through ``bench.con
 results are stored, how they are tracked and what they are compared with are ``Settings``: they
 never touch a number and so are no part of a cell.
 
-A cell has an identity, ``cell_id``: a hash of the configuration alone, the same on every machine,
-by which replicates and comparisons find each other. Fields marked ``identity=False`` (what a value
-requires, how long it may take) do not enter it.
+A cell has an identity, ``cell_id``: a hash of what was asked for, before any ``auto`` or ``max``
+has met a host. So it is the same on every machine, and replicates and comparisons find each other
+by it. Fields marked ``identity=False`` (what a value requires, how long it may take) do not enter
+it.
+
+Names of schemes, strategies, attention implementations and engines are text here: what they mean is
+known to the engines, whose registries are asked before anything runs (``bench.driver.plan``).
 """
 
 import dataclasses
@@ -18,14 +22,8 @@ from typing import Any, Literal
 
 DtypeName = Literal["fp32", "fp16", "bf16"]
 Auto = Literal["auto"]
-Scheme = Literal["none", "bnb_int8", "bnb_4bit"]
-Implementation = Literal[
-    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"
-]
-SdpaBackend = Literal["math", "flash", "efficient", "cudnn"]
-DecodeLoop = Literal["loop", "generate"]
 Phase = Literal[
-    "prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "samples", "quality"
+    "prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "quality"
 ]
 
 _NOT_IDENTITY = {"identity": False}
@@ -90,33 +88,20 @@ class Quant:
     CPU."""
 
     name: str
-    scheme: Scheme
+    scheme: str
     dtype: DtypeName | Auto  # of everything that the scheme leaves unquantized
-    compute_dtype: DtypeName | Auto | None = None  # of the products with 4-bit weights
-    quant_type: Literal["nf4", "fp4"] | None = None
-    double_quant: bool = False
-    # Int8: activations above it stay in 16 bits
-    threshold: float | None = field(default=None, metadata=_at_least(0))
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # the scheme's own
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
-
-    def __post_init__(self) -> None:
-        if self.scheme == "bnb_4bit" and (self.quant_type is None or self.compute_dtype is None):
-            raise ValueError("scheme bnb_4bit needs quant_type (nf4, fp4) and compute_dtype")
-        if self.scheme == "bnb_int8" and self.threshold is None:
-            raise ValueError(
-                "scheme bnb_int8 needs threshold (6.0 is the library's default, 0.0 switches it"
-                " off)"
-            )
 
 
 @dataclass(frozen=True, slots=True)
 class Attn:
-    """Which attention kernel: transformers' implementation, and for sdpa the one backend it is
+    """Which attention kernel: the engine's implementation, and for sdpa the one backend it is
     pinned to."""
 
     name: str
-    implementation: Implementation
-    backend: SdpaBackend | None = None
+    implementation: str
+    backend: str | None = None
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
@@ -131,7 +116,17 @@ class Decode:
     """Who runs the token loop: the bare one of this project, or Hugging Face's ``generate``."""
 
     name: str
-    loop: DecodeLoop
+    strategy: str
+    requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine loads and runs the model, in which interpreter, with its own options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    python: str | None = field(default=None, metadata=_NOT_IDENTITY)  # null: this interpreter
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +197,14 @@ class Cell:
     """One configuration of the grid."""
 
     model: Model
+    engine: EngineChoice
     quant: Quant
     attn: Attn
     decode: Decode
     workload: Workload
     measure: Measure
     quality: Quality
-    batch: int = field(metadata=_at_least(1))
+    batch: int | Literal["max"] = field(metadata=_at_least(1))
     device: Literal["auto", "cpu", "cuda"]
     seed: int = field(metadata=_at_least(0))
     threads: int | Auto = field(metadata=_at_least(1))
@@ -226,12 +222,18 @@ class Cell:
     def label(self) -> str:
         """For people: what sweeps usually vary, and what few of them do where it is not as
         usual."""
-        unusual = [self.decode.name] * (self.decode.name != "loop") + [self.workload.name] * (
-            self.workload.name != "quick"
-        )
-        return "/".join(
-            [self.model.name, self.quant.name, self.attn.name, *unusual, f"b{self.batch}"]
-        )
+        rarely = ((self.engine.name, "transformers"), (self.decode.name, "loop"))
+        unusual = [
+            name for name, usual in (*rarely, (self.workload.name, "quick")) if name != usual
+        ]
+        names = [self.model.name, self.quant.name, self.attn.name, *unusual, f"b{self.batch}"]
+        return "/".join(names)
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the batch of a resolved cell."""
+        assert self.batch != "max", "batch=max has been found before a cell runs"
+        return self.batch
 
 
 def estimated_tokens(text: str) -> int:
@@ -259,13 +261,13 @@ def digest(value: Any) -> str:
 
 
 def cell_id(cell: Cell) -> str:
-    """Which configuration this is, on any machine and at any commit."""
+    """Which configuration this is, on any machine and at any commit. ``cell``: as it was asked
+    for."""
     return digest(cell)
 
 
 def sample_key(cell: Cell) -> str:
-    """Which answers a cell gives: cells that differ only in batch, workload or care share one
-    sample set."""
-    return digest(
-        [cell.model, cell.quant, cell.attn, cell.quality, cell.device, cell.seed, cell.threads]
-    )
+    """Which answers a resolved cell gives: cells that differ only in batch, workload or care share
+    one quality job."""
+    asked = [cell.model, cell.engine, cell.quant, cell.attn, cell.quality]
+    return digest([*asked, cell.device, cell.seed, cell.threads])

@@ -1,13 +1,18 @@
-"""What is wrong with a command line that Hydra could not compose, in one line for each mistake.
+"""From a command line to composed configurations, or to a sentence for each mistake in it.
 
-Hydra stops at the first mistake and explains it in its own terms. So each override is composed by
-itself here, and for each that fails the sentence says which value or key it is and what would be
-right.
+Hydra composes every job of a sweep in this process; its task function only collects. Hydra stops at
+the first mistake and explains it in its own terms, so each override is then composed by itself, and
+for each that fails the sentence says which value or key it is and what would be right.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,9 +23,68 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.config.cell import Cell
 from bench.config.parse import unknown_key
-from bench.config.settings import parse_config
+from bench.config.settings import Config, parse_config
 from bench.errors import ConfigError
 from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS
+
+_ANSWERED_BY_HYDRA = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc")
+
+
+def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
+    """The composed configuration of every job that the arguments describe, as plain mappings.
+
+    Raises:
+        ConfigError: when Hydra cannot compose them, or would run them elsewhere.
+    """
+    problems = [*keys_as_flags(arguments), *_other_launchers(arguments)]
+    if problems:
+        raise ConfigError(problems)
+    jobs: list[Mapping[str, Any]] = []
+
+    def task(config: Any) -> None:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        jobs.append(plain)  # type: ignore[arg-type]
+
+    os.environ["BENCH_ROOT"] = str(ROOT)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to us, instead of printing and exiting
+    # Hydra's parser gives up on an override behind a flag, as in `batch=8 -m quant=fp16,nf4`.
+    overrides = [each for each in arguments if "=" in each and not each.startswith("-")]
+    flags = [each for each in arguments if each not in overrides]
+    sys.argv = [sys.argv[0], *flags, *overrides]
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        os.environ["BENCH_SCRATCH"] = scratch
+        try:
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(arguments, error)) from error
+    if not jobs and not any(each.startswith(_ANSWERED_BY_HYDRA) for each in arguments):
+        raise ConfigError(["hydra.launcher: it ran the cells elsewhere, where nothing is measured"])
+    return jobs
+
+
+def _other_launchers(arguments: Sequence[str]) -> list[str]:
+    """A sentence for each override that would have Hydra run jobs in processes of its own."""
+    return [
+        f"{argument}: cells run one after another in processes of this tool, so that none disturbs"
+        " another; leave Hydra's launcher alone"
+        for argument in arguments
+        if argument.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
+    ]
+
+
+def parsed(collected: Sequence[Mapping[str, Any]]) -> list[Config]:
+    """The composed jobs as frozen dataclasses. Raises: ConfigError with each mistake once."""
+    problems: dict[str, None] = {}  # ordered: a mistake repeats in every cell
+    configs: list[Config] = []
+    for mapping in collected:
+        try:
+            configs.append(parse_config(mapping))
+            problems |= dict.fromkeys(missing_files(configs[-1].cell))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(list(problems))
+    return configs
 
 
 def explain(arguments: Sequence[str], error: Exception) -> list[str]:

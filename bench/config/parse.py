@@ -184,7 +184,8 @@ def _wanted(hint: Any, metadata: Mapping[str, Any]) -> str:
 def unknown_key(key: str, value: Any, known: list[str], path: str = "") -> str:
     """The sentence about a key that nothing knows, with the one that was probably meant."""
     close = difflib.get_close_matches(key, known, n=1)
-    meant = f"did you mean {_join(path, close[0])}?" if close else f"known are {', '.join(known)}"
+    options = f"known are {', '.join(known)}" if known else "none is wanted here"
+    meant = f"did you mean {_join(path, close[0])}?" if close else options
     return f"{_join(path, key)}={_shown(value)}: unknown key; {meant}"
 
 

@@ -29,6 +29,7 @@ class Baseline:
     first axis that varies."""
 
     model: str | None = None
+    engine: str | None = None
     quant: str | None = None
     attn: str | None = None
     decode: str | None = None
@@ -62,7 +63,6 @@ class Config:
 
     cell: Cell
     settings: Settings
-    largest_batch: bool = False  # batch=max: the cell's batch is still to be found, and stands at 1
 
 
 def parse_config(mapping: Mapping[str, Any]) -> Config:
@@ -71,9 +71,6 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with every mistake in it.
     """
-    largest_batch = mapping.get("batch") == "max"
-    if largest_batch:
-        mapping = {**mapping, "batch": 1}
     parts = {part: [f.name for f in dataclasses.fields(part)] for part in (Cell, Settings)}
     known = [name for names in parts.values() for name in names]
     problems = [unknown_key(key, mapping[key], known) for key in mapping if key not in known]
@@ -86,4 +83,4 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(problems)
     cell, settings = parsed
-    return Config(cell, settings, largest_batch)
+    return Config(cell, settings)

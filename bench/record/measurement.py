@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# Known well enough, as many as allowed, out of time
-Stopped = Literal["target", "repeats", "budget"]
+Stopped = Literal[
+    "target", "repeats", "budget"
+]  # known well enough, as many as allowed, out of time
 ProfiledPhase = Literal["prefill", "decode"]
 
 
@@ -15,10 +16,15 @@ class Repeat:
     """One timed request. Units: seconds."""
 
     ttft_s: float
-    decode_step_s: tuple[float, ...]  # new_tokens - 1 gaps between consecutive tokens
+    decode_step_s: tuple[float, ...]  # gaps between consecutive arrivals of tokens
     e2e_s: float
-    # CUDA: what the host needed to enqueue the first decode step, the queue being empty
-    enqueue_s: float | None = None
+    enqueue_s: float | None = None  # CUDA: host time to enqueue the first decode step, queue empty
+    step_tokens: tuple[int, ...] | None = None  # tokens of a row that each gap brought; None: one
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens of a row after the first."""
+        return len(self.decode_step_s) if self.step_tokens is None else sum(self.step_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +34,17 @@ class Memory:
     rss_peak_bytes: int | None  # resident set of the process, file pages included
     rss_anon_bytes: int | None  # anonymous part at the end of the phase
     rss_file_bytes: int | None
-    allocated_peak_bytes: int | None  # torch's CUDA allocator
+    allocated_peak_bytes: int | None  # the engine's allocator on a GPU
     reserved_peak_bytes: int | None
-    # Of the whole device by NVML, minus its reading before the CUDA context
-    device_used_bytes: int | None
+    device_used_bytes: int | None  # whole device by NVML, minus its reading before the process
 
 
 @dataclass(frozen=True, slots=True)
-class Sentinel:
-    """Reference kernels that no cell changes, only the state of the machine. Units: seconds, the
-    least of many."""
+class Canary:
+    """Reference kernels that no cell changes, only the state of the machine.
+
+    Units: seconds, the least of many.
+    """
 
     read_s: float  # adding up 64 MiB
     matmul_s: float  # a product of two 512 x 512 matrices, fp32
@@ -45,8 +52,9 @@ class Sentinel:
 
 
 @dataclass(frozen=True, slots=True)
-class Contamination:
-    """Who else was on the CPUs while requests were timed; None where the system does not tell."""
+class Interference:
+    """What others did to the CPUs while requests were timed; None where the system does not
+    tell."""
 
     wall_s: float
     throttled_s: float | None  # the cgroup had used up its quota
@@ -66,8 +74,7 @@ class Reading:
     power_w: float | None
     used_bytes: int | None  # of the whole device
     energy_j: float | None  # since the driver was loaded
-    # What holds the clocks down, by power or heat; empty when nothing does
-    throttle: tuple[str, ...] | None
+    throttle: tuple[str, ...] | None  # what holds the clocks down, by power or heat; empty: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +88,14 @@ class Telemetry:
     window_s: float  # from the first reading to the last
     rounds: int  # how many times the work ran in it
     readings: tuple[Reading, ...]
-    # Gross, idle power included; None when the window is too short for the counter
-    energy_j: float | None
+    energy_j: float | None  # gross, idle power included; None: window too short for the counter
     power_w_mean: float | None
     throttled: tuple[str, ...] | None  # every reason that was seen; None when none could be read
 
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """What the GPU drew, in passes of their own after the timed ones."""
+    """What the GPU drew, in requests of their own after the timed ones."""
 
     prefill: Telemetry | None  # requests that end with their first token
     request: Telemetry | None  # whole requests
@@ -101,22 +107,20 @@ class Measurement:
     """Everything that one process read. ``warmups[0]`` is its very first request."""
 
     prompt_tokens: int
+    provide_s: float  # getting the files ready: download, conversion; near 0 when they are cached
     load_s: float
+    ready_s: float  # what the strategy prepares once before the first request
     warmups: tuple[Repeat, ...]
     settled: bool  # whether two windows of the warm-ups agreed
     repeats: tuple[Repeat, ...]
     stopped: Stopped
-    before: Sentinel
-    after: Sentinel
-    contamination: Contamination
+    before: Canary
+    after: Canary
+    interference: Interference
     load_memory: Memory
     run_memory: Memory
     rss_before_load_bytes: int | None
-    threads: int
-    precision: Mapping[str, str]  # flags that were set in the measured process
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
-    # CUDA: operations of one request that wait for the device after the first token
-    decode_syncs: int | None
     energy: Energy | None = None  # CUDA
 
 
@@ -127,13 +131,12 @@ class PhaseProfile:
     phase: ProfiledPhase
     wall_s: float
     steps: int  # decode steps in it; 1 for a prefill
-    # By kind of operation, as ``bench.analysis.operators`` names them; they add up to wall_s
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # by category of ``analysis.operators``; they add up to wall_s
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One request under torch's profiler, of the first process that took one."""
+    """One request under a profiler, of the first process that took one."""
 
     phases: tuple[PhaseProfile, ...]
     slowdown: float  # how many times as long the request took under the profiler
@@ -151,8 +154,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of a text, read by a cell's model and by the reference. All but counts: means over
-    its positions."""
+    """A piece of a text, read by a cell's model and by the reference.
+
+    All but counts are means over its positions.
+    """
 
     text: str
     bytes: int  # of the scored tokens
@@ -163,8 +168,7 @@ class Window:
     top1_agreement: float
     nll_nats: float
     reference_nll_nats: float
-    # The reference in 16 bits against itself, at another batch size and attention
-    floor_kl_nats: float
+    floor_kl_nats: float  # the reference in 16 bits against itself, at another batch and attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +176,7 @@ class Divergence:
     """What a configuration does to the predictions of its model."""
 
     reference: str  # the quant that it is compared with, like fp32
-    # Each window begins with the tokenizer's mark, so that its first token is scored too
-    begins_with_bos: bool
+    begins_with_bos: bool  # each window begins with the tokenizer's mark: its first token is scored
     windows: tuple[Window, ...]
     answers: tuple[Sample, ...]  # the reference's, to the prompts of the cell's samples
 

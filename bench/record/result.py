@@ -1,24 +1,24 @@
-"""The record of one cell: what was asked, where it ran, what was really loaded, what was read, what
-it answered.
+"""The record of one cell: what was asked, where it ran, what was loaded, what was read, what it
+said.
 
-Raw readings are stored, everything else is computed from them (``bench.analysis.metrics``), so a
-corrected formula can be applied to old results. Records are JSON on disk; ``from_json`` is as
-strict as the configuration's parser.
+Raw readings are stored, everything else is computed from them (``bench.analysis``), so a corrected
+formula can be applied to old results. Records are JSON on disk; ``from_json`` is as strict as the
+configuration's parser, and refuses a file of another schema in one sentence.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bench.config.cell import Cell
+from bench.config.cell import Cell, Requires
 from bench.config.parse import parse
 from bench.errors import ConfigError, StoreError
 from bench.record.measurement import Divergence, Measurement, Profile, Sample, TaskScore
 from bench.record.redact import redacted
 
-SCHEMA = 3
+SCHEMA = 4  # 4: the asked cell beside the resolved one, answers in a record of their own
 
 Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
 
@@ -44,17 +44,19 @@ class Host:
     compiler: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Code and surroundings of a sweep. ``commit`` is None outside a checkout."""
-
-    commit: str | None
-    # Files of the checkout that differ from the commit, untracked ones too
-    changed: tuple[str, ...]
-    changes: str | None  # digest of these differences; None without any
-    measuring: str  # digest of the files whose text can change a reading
-    lock: str | None  # digest of requirements.lock; None in a wheel
-    packages: Mapping[str, str]  # every installed one: name to version
+def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
+    """What a resolved cell would need and does not have on this host, one phrase each."""
+    if requires.device is not None and cell.device != requires.device:
+        yield f"device {requires.device}, this cell runs on {cell.device}"
+    if requires.capability is not None and (host.capability or 0) < requires.capability:
+        yield f"compute capability {requires.capability}, {host.device_name} has {host.capability}"
+    if requires.dtypes and cell.quant.dtype not in requires.dtypes:
+        wanted = " or ".join(requires.dtypes)
+        yield f"dtype {wanted}, quant={cell.quant.name} computes in {cell.quant.dtype}"
+    if requires.package is not None and requires.package in host.missing:
+        yield f"the package {requires.package} ({host.missing[requires.package]})"
+    if requires.compiler and cell.device == "cpu" and not host.compiler:
+        yield "a C++ compiler (g++ or clang++), none was found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +84,37 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """What is in memory after the first forward, counted and not assumed."""
+    """What is in memory and what ran, counted by the engine around one request, not assumed."""
 
     shape: ModelShape
-    layers: Mapping[str, int]  # class name of modules that hold a matrix -> how many
-    bytes_by_dtype: Mapping[str, int]
     weight_bytes: int  # parameters, buffers, quantization state; each storage once
     gathered_bytes: int  # of these, embeddings of which a step reads only a few rows
     head_bytes: int  # the matrix that makes logits; with tied embeddings it is the embedding
     logical_weights: int  # numbers of weights before quantization
     matmul_weights: int  # of these, in matrix products other than the head
     kv_bytes_per_token: int  # of one sequence, all layers, read off a real cache
-    attention: str  # the implementation that transformers says is in force
-    attention_operators: tuple[str, ...]  # operators that really ran
-    kernels: tuple[str, ...]  # CUDA kernels of one prefill and one decode step
-    compute_dtypes: tuple[str, ...]  # of quantized layers
-    outlier_share: float | None  # int8 with a threshold: activation columns above it, of all
+    executed_dtype: str  # in which most matrix products run: fp32, fp16, bf16, int8
+    is_quantized: bool
+    mismatches: tuple[str, ...] = ()  # why this does not deserve the cell's name; empty: it does
+    outlier_share: float | None = None  # int8 with a threshold: activation columns above it, of all
+    decode_syncs: int | None = (
+        None  # CUDA: operations after the first token that wait for the device
+    )
+    details: Mapping[str, Any] = field(default_factory=dict)  # the engine's own, in JSON types
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the measured process hands back, or leaves behind when it fails later on."""
+    """What a timed process hands back. ``measurement`` is None where the attestation mismatches."""
 
     revision: str | None  # of the model: hub commit or package version
     attestation: Attestation
-    measurement: Measurement | None  # None: what is in memory does not deserve the cell's name
-    samples: tuple[Sample, ...] = ()
-    divergence: Divergence | None = None
-    tasks: tuple[TaskScore, ...] = ()
-    profile: Profile | None = None
+    measurement: Measurement | None
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """One process of a cell: an independent reading of it. ``measurement`` is None where it gave
+class Replicate:
+    """One timed process of a cell: an independent reading. ``measurement`` is None if it gave
     none."""
 
     started_at: float  # seconds since 1970
@@ -126,8 +125,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a cell ended; anything but ok has a reason and no number. An ok with a reason lacks
-    samples or passes."""
+    """How something ended; anything but ok has a reason. An ok with a reason lacks replicates."""
 
     status: Status
     reason: str | None = None
@@ -135,52 +133,72 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What a quality job found; all cells with its sample key have the same."""
+
+    outcome: Outcome
+    samples: tuple[Sample, ...] = ()
+    divergence: Divergence | None = None
+    tasks: tuple[TaskScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """All of one cell."""
+    """Everything recorded about one cell."""
 
     schema: int
-    cell_id: str
+    cell_id: str  # of the cell as it was asked for
     resume_key: str
     sweep_id: str
-    cell: Cell
+    asked: Cell
+    cell: Cell  # as it ran here: without auto and max
     host: Host
     outcome: Outcome
     started_at: float  # seconds since 1970
     peaks: Peaks | None = None  # of the device, with the cell's threads
-    passes: tuple[Pass, ...] = ()
+    predicted_bytes: int | None = None  # weights and KV cache, before loading
+    replicates: tuple[Replicate, ...] = ()
     revision: str | None = None
-    attestation: Attestation | None = None  # of the first pass; each is checked against the cell
-    samples: tuple[Sample, ...] = ()
-    divergence: Divergence | None = None
-    tasks: tuple[TaskScore, ...] = ()
-    # Cell_id of the cell that answered, and was evaluated, for this one too
-    samples_from: str | None = None
+    attestation: Attestation | None = None  # of the first replicate; each is checked
+    answers: Answers | None = None  # None: not asked yet, or nothing to ask
     profile: Profile | None = None  # profile=true
     reused_from: str | None = None  # sweep_id of the sweep that measured it
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Of the passes that gave one; empty for a cell without a number."""
-        return (
-            tuple(p.measurement for p in self.passes if p.measurement is not None)
-            if self.outcome.status == "ok"
-            else ()
-        )
+        """Of the replicates that gave one; empty for a cell without a number."""
+        if self.outcome.status != "ok":
+            return ()
+        return tuple(r.measurement for r in self.replicates if r.measurement is not None)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The cell's answers to its prompts."""
+        return () if self.answers is None else self.answers.samples
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """From the unquantized model."""
+        return None if self.answers is None else self.answers.divergence
+
+    @property
+    def tasks(self) -> tuple[TaskScore, ...]:
+        """Scores of lm-evaluation-harness."""
+        return () if self.answers is None else self.answers.tasks
 
     @property
     def ended_at(self) -> float:
         """When its last process ended, in seconds since 1970."""
-        return max((each.started_at + each.wall_s for each in self.passes), default=self.started_at)
+        return max((r.started_at + r.wall_s for r in self.replicates), default=self.started_at)
 
     def to_json(self) -> str:
         """The record as text, without what looks like a secret."""
         return json.dumps(redacted(dataclasses.asdict(self)), indent=1, allow_nan=False)
 
 
-def is_complete(record: Result) -> bool:
-    """Whether no further process is wanted: all have run, or one has given a reason why there is no
-    number."""
-    return record.outcome.status != "ok" or len(record.passes) >= record.cell.measure.passes
+def is_timed(record: Result) -> bool:
+    """Whether no further timed process is wanted: all have run, or one gave no number."""
+    return record.outcome.status != "ok" or len(record.replicates) >= record.cell.measure.passes
 
 
 def from_json(text: str | bytes, where: str) -> Result:
@@ -195,7 +213,10 @@ def from_json(text: str | bytes, where: str) -> Result:
         raise StoreError(f"{where}: not a result file ({error})") from error
     found = mapping.get("schema") if isinstance(mapping, dict) else None
     if found != SCHEMA:
-        raise StoreError(f"{where}: schema {found}, this version reads {SCHEMA}")
+        raise StoreError(
+            f"{where}: written in schema {found}, this version reads {SCHEMA};"
+            " measure again, or read it with the version that wrote it"
+        )
     try:
         return parse(Result, mapping)
     except ConfigError as error:
