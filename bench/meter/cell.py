@@ -1,158 +1,179 @@
-"""One cell, from nothing to a result: the straight line that runs in the measured process.
+"""One cell, from nothing to raw readings: the straight line that runs in the measured process.
 
-prepare -> load -> warm up -> measure -> attest -> telemetry, profile, samples; the reference
-kernels run before the load and after the timed requests. ``announce`` tells the parent where we are
-and returns when it has gone back to sleep.
+provide -> prepare -> load -> ready -> warm up -> measure -> attest -> telemetry; the reference
+kernels run before the load and after the timed requests. Profiles, answers and tries of a batch are
+tasks of their own, in processes of their own, so that nothing can cost a cell its number. Nothing
+here knows torch: the engine is found by its place and asked through its protocol. ``announce``
+tells the parent where we are and returns when it has gone back to sleep.
 """
 
+import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from bench.analysis.stopping import is_warm
 from bench.config.cell import Cell
-from bench.driver.process import Announce
-from bench.engine import sources
-from bench.engine.prompts import prompt_ids
-from bench.engine.transformers.attest import attest, mismatches
-from bench.engine.transformers.load import Subject, load, release_heap
-from bench.engine.transformers.profile import profile
-from bench.engine.transformers.tasks import evaluate_tasks
-from bench.errors import CellFailure
-from bench.meter.answers import answer_samples
-from bench.meter.canary import read_sentinel
-from bench.meter.device import nvml_used_bytes
-from bench.meter.divergence import evaluate
-from bench.meter.energy import read_energy
-from bench.meter.host import begin_task
+from bench.engine.prompts import Ids, prompt_ids
+from bench.engine.protocol import Announce, Engine, Files, Session, Untimed, engine_at
+from bench.errors import BenchError
+from bench.meter.canary import read_canary
+from bench.meter.host import host_of
 from bench.meter.interference import counters, since
-from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks, status_bytes
-from bench.meter.repeat import measure, warm_up
-from bench.meter.requests import decode_syncs, time_requests
-from bench.record.afterwards import Afterwards
-from bench.record.measurement import Measurement, Memory
-from bench.record.result import Findings
+from bench.meter.memory import PhaseMemory, rss_bytes
+from bench.meter.nvml import SHORTEST_ENERGY_WINDOW_S, idle_power_w, nvml_uuid, watch
+from bench.meter.peaks import peaks_of
+from bench.meter.requests import one_request, time_requests, until_known, until_warm
+from bench.record.description import Description
+from bench.record.measurement import Energy, Measurement, Profile, Stopped
+from bench.record.result import Findings, Host, Peaks
 
 
-def run_cell(announce: Announce, cell: Cell, afterwards: Afterwards) -> Findings:
-    """Measure a cell whose ``auto`` values have been resolved.
+def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
+    """Time a resolved cell.
 
+    Args:
+        place: of the engine.
     Raises:
         CellFailure: when there is no number that deserves the cell's name.
     """
-    folder, precision = begin_task(announce, cell)
-    rss_before = status_bytes("VmRSS")
-    used_before = nvml_used_bytes(cuda_uuid()) if cell.device == "cuda" else None
-    before = read_sentinel(cell.device)
-    if cell.device == "cuda":
-        torch._C._cuda_clearCublasWorkspaces()  # the reference kernels' memory is not the model's
-        torch.cuda.empty_cache()
+    engine, files, provide_s = begin(announce, place, cell)
+    new_tokens = cell.workload.new_tokens
+    rss_before = rss_bytes()
+    memory = PhaseMemory(engine.accelerator() if cell.device == "cuda" else None)
+    before = read_canary(engine.canary_kernels(cell.device))
 
-    announce("load", "")
-    subject, load_s, load_memory = _load(cell, folder, used_before)
-    ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)
-    with torch.inference_mode():
-        warmups, settled = warm_up(announce, cell, subject, ids)
-        has_reset = reset_peaks(cell.device)
-        counted = counters()
-        repeats, stopped, mismatch = measure(announce, cell, subject, ids)
-        contamination = since(counted)
-        run_memory = read_peaks(cell.device, used_before, has_reset)
-        after = read_sentinel(cell.device)
-        announce("attest", "")
-        # Not earlier: a profiler and other shapes just before make the next requests up to 20 %
-        # slower.
-        syncs = decode_syncs(cell, subject.model, ids) if cell.device == "cuda" else None
-        attestation = attest(cell, subject.model, ids)
-    revision = sources.revision(cell.model, folder)
-    reasons = [*mismatches(cell, subject.model, attestation), *_wrong_threads(cell)]
-    if reasons:
-        raise CellFailure("not_engaged", "; ".join(reasons), Findings(revision, attestation, None))
+    announce("load")
+    memory.begin()
+    started = time.perf_counter()
+    session = engine.open(cell, files)
+    load_s = time.perf_counter() - started
+    load_memory = memory.end(session)
+    ids = ids_of(cell, session)
+
+    announce("warm-up", "preparing")
+    started = time.perf_counter()
+    session.ready(ids, new_tokens)
+    ready_s = time.perf_counter() - started
+    warmups, _ = time_requests(session, ids, new_tokens, until_warm(announce, cell.measure))
+    session.allocated_peaks()  # what follows counts from here
+    memory.begin()
+    at_start = counters()
+    reasons: list[Stopped] = []
+    more = until_known(announce, cell.measure, reasons)
+    repeats, mismatch = time_requests(session, ids, new_tokens, more)
+    interference = since(at_start)
+    run_memory = memory.end(session)
+    after = read_canary(engine.canary_kernels(cell.device))
+
+    # Not earlier: a profiler and other shapes just before slow the next requests by up to 20 %.
+    announce("attest")
+    attestation = session.attest(ids, new_tokens)
+    if attestation.mismatches:
+        return Findings(files.revision, attestation, None)
     measurement = Measurement(
         prompt_tokens=ids.shape[1],
+        provide_s=provide_s,
         load_s=load_s,
+        ready_s=ready_s,
         warmups=warmups,
-        settled=settled,
+        settled=is_warm(warmups, cell.measure),
         repeats=repeats,
-        stopped=stopped,
+        stopped=reasons[-1],
         before=before,
         after=after,
-        contamination=contamination,
+        interference=interference,
         load_memory=load_memory,
         run_memory=run_memory,
         rss_before_load_bytes=rss_before,
-        threads=torch.get_num_threads(),
-        precision=precision,
         clock_mismatch=mismatch,
-        decode_syncs=syncs,
+        energy=_energy(announce, engine, cell, session, ids),
     )
-    return _afterwards(
-        announce, cell, subject, ids, Findings(revision, attestation, measurement), afterwards
+    return Findings(files.revision, attestation, measurement)
+
+
+def begin(announce: Announce, place: str, cell: Cell) -> tuple[Engine, Files, float]:
+    """How every task with a model begins: files on disk, the process as the cell wants it."""
+    announce("prepare")
+    engine = engine_at(place)
+    started = time.perf_counter()
+    files = engine.provide(cell)
+    provide_s = time.perf_counter() - started
+    if cell.cpus != "all":
+        os.sched_setaffinity(0, cell.cpus)
+    engine.prepare(cell)
+    return engine, files, provide_s
+
+
+def ids_of(cell: Cell, session: Session) -> Ids:
+    """The cell's prompts."""
+    return prompt_ids(cell, session.tokenizer, session.vocabulary)
+
+
+def _energy(
+    announce: Announce, engine: Engine, cell: Cell, session: Session, ids: Ids
+) -> Energy | None:
+    """What the GPU draws, prefill and whole requests apart, so that decoding is the difference."""
+    accelerator = engine.accelerator() if cell.device == "cuda" else None
+    if accelerator is None or not cell.measure.telemetry_s:
+        return None
+    announce("telemetry")
+    uuid, window_s = nvml_uuid(accelerator.uuid), cell.measure.telemetry_s
+    prefill = watch(uuid, lambda: session.request(ids, 1, Untimed()), window_s)
+    request = watch(
+        uuid, lambda: session.request(ids, cell.workload.new_tokens, Untimed()), window_s
     )
+    counts = window_s >= SHORTEST_ENERGY_WINDOW_S  # else there is no energy to subtract it from
+    return Energy(prefill, request, idle_power_w(uuid, window_s=window_s) if counts else None)
 
 
-def _afterwards(
-    announce: Announce,
-    cell: Cell,
-    subject: Subject,
-    ids: torch.Tensor,
-    findings: Findings,
-    wanted: Afterwards,
-) -> Findings:
-    """What is read after the timed requests; if the process ends here, the numbers are with the
-    parent already."""
-    if cell.device == "cuda" and cell.measure.telemetry_s and findings.measurement is not None:
-        announce("telemetry", "", findings)
-        with torch.inference_mode():
-            energy = read_energy(cell, subject, ids)
-        findings = replace(findings, measurement=replace(findings.measurement, energy=energy))
-    if wanted.trace is not None:
-        announce("profile", "", findings)
-        with torch.inference_mode():
-            findings = replace(findings, profile=profile(cell, subject, ids, wanted.trace))
-    if wanted.samples and subject.tokenizer is not None:
-        announce("samples", "", findings)
-        findings = replace(findings, samples=answer_samples(cell, subject))
-    if wanted.reference is not None:
-        announce("quality", "", findings)
-        findings = replace(findings, divergence=evaluate(cell, subject, wanted.reference))
-    if wanted.tasks and cell.quality.tasks:
-        announce("quality", "tasks", findings)
-        findings = replace(findings, tasks=evaluate_tasks(cell, subject))
-    return findings
+def profile_cell(announce: Announce, place: str, cell: Cell, trace: str) -> Profile | None:
+    """Where one request of the cell spends its time; ``trace`` gets the profiler's own record."""
+    engine, files, _ = begin(announce, place, cell)
+    announce("load")
+    session = engine.open(cell, files)
+    ids = ids_of(cell, session)
+    announce("profile")
+    session.ready(ids, cell.workload.new_tokens)
+    one_request(cell, session, ids)
+    return session.profile(ids, cell.workload.new_tokens, Path(trace))
 
 
-def run_one_request(announce: Announce, cell: Cell) -> None:
-    """Load a resolved cell and answer one request, measuring nothing: does it fit?
+def try_cell(announce: Announce, place: str, cell: Cell) -> None:
+    """Load a cell and answer one request, measuring nothing: does it fit?
 
     Raises:
         CellFailure: when it does not, or fails otherwise.
     """
-    folder, _ = begin_task(announce, cell)
-    announce("load", "")
-    subject = load(cell, folder)
-    ids = prompt_ids(cell, subject.tokenizer, subject.model.config.get_text_config().vocab_size)
-    announce("warm-up", "")
-    with torch.inference_mode():
-        time_requests(cell, subject, ids, lambda done: not done)
+    engine, files, _ = begin(announce, place, cell)
+    announce("load")
+    session = engine.open(cell, files)
+    announce("warm-up")
+    one_request(cell, session, ids_of(cell, session))
 
 
-def _load(
-    cell: Cell, folder: Path | None, used_before: int | None
-) -> tuple[Subject, float, Memory]:
-    """The model in memory, how long that took, and the peaks of it."""
-    has_reset = reset_peaks(cell.device)
-    started = time.perf_counter()
-    subject = load(cell, folder)
-    if cell.device == "cuda":
-        torch.cuda.synchronize()
-    load_s = time.perf_counter() - started
-    memory = read_peaks(cell.device, used_before, has_reset)
-    release_heap()
-    return subject, load_s, memory
+def probe_host(announce: Announce, place: str) -> Host:
+    """This machine, as a process of this engine sees it."""
+    return host_of(engine_at(place))
 
 
-def _wrong_threads(cell: Cell) -> list[str]:
-    found = torch.get_num_threads()
-    return [] if found == cell.threads else [f"torch runs {found} threads, want {cell.threads}"]
+def probe_peaks(
+    announce: Announce, place: str, host: Host, device: str, threads: int
+) -> Peaks | None:
+    """What the device can do at most: in a process of its own, whose memory goes with it."""
+    engine = engine_at(place)
+    kernels = engine.peak_kernels(device, threads)
+    return None if kernels is None else peaks_of(kernels, host, device, threads)
+
+
+def describe_cells(
+    announce: Announce, place: str, cells: tuple[Cell, ...]
+) -> list[Description | str | None]:
+    """What the models of these cells are, without loading them; a text says why one is not."""
+    engine = engine_at(place)
+    descriptions: list[Description | str | None] = []
+    for cell in cells:
+        try:
+            descriptions.append(engine.describe(cell))
+        except BenchError as error:
+            descriptions.append(str(error))
+    return descriptions

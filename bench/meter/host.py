@@ -1,8 +1,8 @@
-"""What this machine and its software are, and bringing a measured process into a defined state.
+"""What this machine and its software are, as a process of one engine sees them.
 
-Runs in a child: it imports torch and may touch CUDA, which the driver and the fork server never do.
-Limits come from the cgroup where there is one, because the host's numbers are not what this process
-can use. Optional packages are tried by importing them: one that is installed may still not load.
+Runs in a child: an engine may touch CUDA there, which the driver and the fork server never do.
+Limits come from the cgroup where there is one, because the machine's numbers are not what this
+process can use. Optional packages are tried by importing them: an installed one may still not load.
 """
 
 import importlib
@@ -13,29 +13,11 @@ import platform
 import shutil
 from pathlib import Path
 
-import torch
-
-from bench.config.cell import Cell
-from bench.driver.process import Announce
-from bench.engine import sources
-from bench.meter.memory import cuda_uuid
+from bench.engine.protocol import Engine
+from bench.meter.nvml import driver_version, nvml_uuid
 from bench.record.result import Host
 
-# Whatever decides a number; a change in any of them means measuring again.
-PACKAGES = (
-    "torch",
-    "transformers",
-    "bitsandbytes",
-    "accelerate",
-    "flash-attn",
-    "flash-attn-3",
-    "lm_eval",
-    "kernels",  # if installed, bitsandbytes and transformers take kernels from a hub
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "triton",
-)
+# Variables that change what libraries compute, or how fast.
 ENVIRONMENT = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_LAUNCH_BLOCKING",
@@ -47,32 +29,34 @@ ENVIRONMENT = (
     "TORCH_CUDNN_SDPA_DEPRIORITIZED",
     "TRANSFORMERS_SDPA_FORCE_GQA",
 )
-OPTIONAL_IMPORTS = ("bitsandbytes", "flash_attn", "flash_attn_interface")
 
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def probe_host() -> Host:
-    """This machine, as a measured process sees it."""
-    cuda = torch.cuda.is_available()
-    properties = torch.cuda.get_device_properties(0) if cuda else None
+def host_of(engine: Engine) -> Host:
+    """This machine, as this engine sees it."""
+    device = engine.accelerator()
     cpu_name = _cpu_name()
     return Host(
-        device="cuda" if cuda else "cpu",
-        device_name=properties.name if properties else cpu_name,
+        device="cpu" if device is None else "cuda",
+        device_name=cpu_name if device is None else device.name,
         cpu_name=cpu_name,
         cpus=usable_cpus(),
         cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
         memory_bytes=memory_limit_bytes(),
-        device_memory_bytes=properties.total_memory if properties else None,
-        device_uuid=cuda_uuid() if cuda else None,
-        capability=float(f"{properties.major}.{properties.minor}") if properties else None,
-        driver=_driver() if cuda else None,
+        device_memory_bytes=None if device is None else device.memory_bytes,
+        device_uuid=None if device is None else nvml_uuid(device.uuid),
+        capability=None if device is None else device.capability,
+        driver=None if device is None else driver_version(),
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        versions=_versions(cuda),
-        missing=_missing(),
+        versions={
+            **{f"env.{name}": os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            **({} if device is None else device.versions),
+            **_versions(engine.packages),
+        },
+        missing=_missing(engine.optional),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
     )
 
@@ -105,61 +89,13 @@ def cgroup_files(name: str) -> list[Path]:
     """The files ``name`` of this process's cgroups and all above them, own first; versions 1 and 2
     name them differently."""
     found: list[Path] = []
-    for line in _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.is_file() else []:
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []:
         _, controllers, path = line.split(":", 2)
-        root = _CGROUP / controllers
+        root = CGROUP / controllers
         place = root / path.lstrip("/")
         inside = [folder for folder in (place, *place.parents) if folder.is_relative_to(root)]
         found += [folder / name for folder in inside if (folder / name).is_file()]
     return found
-
-
-def begin_task(announce: Announce, cell: Cell) -> tuple[Path | None, dict[str, str]]:
-    """How every task with a model begins: its files are here, the process is as the cell wants it,
-    libraries are imported.
-
-    Returns the model's folder (None for random weights) and the precision flags that were set.
-    """
-    announce("prepare", "")
-    folder = sources.fetch(cell.model)
-    precision = prepare_process(cell)
-    import_libraries(cell)
-    return folder, precision
-
-
-def prepare_process(cell: Cell) -> dict[str, str]:
-    """Threads, CPUs and precision flags of the cell, set; returns the flags for the record."""
-    if cell.cpus != "all":
-        os.sched_setaffinity(0, cell.cpus)
-    torch.set_num_threads(int(cell.threads))
-    torch.set_float32_matmul_precision("highest")  # no TF32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
-    return precision_flags()
-
-
-def import_libraries(cell: Cell) -> None:
-    """What the cell needs beyond torch and transformers, imported before its load is timed."""
-    if cell.quant.scheme != "none":
-        importlib.import_module("bitsandbytes")
-    if cell.attn.requires.package is not None:
-        importlib.import_module(cell.attn.requires.package)
-
-
-def precision_flags() -> dict[str, str]:
-    """The flags as torch has them now."""
-    matmul = torch.backends.cuda.matmul
-    return {
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allow_tf32": str(torch.backends.cudnn.allow_tf32),
-        "allow_fp16_reduced_precision_reduction": str(
-            matmul.allow_fp16_reduced_precision_reduction
-        ),
-        "allow_bf16_reduced_precision_reduction": str(
-            matmul.allow_bf16_reduced_precision_reduction
-        ),
-    }
 
 
 def _cpu_name() -> str:
@@ -171,32 +107,21 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _driver() -> str | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-
-
-def _versions(cuda: bool) -> dict[str, str]:
-    found = {f"env.{name}": os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    if cuda:
-        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    for name in PACKAGES:
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    versions = {}
+    for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _missing() -> dict[str, str]:
+def _missing(optional: tuple[str, ...]) -> dict[str, str]:
+    """Optional packages that cannot be used here, with the reason."""
     # The harness takes seconds to import, and is imported where it is used.
     reasons = {} if importlib.util.find_spec("lm_eval") else {"lm_eval": "not installed"}
-    for name in OPTIONAL_IMPORTS:
+    for name in optional:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken native library raises whatever it likes

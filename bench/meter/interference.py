@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.meter.host import cgroup_files
-from bench.record.measurement import Contamination
+from bench.record.measurement import Interference
 
-_STAT = Path("/proc/stat")
-_PRESSURE = Path("/proc/pressure/cpu")
+STAT = Path("/proc/stat")
+PRESSURE = Path("/proc/pressure/cpu")
 _STEAL = 8  # column of the line "cpu" (proc_stat(5)), in clock ticks of all CPUs together
 
 
-def counters() -> Contamination:
+def counters() -> Interference:
     """Totals since some moment; their differences are readings."""
-    return Contamination(
+    return Interference(
         wall_s=time.perf_counter(),
         throttled_s=_throttled_s(),
         steal_s=_steal_s(),
@@ -33,13 +33,13 @@ def counters() -> Contamination:
     )
 
 
-def since(before: Contamination) -> Contamination:
+def since(before: Interference) -> Interference:
     """What has come on top of ``before``."""
     now, then = dataclasses.asdict(counters()), dataclasses.asdict(before)
     gained: dict[str, Any] = {
         name: None if now[name] is None else now[name] - then[name] for name in now
     }
-    return Contamination(**gained)
+    return Interference(**gained)
 
 
 def _throttled_s() -> float | None:
@@ -55,13 +55,13 @@ def _throttled_s() -> float | None:
 
 
 def _steal_s() -> float | None:
-    if not _STAT.is_file():
+    if not STAT.is_file():
         return None
-    return int(_STAT.read_text().split("\n", 1)[0].split()[_STEAL]) / os.sysconf("SC_CLK_TCK")
+    return int(STAT.read_text().split("\n", 1)[0].split()[_STEAL]) / os.sysconf("SC_CLK_TCK")
 
 
 def _pressure_s() -> float | None:
-    for file in (*cgroup_files("cpu.pressure")[:1], _PRESSURE):
+    for file in (*cgroup_files("cpu.pressure")[:1], PRESSURE):
         try:
             # Some avg10=0.00 avg60=0.00 avg300=0.00 total=123
             some = file.read_text().splitlines()[0]

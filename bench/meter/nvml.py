@@ -1,11 +1,12 @@
-"""What NVML says about the GPU while a cell runs: clocks, temperature, power, energy, throttling,
-and who else is there.
+"""Everything that NVML tells: memory, processes, driver; clocks, power and energy while a cell
+runs.
 
-A pass of its own, because a thread that reads NVML takes the interpreter from the loop it watches:
-nothing is timed in it. Energy is the difference of the driver's counter and not the sum of power
-readings: since Ampere (GA100 apart) a power reading is the mean of the last second, and some chips
-look at their power only part of the time. The counter refreshes about every 100 ms, so a window
-below 10 s gives no energy at all, rather than one that is up to 20 % off.
+Without torch, so that the driver process may ask too. Watching has requests of its own, because a
+thread that reads NVML takes the interpreter from the loop it watches: nothing is timed in it.
+Energy is the difference of the driver's counter and not the sum of power readings: since Ampere
+(GA100 apart) a power reading is the mean of the last second, and some chips look at their power
+only part of the time. The counter refreshes about every 100 ms, so a window below 10 s gives no
+energy at all, rather than one that is up to 20 % off.
 
 What the device does not support or this user may not see is None, never 0. A MIG instance has
 neither clocks nor power of its own, so there almost everything is None. A GPU that is gone is the
@@ -42,6 +43,7 @@ _THROTTLING = {
     0x200: "board_limit",
     0x400: "reliability",
 }
+_TOLERANCE_BYTES = 64 * 2**20  # what else may come and go on a device in a while
 _GONE = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
 
 
@@ -54,6 +56,57 @@ class GpuProcess:
     used_bytes: int | None
 
 
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver; None without one. Asks no CUDA."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def used_bytes(uuid: str | None) -> int | None:
+    """Memory in use on the whole device; None where NVML is absent, refuses, or knows no such
+    device."""
+    if uuid is None:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).used)
+    except pynvml.NVMLError:  # NOT_SUPPORTED is no reading, not 0
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def nvml_uuid(uuid: str) -> str:
+    """NVML's name of a device whose UUID CUDA gives without saying what it is of."""
+    instance = f"MIG-{uuid}"
+    return instance if used_bytes(instance) is not None else f"GPU-{uuid}"
+
+
+def wait_until_free(uuid: str | None, baseline_bytes: int | None, limit_s: float = 30.0) -> int:
+    """Wait until the device holds no more than before the first cell; returns what stays held.
+
+    A process that has ended may still hold memory for a moment: the next cell would start from a
+    false baseline. Units: bytes.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        used = used_bytes(uuid)
+        if used is None or baseline_bytes is None or used <= baseline_bytes + _TOLERANCE_BYTES:
+            return 0
+        if time.monotonic() > deadline:
+            return used - baseline_bytes
+        time.sleep(0.2)
+
+
 def watch(
     uuid: str, work: Callable[[], object], window_s: float = 10.0, every_s: float = 0.1
 ) -> Telemetry | None:
@@ -61,7 +114,7 @@ def watch(
     where NVML is absent.
 
     Args:
-        uuid: NVML's name of the device, as ``cuda_uuid`` tells it.
+        uuid: NVML's name of the device, like GPU-5f4c....
         work: has to wait for the device before it returns, or the window ends before its last round
             does.
 
@@ -133,12 +186,12 @@ def other_processes(uuid: str, own_pids: Collection[int]) -> list[GpuProcess]:
             *(_answer(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)) or ()),
         ]
     # One may compute and draw
-    used_bytes = {process.pid: process.usedGpuMemory for process in listed}
-    if own_pids and used_bytes.keys().isdisjoint(own_pids):
+    held = {process.pid: process.usedGpuMemory for process in listed}
+    if own_pids and held.keys().isdisjoint(own_pids):
         return []
     return [
         GpuProcess(pid, _name(pid), used)
-        for pid, used in sorted(used_bytes.items())
+        for pid, used in sorted(held.items())
         if pid not in own_pids
     ]
 

@@ -1,2 +1,134 @@
-"""Getting a model into memory the way a cell wants it, and checking that it is there that way.
-torch lives here."""
+"""Hugging Face transformers on torch: every model it knows, bitsandbytes' quantizations.
+
+This file is imported by the driver too, which must not wait for torch: what needs a library is
+imported in the functions that run in a measured process.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from bench.config.cell import Cell, Requires
+from bench.engine import sources
+from bench.engine.kernels import CanaryKernels, PeakKernels
+from bench.engine.protocol import Accelerator, Files, Session
+from bench.engine.transformers.schemes import SCHEMES, parameters_of, unknown_names
+from bench.record.description import Description
+from bench.record.result import Host, Outcome, lacking
+
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+BACKENDS = ("math", "flash", "efficient", "cudnn")  # of sdpa
+STRATEGIES = {  # name: the function that runs the token loop
+    "loop": "bench.engine.transformers.strategies:loop",
+    "generate": "bench.engine.transformers.strategies:generate",
+}
+
+
+class Transformers:
+    """Models through ``from_pretrained``, or of random weights."""
+
+    preload: tuple[str, ...] = ("bench.engine.transformers.preload",)
+    packages: tuple[str, ...] = (  # a change in any of them means measuring again
+        "torch",
+        "transformers",
+        "bitsandbytes",
+        "accelerate",
+        "flash-attn",
+        "flash-attn-3",
+        "lm_eval",
+        "kernels",  # if installed, bitsandbytes and transformers take kernels from a hub
+        "numpy",
+        "safetensors",
+        "tokenizers",
+        "triton",
+    )
+    optional: tuple[str, ...] = ("bitsandbytes", "flash_attn", "flash_attn_interface")
+
+    def accelerator(self) -> Accelerator | None:
+        from bench.engine.transformers.probes import accelerator
+
+        return accelerator()
+
+    def unknown_names(self, cell: Cell) -> list[str]:
+        asked = (
+            ("attn.implementation", cell.attn.implementation, IMPLEMENTATIONS),
+            ("attn.backend", cell.attn.backend, (None, *BACKENDS)),
+            ("decode.strategy", cell.decode.strategy, tuple(STRATEGIES)),
+        )
+        return [
+            *unknown_names(cell.quant),
+            *(
+                f"engine.options.{name}: transformers has no options"
+                for name in cell.engine.options
+            ),
+            *(
+                f"{path}={name}: no such one; engine={cell.engine.name} has"
+                f" {', '.join(str(each) for each in names if each)}"
+                for path, name, names in asked
+                if name not in names
+            ),
+        ]
+
+    def why_not(self, cell: Cell, host: Host) -> Outcome | None:
+        package = SCHEMES[cell.quant.scheme].package
+        if package is not None and package in host.missing:
+            reason = (
+                f"quant={cell.quant.name} needs the package {package} ({host.missing[package]})"
+            )
+            return Outcome("skipped", reason)
+        if cell.device == "cuda" and cell.attn.backend == "flash":
+            # torch's flash backend takes fp32 and any processor on a CPU: no row of its YAML.
+            on_cuda = Requires(capability=8.0, dtypes=("fp16", "bf16"))
+            for need in lacking(on_cuda, cell, host):
+                return Outcome("skipped", f"attn={cell.attn.name} needs {need}")
+        threshold = getattr(parameters_of(cell.quant), "threshold", 0.0)
+        if cell.model.weights == "random" and threshold:
+            return Outcome(
+                "not_engaged",
+                f"quant={cell.quant.name} splits off activations above {threshold}, which random"
+                " weights hardly produce: the slow path would not run; take int8_nodecomp or"
+                " pretrained weights",
+            )
+        return None
+
+    def describe(self, cell: Cell) -> Description | None:
+        from bench.engine.transformers.describe import describe
+
+        return describe(cell, sources.cached(cell.model))
+
+    def provide(self, cell: Cell) -> Files:
+        folder = sources.fetch(cell.model)
+        return Files(folder, sources.revision(cell.model, folder))
+
+    def prepare(self, cell: Cell) -> None:
+        from bench.engine.transformers.probes import set_flags
+
+        set_flags(int(cell.threads))
+        for package in (SCHEMES[cell.quant.scheme].package, cell.attn.requires.package):
+            if package is not None:  # before the load is timed
+                importlib.import_module(package)
+
+    def canary_kernels(self, device: str) -> CanaryKernels:
+        from bench.engine.transformers.probes import canary_kernels
+
+        return canary_kernels(device)
+
+    def peak_kernels(self, device: str, threads: int) -> PeakKernels | None:
+        from bench.engine.transformers.probes import peak_kernels
+
+        return peak_kernels(device, threads)
+
+    def open(self, cell: Cell, files: Files) -> Session:
+        from bench.engine.transformers.session import open_session
+
+        return open_session(cell, files.folder)
+
+
+def strategy(name: str) -> Callable[..., Any]:
+    """The function behind a decode strategy's name."""
+    module, _, function = STRATEGIES[name].partition(":")
+    run: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return run
+
+
+ENGINE = Transformers()

@@ -12,9 +12,7 @@ size plus one layer.
 import contextlib
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,25 +20,15 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
-from bench.config.cell import Cell, Model
-from bench.engine.transformers.schemes import DTYPES, SCHEMES
+from bench.config.cell import Cell
+from bench.engine.transformers.schemes import SCHEMES, torch_dtype
 from bench.errors import CellFailure
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A loaded model with its tokenizer (None where prompts are synthetic ids)."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-
-
-def load(cell: Cell, folder: Path | None) -> Subject:
+def load(cell: Cell, folder: Path | None) -> PreTrainedModel:
     """The cell's model in evaluation mode on the cell's device; ``folder`` None for random weights.
 
     ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch
@@ -52,26 +40,18 @@ def load(cell: Cell, folder: Path | None) -> Subject:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
     """
     if folder is None:
-        model, tokenizer = _random(cell), load_tokenizer(cell.model, None)
+        model = _random(cell)
     else:
-        with _reading(cell, folder):
-            model, tokenizer = _pretrained(cell, folder), load_tokenizer(cell.model, folder)
+        with reading(cell, folder):
+            model = _pretrained(cell, folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
-    return Subject(model, tokenizer)
-
-
-def load_tokenizer(model: Model, folder: Path | None) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer; None for random weights of a model whose tokenizer would have to be
-    downloaded."""
-    if model.tokenizer == "bytes":
-        return _byte_tokenizer()
-    return None if folder is None else AutoTokenizer.from_pretrained(folder)
+    return model
 
 
 def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=DTYPES[cell.quant.dtype],
+        dtype=torch_dtype(cell.quant.dtype),
         attn_implementation=cell.attn.implementation,
         quantization_config=SCHEMES[cell.quant.scheme].configuration(cell.quant),
         device_map={"": cell.device},
@@ -90,7 +70,7 @@ def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _reading(cell: Cell, folder: Path) -> Iterator[None]:
+def reading(cell: Cell, folder: Path) -> Iterator[None]:
     """What the libraries raise over files, as sentences."""
     try:
         yield
@@ -113,7 +93,7 @@ def _reading(cell: Cell, folder: Path) -> Iterator[None]:
 def _random(cell: Cell) -> PreTrainedModel:
     architecture = dict(cell.model.architecture)
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
-    dtype = DTYPES[cell.quant.dtype]
+    dtype = torch_dtype(cell.quant.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=cell.attn.implementation
@@ -181,18 +161,3 @@ def _same_kind(meta: nn.Parameter, storage: torch.Tensor) -> nn.Parameter:
     if type(meta) is nn.Parameter:
         return nn.Parameter(storage)
     return type(meta)(storage, requires_grad=False, **meta.__dict__)
-
-
-def _byte_tokenizer() -> PreTrainedTokenizerBase:
-    """One token a byte, no merges: works on any text and needs no file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    options: dict[str, Any] = {"eos_token": "<eos>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)

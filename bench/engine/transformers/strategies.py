@@ -1,5 +1,4 @@
-"""The token loops that are timed. This is the code between the two clock readings; nothing else
-runs there.
+"""The token loops that are timed: the code between two clock readings; nothing else runs there.
 
 ``loop``: one prefill forward over the prompt, then one forward per new token, argmax on the device.
 After the first token has reached the host nothing synchronises until the last. Exactly
@@ -11,24 +10,12 @@ kernels. ``logits_to_keep=1``: the head runs on the last position only.
 receives each token on the host; that synchronises at each step, as its own check for the end does.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-
-class Clock(Protocol):
-    """What a loop tells the meter."""
-
-    def start(self) -> None:
-        """The device is idle; the request begins."""
-
-    def first_token(self) -> None:
-        """The ids of the first token are on the host."""
-
-    def token(self) -> None:
-        """One more token has been enqueued (or, on a CPU, computed)."""
+from bench.engine.protocol import Clock
 
 
 def loop(
@@ -42,11 +29,12 @@ def loop(
     clock.start()
     ids = prompt_ids.to(model.device)
     cache = DynamicCache(config=model.config)
-    # (batch, 1, vocabulary)
-    logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    logits = model(  # (batch, 1, vocabulary)
+        ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+    ).logits
     token = logits[:, -1].argmax(-1, keepdim=True)  # (batch, 1)
     token.tolist()  # the only synchronisation before the last token
-    clock.first_token()
+    clock.token()
     tokens = [token]
     for _ in range(new_tokens - 1):
         logits = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -74,7 +62,7 @@ def generate(
     ids = prompt_ids.to(model.device)
     out: torch.Tensor = model.generate(
         ids,
-        # Without one generate takes each id that equals the pad token for padding
+        # Without one generate takes each id that equals the pad token for padding.
         attention_mask=torch.ones_like(ids),
         generation_config=config,
         streamer=_Stamps(clock),
@@ -83,25 +71,16 @@ def generate(
 
 
 class _Stamps:
-    """A streamer for ``generate()``: it is given the prompt, then each token, already on the
-    host."""
+    """A streamer for ``generate()``: it is given the prompt, then each token, on the host."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.received = 0
+        self.has_prompt = False
 
     def put(self, value: Any) -> None:
-        if self.received == 1:
-            self.clock.first_token()
-        elif self.received > 1:
+        if self.has_prompt:
             self.clock.token()
-        self.received += 1
+        self.has_prompt = True
 
     def end(self) -> None:
         pass
-
-
-LOOPS: dict[str, Callable[[PreTrainedModel, torch.Tensor, int, Clock], torch.Tensor]] = {
-    "loop": loop,
-    "generate": generate,
-}

@@ -1,52 +1,71 @@
-"""What the names of quantization schemes mean.
+"""What the names of quantization schemes mean, in this engine.
 
-A scheme is a function from the cell's ``Quant`` to the configuration object that transformers'
-``from_pretrained`` takes (None for plain weights), plus the class that its layers must have
-afterwards. To add one: a YAML in ``conf/quant``, a function here, a line in ``SCHEMES``.
-
-Dtypes are always passed: left to the library, nf4 computes in fp32.
+To add one: a YAML in ``conf/quant``, a ``Scheme`` in a file of its family here, a line in
+``SCHEMES``. Importing this imports no library: the driver asks it about names before anything runs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import BitsAndBytesConfig
-
 from bench.config.cell import Quant
+from bench.config.parse import parse
+from bench.engine.transformers.schemes.bitsandbytes import FOUR_BIT, INT8
+from bench.engine.transformers.schemes.scheme import DTYPE_BYTES, Scheme, dtype_name, torch_dtype
+from bench.errors import ConfigError
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+__all__ = [
+    "DTYPE_BYTES",
+    "SCHEMES",
+    "NoParameters",
+    "Scheme",
+    "dtype_name",
+    "parameters_of",
+    "torch_dtype",
+    "unknown_names",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class SchemeMeaning:
-    """How transformers is asked for a scheme, and by which class of layers it is recognized
-    afterwards."""
-
-    configuration: Callable[[Quant], Any]
-    layer_class: str
+class NoParameters:
+    """Of a scheme that has none."""
 
 
-def _none(quant: Quant) -> None:
-    return None
+_NONE = Scheme(
+    parameters=NoParameters,
+    package=None,
+    layer_class="Linear",
+    configuration=lambda quant: None,
+    executed_dtype=lambda quant: quant.dtype,
+    matrix_bytes=lambda outputs, inputs, quant, device: outputs * inputs * DTYPE_BYTES[quant.dtype],
+    workspace_bytes=lambda outputs, inputs, quant, device: 0,
+    state=lambda layer: [],
+    settings=lambda layer: {},
+    wanted=lambda quant: {},
+)
+
+SCHEMES: dict[str, Scheme] = {"none": _NONE, "bnb_int8": INT8, "bnb_4bit": FOUR_BIT}
 
 
-def _bnb_int8(quant: Quant) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=quant.threshold)
+def parameters_of(quant: Quant) -> Any:
+    """The scheme's own parameters, as its dataclass.
+
+    Raises:
+        ConfigError: for an unknown scheme, and for parameters that it does not have or take.
+    """
+    if quant.scheme not in SCHEMES:
+        raise ConfigError(
+            [
+                f"quant.scheme={quant.scheme}: no such scheme; engine=transformers has"
+                f" {', '.join(SCHEMES)}"
+            ]
+        )
+    return parse(SCHEMES[quant.scheme].parameters, quant.parameters, "quant.parameters")
 
 
-def _bnb_4bit(quant: Quant) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quant.quant_type,
-        bnb_4bit_use_double_quant=quant.double_quant,
-        bnb_4bit_compute_dtype=DTYPES[str(quant.compute_dtype)],
-    )
-
-
-SCHEMES = {
-    "none": SchemeMeaning(_none, "Linear"),
-    "bnb_int8": SchemeMeaning(_bnb_int8, "Linear8bitLt"),
-    "bnb_4bit": SchemeMeaning(_bnb_4bit, "Linear4bit"),
-}
+def unknown_names(quant: Quant) -> list[str]:
+    """What ``parameters_of`` objects to, a sentence each; empty when nothing."""
+    try:
+        parameters_of(quant)
+    except ConfigError as error:
+        return error.problems
+    return []

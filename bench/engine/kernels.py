@@ -1,0 +1,99 @@
+"""Small kernels by which a machine is judged: an engine gives its own, ``meter`` times them.
+
+The canary's three take a fraction of a second and tell whether the machine has changed; the peaks'
+take seconds and tell what it can do at most. numpy's stand in for engines that bring none.
+"""
+
+import contextlib
+import mmap
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+READ_BYTES = 64 * 2**20
+SIDE = 512
+LAYERS, WIDTH, STEPS = 2, 64, 16
+BLOCK_BYTES = 512 * 2**20  # several times the largest cache of a GPU, and of one's share of a CPU's
+BLOCK_COLUMNS = 8192
+
+Kernel = Callable[[], object]
+
+
+def nothing() -> None:
+    """For a device that has finished when Python goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryKernels:
+    """Three kinds of work, since a machine can lose one without the others.
+
+    Memory bandwidth goes to a neighbour, clock frequency to heat, the interpreter's CPU to another
+    process.
+    """
+
+    read: Kernel  # adds up READ_BYTES of memory
+    matmul: Kernel  # a product of two SIDE x SIDE matrices, fp32
+    steps: Kernel  # STEPS decode steps of a very small model: nothing but dispatch
+    wait: Kernel = nothing  # until the device has finished
+    release: Kernel = nothing  # gives back the memory that the kernels took
+    timer: Callable[[], float] = time.perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class PeakKernels:
+    """What finds out the most that a device can do."""
+
+    readers: Mapping[str, Kernel]  # by name: each reads BLOCK_BYTES once
+    product: Callable[[str, int], Kernel]  # of a dtype and a side: side x side matrices, A B^T
+    where: str  # like 2 threads, torch 2.13.0
+    wait: Kernel = nothing
+    bus_bytes_s: float | None = None  # what the memory's clock and width come to, to pick a sheet
+
+
+def huge_pages(size: int) -> mmap.mmap:
+    """Memory to read in huge pages: its speed depends on which small pages it happens to get."""
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def numpy_canary() -> CanaryKernels:
+    """The three kernels in numpy."""
+    generator = np.random.default_rng(0)
+    block = np.frombuffer(huge_pages(READ_BYTES), dtype=np.float32)
+    block.fill(1)
+    matrix = generator.standard_normal((SIDE, SIDE), dtype=np.float32)
+    layers = [generator.standard_normal((WIDTH, WIDTH), dtype=np.float32) for _ in range(LAYERS)]
+
+    def steps() -> None:
+        state = np.ones((1, WIDTH), dtype=np.float32)
+        for _ in range(STEPS):
+            for weight in layers:
+                state = np.tanh(state @ weight) + state
+            state = state / np.linalg.norm(state)
+
+    return CanaryKernels(read=block.sum, matmul=lambda: matrix @ matrix, steps=steps)
+
+
+def numpy_peaks() -> PeakKernels:
+    """Sums and products in numpy, with as many threads as its BLAS takes."""
+    block = np.ones((BLOCK_BYTES // 4 // BLOCK_COLUMNS, BLOCK_COLUMNS), dtype=np.float32)
+    vector = np.ones(BLOCK_COLUMNS, dtype=np.float32)
+    readers: dict[str, Kernel] = {
+        "numpy.sum": block.sum,
+        "matrix-vector product": partial(np.matmul, block, vector),
+    }
+
+    def product(dtype: str, side: int) -> Kernel:
+        if dtype != "fp32":
+            raise RuntimeError(f"numpy has no fast product in {dtype}")
+        matrix: Any = np.ones((side, side), dtype=np.float32)
+        return partial(np.matmul, matrix, matrix.T)
+
+    return PeakKernels(readers, product, f"numpy {np.__version__}")

@@ -1,0 +1,92 @@
+"""llama.cpp through llama-cpp-python: f16 weights, one sequence, a CPU, no torch anywhere.
+
+A second engine that shares nothing with the first but token ids: other kernels, another file
+format, another interpreter (``make engine-llama_cpp`` sets up ``.engines/llama_cpp``), so that a
+speed of transformers can be compared with what the same weights reach elsewhere. This file is
+imported by the driver, which has no llama.cpp: what needs it is imported in the functions that run
+in a measured process. ``native`` wraps the C functions, ``session`` runs requests, ``attest`` says
+what ran, ``files`` makes the f16 file.
+"""
+
+import os
+from pathlib import Path
+
+from bench.config.cell import Cell
+from bench.engine.kernels import CanaryKernels, PeakKernels, numpy_canary, numpy_peaks
+from bench.engine.protocol import Accelerator, Files, Session
+from bench.paths import interpreter
+from bench.record.description import Description
+from bench.record.result import Host, Outcome
+
+
+class LlamaCpp:
+    """Models whose GGUF comes inside a Python package, unpacked to f16."""
+
+    preload: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("llama_cpp_python", "numpy", "gguf")
+    optional: tuple[str, ...] = ()
+
+    def accelerator(self) -> Accelerator | None:
+        return None
+
+    def unknown_names(self, cell: Cell) -> list[str]:
+        # sdpa stands for llama.cpp's own fused attention: there is no other to choose.
+        asked = (
+            ("quant.scheme", cell.quant.scheme, "none"),
+            ("attn.implementation", cell.attn.implementation, "sdpa"),
+            ("attn.backend", cell.attn.backend, None),
+            ("decode.strategy", cell.decode.strategy, "loop"),
+        )
+        return [
+            *(f"engine.options.{name}: llama_cpp has no options" for name in cell.engine.options),
+            *(
+                f"{path}={name}: no such one; engine={cell.engine.name} has only {only or 'null'}"
+                for path, name, only in asked
+                if name != only
+            ),
+        ]
+
+    def why_not(self, cell: Cell, host: Host) -> Outcome | None:
+        name, python = f"engine={cell.engine.name}", interpreter(cell.engine.python)
+        rules = (
+            (cell.batch != 1, f"{name} runs one sequence: batch=1"),
+            (cell.quant.dtype != "fp16", f"{name} runs f16 weights: quant=fp16"),
+            (cell.device == "cuda", f"{name} is built for the CPU: device=cpu"),
+            (cell.model.weights == "random", f"{name} has no random weights: take pretrained ones"),
+            (
+                python is None or not Path(python).is_file(),
+                f"{name} lives in an environment of its own: make engine-llama_cpp",
+            ),
+        )
+        return next((Outcome("skipped", reason) for applies, reason in rules if applies), None)
+
+    def describe(self, cell: Cell) -> Description | None:
+        return None  # a prediction of memory would need the file's header: it is tried instead
+
+    def provide(self, cell: Cell) -> Files:
+        from bench.engine.llama_cpp.files import provide
+
+        return provide(cell.model)
+
+    def prepare(self, cell: Cell) -> None:
+        """Threads belong to a context and are set there; the library is loaded here, before the
+        load is timed."""
+        from bench.engine.llama_cpp.native import start
+
+        start()
+
+    def canary_kernels(self, device: str) -> CanaryKernels:
+        return numpy_canary()
+
+    def peak_kernels(self, device: str, threads: int) -> PeakKernels | None:
+        # numpy's BLAS takes all CPUs: that is no limit for a cell with fewer.
+        return numpy_peaks() if threads == len(os.sched_getaffinity(0)) else None
+
+    def open(self, cell: Cell, files: Files) -> Session:
+        from bench.engine.llama_cpp.session import LlamaSession
+
+        assert files.folder is not None, "random weights are skipped"
+        return LlamaSession(cell, files.folder)
+
+
+ENGINE = LlamaCpp()

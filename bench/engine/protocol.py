@@ -1,0 +1,216 @@
+"""The two seams between this tool and what it measures: an ``Engine`` loads, a ``Session`` runs.
+
+Everything outside ``engine/`` talks to a model through these two, in numpy arrays and the types of
+``record``; no signature knows torch. An engine can be imported without the libraries that it
+drives: the driver asks it what may run here before any of them is loaded. What the measured process
+does with a session is a straight line in ``bench.meter.cell``.
+
+``ENGINES`` maps a name to a place, as text: the driver imports it for its rules, and the measured
+process imports it again in an interpreter of its own, which may be another one (an engine whose
+pins clash with ours lives in an environment of its own).
+"""
+
+import importlib
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bench.config.cell import Cell, Quality
+from bench.engine.kernels import CanaryKernels, PeakKernels
+from bench.engine.prompts import Ids, Tokenizer
+from bench.record.description import Description
+from bench.record.measurement import Profile, Repeat, TaskScore
+from bench.record.result import Attestation, Host, Outcome
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+ENGINES = {
+    "transformers": "bench.engine.transformers:ENGINE",
+    "llama_cpp": "bench.engine.llama_cpp:ENGINE",
+    "scripted": "bench.engine.scripted:ENGINE",
+}
+
+
+def engine_at(place: str) -> "Engine":
+    """The engine at a place like ``bench.engine.scripted:ENGINE``."""
+    module, _, name = place.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)
+    return engine
+
+
+class Announce(Protocol):
+    """Tell the parent which phase begins; returns when the parent sleeps again."""
+
+    def __call__(self, phase: str, detail: str = "") -> None: ...
+
+
+class Clock(Protocol):
+    """Times one request. The engine makes it: it knows when a token is on the host."""
+
+    def start(self) -> None:
+        """The device is idle; the request begins."""
+
+    def token(self, count: int = 1) -> None:
+        """So many more tokens of each row are there; the first call is the first token's."""
+
+    def read(self) -> tuple[Repeat, float | None]:
+        """The times, and by how much host and device clocks disagree (None with one clock)."""
+
+
+class HostClock:
+    """A monotonic clock read after every token: the truth where no device runs ahead of Python."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+        self.counts: list[int] = []
+
+    def start(self) -> None:
+        self.stamps.append(time.perf_counter())
+
+    def token(self, count: int = 1) -> None:
+        self.stamps.append(time.perf_counter())
+        self.counts.append(count)
+
+    def read(self) -> tuple[Repeat, float | None]:
+        start, first, *_ = self.stamps
+        steps = tuple(after - before for before, after in itertools.pairwise(self.stamps[1:]))
+        tokens = tuple(self.counts[1:]) if any(count != 1 for count in self.counts) else None
+        return Repeat(first - start, steps, self.stamps[-1] - start, step_tokens=tokens), None
+
+
+class Untimed:
+    """A clock for requests that nobody times."""
+
+    def start(self) -> None:
+        pass
+
+    def token(self, count: int = 1) -> None:
+        pass
+
+    def read(self) -> tuple[Repeat, float | None]:
+        raise NotImplementedError("this request was not timed")
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """The device that an engine finds besides the CPU."""
+
+    name: str
+    memory_bytes: int
+    uuid: str  # as CUDA has it, which does not say whether it is a MIG instance's
+    capability: float
+    versions: Mapping[str, str]  # of what stands between engine and device: cuda, cudnn
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What an engine needs on disk before it can open a model. ``folder`` None: random weights."""
+
+    folder: Path | None
+    revision: str | None  # what exactly it is: hub commit or package version
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The matrix that makes logits of final hidden states, and what happens to them afterwards.
+
+    Shapes: weight (vocabulary, hidden), bias (vocabulary,).
+    """
+
+    weight: Floats
+    bias: Floats | None
+
+
+class Engine(Protocol):
+    """How to get a cell's model into memory. Importable without its libraries."""
+
+    preload: tuple[str, ...]  # modules that a fork server may import once for all processes
+    packages: tuple[str, ...]  # whose versions decide its numbers
+    optional: tuple[str, ...]  # imports that some cells need, tried where the host is probed
+
+    def accelerator(self) -> Accelerator | None:
+        """The device of ``device=cuda``; None without one. Called in a throwaway process."""
+
+    def unknown_names(self, cell: Cell) -> list[str]:
+        """A sentence for each name or parameter in the cell that this engine does not have."""
+
+    def why_not(self, cell: Cell, host: Host) -> Outcome | None:
+        """The outcome of a resolved cell that this engine cannot run here; None: it may."""
+
+    def describe(self, cell: Cell) -> Description | None:
+        """What the model is; None where that is not known. Called in a throwaway process."""
+
+    def provide(self, cell: Cell) -> Files:
+        """Download, convert, pack: whatever has to lie on disk. Cached; timed apart from
+        loading."""
+
+    def prepare(self, cell: Cell) -> None:
+        """Bring the process into the cell's state: threads, precision flags, libraries imported."""
+
+    def canary_kernels(self, device: str) -> CanaryKernels:
+        """What tells whether the machine has changed."""
+
+    def peak_kernels(self, device: str, threads: int) -> PeakKernels | None:
+        """What finds out the most that the device can do; None: not worth asking."""
+
+    def open(self, cell: Cell, files: Files) -> "Session":
+        """The model in memory, ready for requests."""
+
+
+class Session(Protocol):
+    """A loaded model. Ids are on the host, going in and coming out."""
+
+    tokenizer: Tokenizer | None  # None where prompts are made-up ids
+    vocabulary: int
+    ends: frozenset[int]  # tokens that end an answer
+
+    def ready(self, ids: Ids, new_tokens: int) -> None:
+        """Whatever the strategy prepares once for these shapes: compile, allocate. Not timed."""
+
+    def clock(self, new_tokens: int) -> Clock:
+        """A fresh clock for one request."""
+
+    def request(self, ids: Ids, new_tokens: int, clock: Clock) -> Ids:
+        """Exactly ``new_tokens`` greedy tokens for each row: the only thing that is timed.
+
+        Shapes: ids (rows, prompt_tokens); returns (rows, new_tokens).
+        """
+
+    def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+        """Greedy answers of at most ``most`` tokens; one that ended keeps its ending token."""
+
+    def hidden(self, ids: Ids) -> Floats:
+        """Final hidden states of one row, where ``head`` is not None.
+
+        Shapes: ids (1, tokens); returns (1, tokens, hidden).
+        """
+
+    def head(self) -> Head | None:
+        """What makes logits of ``hidden``; None where more happens to them, or nobody can tell."""
+
+    def logits(self, ids: Ids) -> list[Iterator[Floats]] | None:
+        """Of each row its logits, a few positions at a time; None where it shows none.
+
+        Shapes: ids (rows, tokens); the pieces of a row are (positions, vocabulary).
+        """
+
+    def alternative(self) -> None:
+        """From now on another kernel for the same arithmetic: how a noise floor is found."""
+
+    def tasks(self, quality: Quality, seed: int) -> tuple[TaskScore, ...]:
+        """Scores of lm-evaluation-harness on this very model."""
+
+    def attest(self, ids: Ids, new_tokens: int) -> Attestation:
+        """What is in memory and what runs, observed around requests; mismatches are in it."""
+
+    def allocated_peaks(self) -> tuple[int | None, int | None]:
+        """Peaks in bytes, allocated and reserved, since the last call; None without an
+        allocator."""
+
+    def profile(self, ids: Ids, new_tokens: int, trace: Path) -> Profile | None:
+        """Where the time of one request goes; None where the engine cannot tell."""

@@ -1,0 +1,175 @@
+"""A loaded transformers model behind the ``Session`` protocol: numpy ids in, numpy ids out."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from bench.config.cell import Cell, Quality
+from bench.engine.prompts import FileTokenizer, Ids, load_tokenizer
+from bench.engine.protocol import Clock, Floats, Head, HostClock
+from bench.engine.transformers import strategy
+from bench.engine.transformers.attention import pinned
+from bench.engine.transformers.attest import attest
+from bench.engine.transformers.load import load, reading, release_heap
+from bench.engine.transformers.probes import CudaClock, allocated_peaks, profile_request
+from bench.record.measurement import Profile, TaskScore
+from bench.record.result import Attestation
+
+_POSITIONS = 16  # of which logits exist at once
+_SAME = 1e-2  # of logits: two ways through one head differ by less, a missing scale or cap by more
+
+
+def open_session(cell: Cell, folder: Path | None) -> "TransformersSession":
+    """The cell's model in memory; ``folder`` None for random weights."""
+    session = TransformersSession(cell, load(cell, folder), folder)
+    if cell.device == "cuda":
+        torch.cuda.synchronize()
+    release_heap()
+    return session
+
+
+class TransformersSession:
+    """Requests, answers and logits of one model."""
+
+    def __init__(self, cell: Cell, model: PreTrainedModel, folder: Path | None) -> None:
+        self.cell = cell
+        self.model = model
+        with contextlib.nullcontext() if folder is None else reading(cell, folder):
+            self.tokenizer = load_tokenizer(cell.model, folder)
+        self.vocabulary: int = model.config.get_text_config().vocab_size
+        ends = model.generation_config.eos_token_id
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self.run = strategy(cell.decode.strategy)
+
+    def ready(self, ids: Ids, new_tokens: int) -> None:
+        """Neither loop prepares anything: caches are part of a request."""
+
+    def clock(self, new_tokens: int) -> Clock:
+        return CudaClock(new_tokens) if self.cell.device == "cuda" else HostClock()
+
+    def request(self, ids: Ids, new_tokens: int, clock: Clock) -> Ids:
+        with torch.inference_mode(), pinned(self.cell.attn):
+            tokens = self.run(self.model, torch.from_numpy(ids), new_tokens, clock)
+        out: Ids = tokens.cpu().numpy()
+        return out
+
+    def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+        """One left-padded batch with its mask, since nothing is timed; sdpa is not pinned here:
+        some backends refuse any mask."""
+        longest = max(map(len, prompts))
+        rows = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        config = GenerationConfig(  # all that a model's own could slip in is set
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=most,
+            eos_token_id=sorted(self.ends) or None,
+            pad_token_id=0,
+        )
+        with torch.inference_mode():
+            out = self.model.generate(
+                torch.tensor(rows, device=self.model.device),
+                attention_mask=torch.tensor(mask, device=self.model.device),
+                generation_config=config,
+            )
+        return [self._until_its_end(row) for row in out[:, longest:].tolist()]
+
+    def _until_its_end(self, ids: list[int]) -> list[int]:
+        stop = next((i + 1 for i, token in enumerate(ids) if token in self.ends), len(ids))
+        return ids[:stop]
+
+    def hidden(self, ids: Ids) -> Floats:
+        return _to_numpy(self._hidden(ids))
+
+    def _hidden(self, ids: Ids) -> torch.Tensor:
+        on_device = torch.from_numpy(ids).to(self.model.device)
+        with torch.inference_mode(), pinned(self.cell.attn):
+            hidden: torch.Tensor = self.model.base_model(
+                on_device, use_cache=False
+            ).last_hidden_state
+        return hidden
+
+    def head(self) -> Head | None:
+        """None where the model scales or caps what its head makes."""
+        probe = torch.arange(1, 9, device=self.model.device)[None] % self.vocabulary
+        module = self.model.get_output_embeddings()
+        with torch.inference_mode(), pinned(self.cell.attn):
+            hidden = self.model.base_model(probe, use_cache=False).last_hidden_state
+            made = module(hidden[:, -1:]).float()
+            real = self.model(probe, use_cache=False, logits_to_keep=1).logits.float()
+        if not torch.allclose(made, real, rtol=_SAME, atol=_SAME):
+            return None
+        return Head(
+            _to_numpy(module.weight), None if module.bias is None else _to_numpy(module.bias)
+        )
+
+    def logits(self, ids: Ids) -> list[Iterator[Floats]] | None:
+        return [self._pieces(row) for row in self._hidden(ids)]
+
+    def _pieces(self, hidden: torch.Tensor) -> Iterator[Floats]:
+        head = self.model.get_output_embeddings()
+        for start in range(0, len(hidden), _POSITIONS):
+            with torch.inference_mode():
+                piece = head(hidden[start : start + _POSITIONS])
+            yield _to_numpy(piece)
+        release_heap()  # int8's products leave 10 MB of holes in the heap with each window
+
+    def alternative(self) -> None:
+        self.model.set_attn_implementation("eager")
+
+    def tasks(self, quality: Quality, seed: int) -> tuple[TaskScore, ...]:
+        import lm_eval  # seconds, and optional: pip install '.[eval]'
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        assert isinstance(self.tokenizer, FileTokenizer), "the harness needs the model's tokenizer"
+        report = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=self.model, tokenizer=self.tokenizer.wrapped, batch_size=1),
+            tasks=list(quality.tasks),
+            task_manager=TaskManager(include_path=quality.task_folder),
+            limit=quality.task_limit,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            log_samples=False,
+        )
+        return read_scores(report["results"])
+
+    def attest(self, ids: Ids, new_tokens: int) -> Attestation:
+        return attest(self.cell, self.model, self.request, ids, new_tokens)
+
+    def allocated_peaks(self) -> tuple[int | None, int | None]:
+        return allocated_peaks() if self.cell.device == "cuda" else (None, None)
+
+    def profile(self, ids: Ids, new_tokens: int, trace: Path) -> Profile | None:
+        return profile_request(self.request, ids, new_tokens, self.cell.device, trace)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Floats:
+    floats: Floats = tensor.detach().float().cpu().numpy()
+    return floats
+
+
+def read_scores(results: Mapping[str, Mapping[str, object]]) -> tuple[TaskScore, ...]:
+    """lm-evaluation-harness names a number ``metric,filter``, its error
+    ``metric_stderr,filter``."""
+    scores = []
+    for task, numbers in results.items():
+        for key, value in numbers.items():
+            metric, comma, kind = key.partition(",")
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not comma or metric.endswith("_stderr") or not is_number:
+                continue
+            error: Any = numbers.get(f"{metric}_stderr,{kind}")
+            # One task may be read by several filters.
+            name = metric if kind == "none" else f"{metric}_{kind}"
+            known = float(error) if isinstance(error, int | float) else None
+            scores.append(TaskScore(task, name, float(value), known))  # type: ignore[arg-type]
+    return tuple(scores)
