@@ -1,117 +1,109 @@
-"""May this cell run here? Decided from the configuration and the host alone, before anything loads.
+"""May this cell run here? Decided from configuration, host and description, before anything loads.
 
-First ``resolve`` replaces every ``auto`` by what it means on this host, since two machines that
-resolve it differently measure different things. Then each rule of the table either objects with a
-reason or not. Requirements of single values are data in their YAML (``requires:``); the rules here
-are about combinations and about the machine.
+First ``resolve`` replaces every ``auto`` by what it means on this host. Then each rule of the table
+either objects with a reason or not, and the engine's own rules come last. Requirements of single
+values are data in their YAML (``requires:``); the rules here are about combinations and about the
+machine.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from bench.analysis import footprint
-from bench.config.cell import Cell, DtypeName, Requires, estimated_tokens
-from bench.record.result import Host, Outcome, Status
+from bench.config.cell import Cell, DtypeName, EngineChoice, estimated_tokens
+from bench.engine.protocol import ENGINES, Engine, engine_at
+from bench.record.description import Description
+from bench.record.result import Host, Outcome, lacking
+
+USUAL_ENGINE = "transformers"  # it knows most names, and shows what a model as published predicts
+
+
+def engine_of(cell: Cell) -> Engine:
+    """The engine that a cell names; ``unknown_names`` has checked that there is one."""
+    return engine_at(ENGINES[cell.engine.name])
+
+
+def unknown_names(cell: Cell) -> list[str]:
+    """A sentence for each name in an asked cell that no engine has; before anything runs.
+
+    What only the cell's own engine lacks is no mistake: in a grid of engines that cell is skipped.
+    """
+    if cell.engine.name not in ENGINES:
+        return [f"engine.name={cell.engine.name}: no such engine; there are {', '.join(ENGINES)}"]
+    problems = engine_of(cell).unknown_names(cell)
+    usual = replace(cell, engine=EngineChoice(USUAL_ENGINE))
+    is_known_elsewhere = cell.engine.name != USUAL_ENGINE and not unknown_names(usual)
+    return [] if is_known_elsewhere and not cell.engine.options else problems
 
 
 def resolve(cell: Cell, host: Host) -> Cell:
-    """The cell with device, dtypes and threads as they will be on this host."""
+    """The cell with device, dtypes and threads as they will be on this host; ``batch=max``
+    stays."""
     device = host.device if cell.device == "auto" else cell.device
     default: DtypeName = "fp16" if device == "cuda" else "bf16"
-    dtype = default if cell.quant.dtype == "auto" else cell.quant.dtype
-    compute_dtype = default if cell.quant.compute_dtype == "auto" else cell.quant.compute_dtype
+    parameters = {
+        name: default if value == "auto" else value for name, value in cell.quant.parameters.items()
+    }
     allowed = host.cpus if cell.cpus == "all" else min(host.cpus, len(cell.cpus))
     return replace(
         cell,
         device=device,
-        quant=replace(cell.quant, dtype=dtype, compute_dtype=compute_dtype),
+        quant=replace(
+            cell.quant,
+            dtype=default if cell.quant.dtype == "auto" else cell.quant.dtype,
+            parameters=parameters,
+        ),
         threads=allowed if cell.threads == "auto" else cell.threads,
     )
 
 
-def why_not(cell: Cell, host: Host) -> Outcome | None:
+def why_not(cell: Cell, host: Host, description: Description | None) -> Outcome | None:
     """The outcome of a resolved cell that cannot run here, or None: it may."""
-    for status, rule in RULES:
-        reason = rule(cell, host)
+    for name in engine_of(cell).unknown_names(cell):
+        return Outcome("skipped", name)
+    for rule in RULES:
+        reason = rule(cell, host, description)
         if reason is not None:
-            return Outcome(status, reason)
-    return None
+            return Outcome("skipped", reason)
+    return engine_of(cell).why_not(cell, host)
 
 
-def _device(cell: Cell, host: Host) -> str | None:
+def available_bytes(cell: Cell, host: Host) -> int | None:
+    """Memory of the cell's device; None where nobody knows."""
+    return host.device_memory_bytes if cell.device == "cuda" else host.memory_bytes
+
+
+def _device(cell: Cell, host: Host, description: Description | None) -> str | None:
     if cell.device == "cuda" and host.device != "cuda":
-        return "device=cuda: torch sees no CUDA device here"
+        return f"device=cuda: engine={cell.engine.name} sees no CUDA device here"
     return None
 
 
-def _requirements(cell: Cell, host: Host) -> str | None:
-    for axis, value in (("attn", cell.attn), ("quant", cell.quant)):
-        for lacking in _lacking(value.requires, cell, host):
-            return f"{axis}={value.name} needs {lacking}"
+def _requirements(cell: Cell, host: Host, description: Description | None) -> str | None:
+    for axis, value in (("attn", cell.attn), ("quant", cell.quant), ("decode", cell.decode)):
+        for need in lacking(value.requires, cell, host):
+            return f"{axis}={value.name} needs {need}"
     return None
 
 
-def _lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
-    if requires.device is not None and cell.device != requires.device:
-        yield f"device {requires.device}, this cell runs on {cell.device}"
-    if requires.capability is not None and (host.capability or 0) < requires.capability:
-        yield f"compute capability {requires.capability}, {host.device_name} has {host.capability}"
-    if requires.dtypes and cell.quant.dtype not in requires.dtypes:
-        yield (
-            f"dtype {' or '.join(requires.dtypes)}, quant={cell.quant.name} computes in"
-            f" {cell.quant.dtype}"
-        )
-    if requires.package is not None and requires.package in host.missing:
-        yield f"the package {requires.package} ({host.missing[requires.package]})"
-    if requires.compiler and cell.device == "cpu" and not host.compiler:
-        yield "a C++ compiler (g++ or clang++), none was found"
-
-
-def _sdpa_flash(cell: Cell, host: Host) -> str | None:
-    """torch's flash backend takes fp32 and any processor on a CPU, which ``requires`` in its YAML
-    cannot say."""
-    if cell.device != "cuda" or cell.attn.backend != "flash":
-        return None
-    on_cuda = Requires(capability=8.0, dtypes=("fp16", "bf16"))
-    return next(
-        (f"attn={cell.attn.name} needs {lacking}" for lacking in _lacking(on_cuda, cell, host)),
-        None,
-    )
-
-
-def _library(cell: Cell, host: Host) -> str | None:
-    if cell.quant.scheme != "none" and "bitsandbytes" in host.missing:
-        return (
-            f"quant={cell.quant.name} needs the package bitsandbytes"
-            f" ({host.missing['bitsandbytes']})"
-        )
-    return None
-
-
-def _tasks(cell: Cell, host: Host) -> str | None:
+def _tasks(cell: Cell, host: Host, description: Description | None) -> str | None:
     if cell.quality.tasks and "lm_eval" in host.missing:
-        return (
-            f"quality.tasks needs the package lm_eval ({host.missing['lm_eval']}); pip install"
-            " lm-eval"
-        )
+        reason = host.missing["lm_eval"]
+        return f"quality.tasks needs the package lm_eval ({reason}); pip install lm-eval"
     return None
 
 
-def _context(cell: Cell, host: Host) -> str | None:
-    positions = cell.model.architecture.get(
-        "max_position_embeddings"
-    ) or cell.model.architecture.get("n_positions")
+def _context(cell: Cell, host: Host, description: Description | None) -> str | None:
+    positions = None if description is None else description.context_tokens
     prompt_tokens = cell.workload.prompt_tokens or estimated_tokens(cell.workload.prompt or "")
     tokens = prompt_tokens + cell.workload.new_tokens
     if positions is not None and tokens > positions:
-        return (
-            f"workload={cell.workload.name} takes {tokens} positions, model={cell.model.name} has"
-            f" {positions}"
-        )
+        workload, model = cell.workload.name, cell.model.name
+        return f"workload={workload} takes {tokens} positions, model={model} has {positions}"
     return None
 
 
-def _cpus(cell: Cell, host: Host) -> str | None:
+def _cpus(cell: Cell, host: Host, description: Description | None) -> str | None:
     absent = [] if cell.cpus == "all" else sorted(set(cell.cpus) - set(host.cpu_ids))
     if absent:
         return f"cpus={list(cell.cpus)}: this machine lets us use {list(host.cpu_ids)}"
@@ -121,41 +113,31 @@ def _cpus(cell: Cell, host: Host) -> str | None:
     return None
 
 
-def _memory(cell: Cell, host: Host) -> str | None:
+def _memory(cell: Cell, host: Host, description: Description | None) -> str | None:
     """Only what is certain counts, weights and cache: a cell that may just fit is tried, and is
     ``oom`` if it does not."""
-    found = footprint.predict(cell)
-    on_gpu = cell.device == "cuda"
-    available = host.device_memory_bytes if on_gpu else host.memory_bytes
-    if found is None or available is None or found.least_bytes <= available:
+    available = available_bytes(cell, host)
+    if description is None or available is None:
         return None
-    largest = footprint.max_batch(cell, available)
+    least = replace(cell, batch=1) if cell.batch == "max" else cell
+    needs = footprint.predict(least, description)
+    if needs.least_bytes <= available:
+        return None
+    largest = footprint.max_batch(cell, description, available)
+    place = host.device_name if cell.device == "cuda" else "this machine"
     return (
-        f"weights ({found.weight_bytes / 2**30:.1f} GiB) and KV cache ({found.kv_bytes / 2**30:.1f}"
-        f" GiB) take {found.least_bytes / 2**30:.1f} GiB at batch {cell.batch},"
-        f" {host.device_name if on_gpu else 'this machine'} has {available / 2**30:.1f} GiB; "
+        f"weights ({needs.weight_bytes / 2**30:.1f} GiB) and KV cache"
+        f" ({needs.kv_bytes / 2**30:.1f} GiB) take {needs.least_bytes / 2**30:.1f} GiB at batch"
+        f" {least.batch}, {place} has {available / 2**30:.1f} GiB; "
         + (f"a batch of {largest} should fit" if largest else "not even one row fits")
     )
 
 
-def _outliers(cell: Cell, host: Host) -> str | None:
-    if cell.model.weights == "random" and cell.quant.threshold:
-        return (
-            f"quant={cell.quant.name} splits off activations above {cell.quant.threshold}, which"
-            " random weights hardly produce: the slow path would not run; take int8_nodecomp or"
-            " pretrained weights"
-        )
-    return None
-
-
-RULES: tuple[tuple[Status, Callable[[Cell, Host], str | None]], ...] = (
-    ("skipped", _device),
-    ("skipped", _requirements),
-    ("skipped", _sdpa_flash),
-    ("skipped", _library),
-    ("skipped", _tasks),
-    ("skipped", _context),
-    ("skipped", _cpus),
-    ("skipped", _memory),
-    ("not_engaged", _outliers),
+RULES: tuple[Callable[[Cell, Host, Description | None], str | None], ...] = (
+    _device,
+    _requirements,
+    _tasks,
+    _context,
+    _cpus,
+    _memory,
 )

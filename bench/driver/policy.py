@@ -1,122 +1,227 @@
-"""The passes of a grid: every cell in a fresh process, again and again, each pass in an order of
-its own.
+"""Which process next: a policy is a generator of jobs that looks at what is known so far.
 
-A drift of the machine so falls on all cells alike. What ends a cell ends no other; what ends the
-sweep loses no process that is finished.
+``grid`` runs every cell in a fresh process, pass by pass, each pass in an order of its own, so that
+a drift of the machine falls on all cells alike. A cell with ``batch=max`` is preceded by the tries
+that find its batch. The first process that gives a cell a number is followed by what is asked of it
+besides: a profile, and a quality job if no cell with the same sample key has been asked yet. What
+ends a job ends no other.
 """
 
+import hashlib
 import random
-import sys
-import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from bench.driver import signals
-from bench.driver.shared_quality import share, still_to_ask
-from bench.driver.worker import run_pass
-from bench.meter.device import nvml_used_bytes, wait_until_free
-from bench.meter.nvml import other_processes
-from bench.record.result import Host, Result, is_complete
-from bench.report.progress import ProgressLine
-from bench.store import files as store
+from bench.analysis.footprint import max_batch
+from bench.config.cell import (
+    Attn,
+    Cell,
+    Decode,
+    DtypeName,
+    EngineChoice,
+    Quant,
+    digest,
+    sample_key,
+)
+from bench.driver.plan import USUAL_ENGINE, available_bytes, why_not
+from bench.driver.provenance import measuring_digest, weights_of
+from bench.paths import TEXTS, cache_folder
+from bench.record.description import Description
+from bench.record.result import Answers, Host, Outcome, Result, is_timed
 
-# It imports mlflow, which takes over a second: only after the configuration has been checked
-if TYPE_CHECKING:
-    from bench.store.recorder import Recorder
+_BF16_CAPABILITY = 8.0
+
+Kind = Literal["time", "profile", "quality", "reference", "try"]
 
 
-def run_all(
-    begun: Sequence[Result],
-    references: Mapping[str, str],
-    wants_profiles: bool,
-    folder: Path,
-    recorder: "Recorder",
-    progress: ProgressLine,
-) -> bool:
-    """Every pass of every cell; returns whether the user ended it.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One process: what it does, with which resolved cell, for which record."""
+
+    kind: Kind
+    cell_id: str
+    cell: Cell
+    reference: str | None = None  # file of the quality reference: made, or compared with
+
+
+@dataclass(slots=True)
+class Records:
+    """What is known so far. The driver writes it, policies read it."""
+
+    results: dict[str, Result]  # by cell_id
+    hosts: Mapping[str, Host]  # by engine
+    descriptions: Mapping[str, Description | None]  # by ``described_as``
+    answers: dict[str, Answers] = field(default_factory=dict)  # by sample key
+    no_reference: dict[str, str] = field(default_factory=dict)  # file that could not be made: why
+    fits: dict[tuple[str, int], bool] = field(default_factory=dict)  # by cell_id and batch
+
+    def description(self, cell: Cell) -> Description | None:
+        """Of a resolved cell's model."""
+        return self.descriptions.get(described_as(cell))
+
+
+def described_as(cell: Cell) -> str:
+    """Which resolved cells have one description."""
+    return digest([cell.model, cell.engine, cell.quant, cell.device])
+
+
+def grid(records: Records, wants_profiles: bool, baseline_quant: str | None) -> Iterator[Job]:
+    """Every job of a sweep.
 
     Args:
-        references: by cell_id, the file of the model that its predictions are compared with.
+        baseline_quant: an unquantized one of this name is the quality reference.
     """
-    records = {record.cell_id: replace(record, sweep_id=folder.name) for record in begun}
-    answered: dict[str, Result] = {}
-    status = "KILLED"
-    try:
-        _keep_what_is_there(records.values(), recorder)
-        for record in records.values():
-            share(record, answered)
-        host = begun[0].host
-        baseline_bytes = nvml_used_bytes(host.device_uuid)
-        _name_neighbours(host)
-        jobs = schedule(list(records.values()))
-        progress.plan(len(jobs))
-        for which in jobs:
-            record, place = records[which], store.cell_folder(folder, which)
-            if is_complete(record):  # an earlier pass of it failed
-                progress.finished()
-                continue
-            progress.cell(record.cell.label)
-            trace = str(place / store.TRACE) if wants_profiles and record.profile is None else None
-            wanted = still_to_ask(record, answered, references.get(which), trace)
-            record, interrupted = run_pass(record, wanted, place / "log.txt", progress.show)
-            store.hide_secrets(place / "log.txt")
-            records[which] = record = share(record, answered)
-            with signals.deferred():
-                recorder.keep(record)
-            progress.finished()
-            if interrupted:
-                return True
-            if held := wait_until_free(host.device_uuid, baseline_bytes):
-                label = record.cell.label
-                _say(
-                    f"{held / 2**20:.0f} MiB of {host.device_name} stay in use after {label}: other"
-                    " processes?"
-                )
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        return True
-    finally:
-        signals.ignore()
-        recorder.close(status, time.time())
-    return False
+    for cell_id, result in list(records.results.items()):
+        if result.cell.batch == "max" and result.outcome.status == "ok":
+            yield from largest_batch(records, cell_id)
+    for cell_id in list(records.results):  # those that an earlier sweep has timed
+        if is_timed(records.results[cell_id]):
+            yield from _besides(records, cell_id, wants_profiles, baseline_quant)
+    for index in range(max(r.cell.measure.passes for r in records.results.values())):
+        for cell_id in due(list(records.results.values()), index):
+            if not is_timed(records.results[cell_id]):  # an earlier pass of it may have failed
+                yield Job("time", cell_id, records.results[cell_id].cell)
+                yield from _besides(records, cell_id, wants_profiles, baseline_quant)
 
 
-def _keep_what_is_there(records: Collection[Result], recorder: "Recorder") -> None:
-    complete = [record for record in records if is_complete(record)]
-    for record in complete:
-        recorder.keep(record)
-    if reused := sum(record.reused_from is not None for record in complete):
-        _say(
-            f"{reused} of {len(records)} cells have a result already (resume=false measures them"
-            " again)"
-        )
+def due(results: Sequence[Result], index: int) -> list[str]:
+    """The cells of one pass, in an order of its own that is the same for the same seed."""
+    cells = [
+        r.cell_id
+        for r in results
+        if not is_timed(r) and len(r.replicates) <= index < r.cell.measure.passes
+    ]
+    random.Random(f"{results[0].cell.seed}/{index}").shuffle(cells)
+    return cells
 
 
-def _name_neighbours(host: Host) -> None:
-    """Other processes on the GPU."""
-    for other in other_processes(host.device_uuid, []) if host.device_uuid is not None else []:
-        _say(
-            f"{host.device_name} is in use by {other.name or 'a process'} (pid {other.pid}): it"
-            " disturbs what is measured"
-        )
+def _besides(
+    records: Records, cell_id: str, wants_profiles: bool, baseline_quant: str | None
+) -> Iterator[Job]:
+    """What a cell with a number is asked for besides being timed, as far as it is not known."""
+    result = records.results[cell_id]
+    if not result.measurements:
+        return
+    if wants_profiles and result.profile is None:
+        yield Job("profile", cell_id, result.cell)
+    if result.answers is not None or not wants_answers(result.cell):
+        return
+    file = None
+    reference = None
+    if wants_divergence(result.cell):
+        reference = reference_cell(records, result.cell, baseline_quant)
+    if reference is not None:
+        file = str(reference_file(reference, records.hosts[USUAL_ENGINE]))
+        if not Path(file).is_file() and file not in records.no_reference:
+            yield Job("reference", cell_id, reference, file)
+        file = file if Path(file).is_file() else None
+    if sample_key(result.cell) not in records.answers:
+        yield Job("quality", cell_id, replace(result.cell, batch=1), file)
 
 
-def schedule(records: Sequence[Result]) -> list[str]:
-    """The cell_ids of all processes to come: pass by pass, each pass in an order of its own, the
-    same for the same seed."""
-    jobs: list[str] = []
-    for index in range(max(record.cell.measure.passes for record in records)):
-        due = [
-            r.cell_id
-            for r in records
-            if not is_complete(r) and len(r.passes) <= index < r.cell.measure.passes
-        ]
-        random.Random(f"{records[0].cell.seed}/{index}").shuffle(due)
-        jobs += due
-    return jobs
+def wants_answers(cell: Cell) -> bool:
+    """Whether a resolved cell is asked anything; random weights have nothing to say."""
+    quality = cell.quality
+    asks = quality.prompts is not None or bool(quality.texts) or bool(quality.tasks)
+    return asks and cell.model.weights == "pretrained"
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def wants_divergence(cell: Cell) -> bool:
+    """Whether a cell's predictions are compared with the unquantized model's."""
+    return bool(cell.quality.texts) and cell.model.weights == "pretrained"
+
+
+def reference_cell(records: Records, cell: Cell, baseline_quant: str | None) -> Cell | None:
+    """The cell whose model is the quality reference of this one; None when none fits here.
+
+    fp32 on a CPU and 16 bits on a GPU, as far as that fits; an unquantized ``baseline.quant``
+    first.
+    """
+    host = records.hosts[USUAL_ENGINE]
+    for dtype in reference_dtypes(cell, host, baseline_quant):
+        plain = unquantized(cell, dtype)
+        if why_not(plain, host, records.description(plain)) is None:
+            return plain
+    return None
+
+
+def reference_dtypes(cell: Cell, host: Host, baseline_quant: str | None) -> list[DtypeName]:
+    """In which dtypes a reference may be, the best first."""
+    sixteen = sixteen_bits(cell, host)
+    wanted: list[DtypeName] = ["fp32", sixteen] if cell.device == "cpu" else [sixteen]
+    named: list[DtypeName] = [d for d in ("fp32", "fp16", "bf16") if d == baseline_quant]
+    return list(dict.fromkeys([*named, *wanted]))
+
+
+def unquantized(cell: Cell, dtype: DtypeName) -> Cell:
+    """The cell's model as published, in this dtype, one row at a time."""
+    return replace(
+        cell,
+        engine=EngineChoice(USUAL_ENGINE),
+        quant=Quant(dtype, "none", dtype),
+        attn=Attn("sdpa", "sdpa"),
+        decode=Decode("loop", "loop"),
+        batch=1,
+    )
+
+
+def sixteen_bits(cell: Cell, host: Host) -> DtypeName:
+    """The better of the dtypes with 16 bits that the device computes in."""
+    has_bf16 = cell.device == "cpu" or (host.capability or 0) >= _BF16_CAPABILITY
+    return "bf16" if has_bf16 else "fp16"
+
+
+def reference_file(reference: Cell, host: Host) -> Path:
+    """Where a reference is kept: its name says everything that it depends on."""
+    texts = [hashlib.sha256(TEXTS[t].read_bytes()).hexdigest() for t in reference.quality.texts]
+    versions = {name: host.versions.get(name) for name in ("torch", "transformers")}
+    measuring = measuring_digest(reference.engine.name)
+    what = [reference.model, reference.quant, reference.quality, reference.device, host.device_name]
+    key = digest([*what, texts, versions, measuring, weights_of(reference)])
+    name = f"{reference.model.name}-{reference.quant.name}-{key}.safetensors"
+    return cache_folder() / "references" / name
+
+
+def largest_batch(records: Records, cell_id: str) -> Iterator[Job]:
+    """Tries until the largest batch is known to within a twentieth; the record then has it.
+
+    The prediction is where the search begins; then real processes decide, each with one whole
+    request, because kernels and allocators differ from any arithmetic. What does not fit, be it for
+    memory, for time or for want of different prompts, is an answer like any other. A cell of which
+    not even one row fits gets batch 1, so that its outcome is recorded.
+    """
+    result = records.results[cell_id]
+    fits, too_many = 0, None
+    batch = predicted_batch(records, result.cell, result.host)
+    while too_many is None or too_many - fits > max(1, fits // 20):
+        yield Job("try", cell_id, replace(result.cell, batch=batch))
+        if records.fits[cell_id, batch]:
+            fits = batch
+        else:
+            too_many = batch
+        if too_many is None:
+            batch = fits + max(1, fits // 4)
+        elif too_many <= 1:
+            break
+        else:
+            batch = (fits + too_many) // 2 if fits else too_many // 2
+    settle(records, cell_id, max(1, fits))
+
+
+def predicted_batch(records: Records, cell: Cell, host: Host) -> int:
+    """The largest batch that should fit, by description; 1 for a model that is not known."""
+    description = records.description(cell)
+    if description is None:
+        return 1
+    one_row = replace(cell, batch=1)
+    return max(1, max_batch(one_row, description, available_bytes(cell, host) or 0))
+
+
+def settle(records: Records, cell_id: str, batch: int) -> None:
+    """``batch=max`` is this number, or why the cell cannot run with it after all."""
+    result = records.results[cell_id]
+    cell = replace(result.cell, batch=batch)
+    outcome = why_not(cell, result.host, None) or Outcome("ok")
+    records.results[cell_id] = replace(result, cell=cell, outcome=outcome)

@@ -1,91 +1,160 @@
-"""What this machine is and what it can do at most, seen from within processes like those that will
-be measured."""
+"""What this machine is, what it can do at most, and what the models are: asked in throwaway
+processes.
 
+Each engine sees the machine in its own way (another interpreter, other packages), so each is asked
+once. Descriptions and measured peaks are kept in the cache folder.
+"""
+
+import dataclasses
 import importlib
-import os
+import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.driver import process as isolate
+from bench.config.cell import Cell, EngineChoice, digest
+from bench.config.parse import parse
+from bench.driver.plan import USUAL_ENGINE, resolve
+from bench.driver.policy import (
+    described_as,
+    reference_dtypes,
+    unquantized,
+    wants_divergence,
+)
+from bench.driver.process import Task, begin_server, check_server
+from bench.driver.provenance import measuring_digest, weights_of
+from bench.driver.worker import Worker
+from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import CellFailure
-from bench.record.result import Host, Peaks, Result, is_complete
+from bench.paths import cache_folder, interpreter
+from bench.record.description import Description
+from bench.record.result import Host, Peaks
 
-_PROBE_LIMIT_S = 300.0
+_LIMITS_S = {"start": 300.0}
+_NOWHERE = Path("/dev/null")
 
 
-def look_around(show: Callable[[str], None], with_mlflow: bool = False) -> Host:
-    """Start the fork server, and see from within one of its processes what this machine is."""
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How to ask: where tasks run, and who is told that it takes a moment."""
+
+    worker: Worker
+    show: Callable[[str], None]
+
+    def ask(self, engine: EngineChoice, task: str, *arguments: Any) -> Any:
+        """What a task of ``bench.meter.cell`` returns; by this interpreter where the engine's own
+        is not there, which the engine then objects to. Raises: CellFailure."""
+        python = interpreter(engine.python)
+        is_there = python is not None and Path(python).is_file()
+        place = ENGINES[engine.name]
+        own = engine.python if is_there else None
+        asked = Task(f"bench.meter.cell:{task}", (place, *arguments), _LIMITS_S, own)
+        return self.worker(asked, lambda *_: None, _NOWHERE)
+
+
+def start_server(
+    engines: Sequence[EngineChoice], show: Callable[[str], None], with_mlflow: bool
+) -> None:
+    """Start the fork server with what the engines preload, and import MLflow meanwhile."""
     show("starting")
-    isolate.begin_server()
+    ours = [choice for choice in engines if choice.python is None]
+    preload = sorted({m for c in ours for m in engine_at(ENGINES[c.name]).preload})
+    begin_server(preload)
     if with_mlflow:
-        importlib.import_module("bench.store.recorder")  # while the server imports torch
-    notice = isolate.check_server(lambda *_: show("importing torch and transformers"))
+        importlib.import_module("bench.store.recorder")
+    notice = check_server(preload, lambda *_: show("importing the engine's libraries"))
     if notice:
-        _say(notice)
-    limits_s = {"start": _PROBE_LIMIT_S}
-    host: Host = isolate.run_isolated(
-        probe, (), limits_s, lambda *_: show("looking around"), Path("/dev/null")
-    )
-    return host
+        print(notice, file=sys.stderr)
 
 
-def probe(announce: isolate.Announce) -> Host:
-    """This machine, from within a measured process."""
-    from bench.meter.host import probe_host  # imports torch: not in this process
-
-    return probe_host()
-
-
-def with_peaks(records: Sequence[Result], show: Callable[[str], None]) -> list[Result]:
-    """What the device can do at most, beside each cell that will run; measured once for each number
-    of threads."""
-    known: dict[tuple[str, int], Peaks | None] = {}
-    for record in records:
-        key = record.cell.device, int(record.cell.threads)
-        if not is_complete(record) and key not in known:
-            known[key] = find_peaks(record.host, *key, show)
-    return [
-        (
-            record
-            if is_complete(record)
-            else replace(record, peaks=known[record.cell.device, int(record.cell.threads)])
-        )
-        for record in records
-    ]
+def hosts_of(engines: Sequence[EngineChoice], probe: Probe) -> dict[str, Host]:
+    """By engine, this machine as its processes see it."""
+    hosts: dict[str, Host] = {}
+    for choice in engines:
+        probe.show("looking at this machine")
+        hosts[choice.name] = probe.ask(choice, "probe_host")
+    return hosts
 
 
-def find_peaks(host: Host, device: str, threads: int, show: Callable[[str], None]) -> Peaks | None:
-    """The device's data sheet, or what simple kernels find here: in a process of its own, whose
-    memory goes with it.
+def descriptions_of(
+    cells: Sequence[Cell], hosts: Mapping[str, Host], baseline_quant: str | None, probe: Probe
+) -> dict[str, Description | None]:
+    """What the models of resolved cells are, and those of their possible quality references."""
+    descriptions: dict[str, Description | None] = {}
+    missing: dict[str, dict[str, Cell]] = {}  # by engine, then by ``described_as``
+    for key, cell in _to_describe(cells, hosts, baseline_quant).items():
+        file = _description_file(cell, hosts[cell.engine.name])
+        if file.is_file():
+            descriptions[key] = parse(Description, json.loads(file.read_text(encoding="utf-8")))
+        else:
+            missing.setdefault(cell.engine.name, {})[key] = cell
+    for group in missing.values():
+        answers = _described(list(group.values()), probe)
+        for (key, cell), description in zip(group.items(), answers, strict=True):
+            descriptions[key] = description
+            if description is not None:
+                _keep(_description_file(cell, hosts[cell.engine.name]), description)
+    return descriptions
 
-    None, and a word about it, where that fails: a sweep can do without.
-    """
-    show("measuring the peaks of this machine")
-    task = probe_peaks, (host, device, threads)
+
+def _to_describe(
+    cells: Sequence[Cell], hosts: Mapping[str, Host], baseline_quant: str | None
+) -> dict[str, Cell]:
+    """By ``described_as``, one cell of each model and quantization, references too."""
+    wanted: dict[str, Cell] = {}
+    for cell in cells:
+        wanted.setdefault(described_as(cell), cell)
+        if wants_divergence(cell):
+            for dtype in reference_dtypes(cell, hosts[USUAL_ENGINE], baseline_quant):
+                plain = unquantized(cell, dtype)
+                wanted.setdefault(described_as(plain), plain)
+    return wanted
+
+
+def _described(cells: Sequence[Cell], probe: Probe) -> list[Description | None]:
+    """Of cells of one engine; what cannot be described is said, and tried all the same."""
+    probe.show("describing the models")
     try:
-        found: Peaks = isolate.run_isolated(
-            *task, {"start": _PROBE_LIMIT_S}, lambda *_: None, Path(os.devnull)
-        )
+        answers = probe.ask(cells[0].engine, "describe_cells", tuple(cells))
     except CellFailure as failure:
-        _say(
-            "the peaks of this machine cannot be measured, so what bounds a cell stays open:"
-            f" {failure.reason}"
-        )
+        answers = [failure.reason] * len(cells)
+    for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):
+        print(f"no prediction of memory: {reason}", file=sys.stderr)
+    return [None if isinstance(answer, str) else answer for answer in answers]
+
+
+def _description_file(cell: Cell, host: Host) -> Path:
+    measuring = measuring_digest(cell.engine.name)
+    key = digest([described_as(cell), weights_of(cell), host.versions, measuring])
+    return cache_folder() / "descriptions" / f"{key}.json"
+
+
+def _keep(file: Path, description: Description) -> None:
+    from bench.store.files import write_aside
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, json.dumps(dataclasses.asdict(description)).encode())
+
+
+def find_peaks(
+    engine: EngineChoice, host: Host, device: str, threads: int, probe: Probe
+) -> Peaks | None:
+    """The device's data sheet, or what simple kernels find here.
+
+    None, and a sentence about it, where that fails: a sweep can do without.
+    """
+    probe.show("measuring the peaks of this machine")
+    try:
+        peaks: Peaks | None = probe.ask(engine, "probe_peaks", host, device, threads)
+    except CellFailure as failure:
+        text = f"the peaks of this machine cannot be measured: {failure.reason}"
+        print(f"{text}; what bounds a cell stays open", file=sys.stderr)
         return None
-    return found
+    return peaks
 
 
-def probe_peaks(announce: isolate.Announce, host: Host, device: str, threads: int) -> Peaks:
-    """The task of that process."""
-    import torch
-
-    from bench.meter.peaks import host_peaks  # imports torch: not in this process
-
-    torch.set_num_threads(threads)
-    return host_peaks(host, device)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def resolved(cells: Sequence[Cell], hosts: Mapping[str, Host]) -> list[Cell]:
+    """Each cell as it will run here."""
+    return [resolve(cell, hosts[cell.engine.name]) for cell in cells]

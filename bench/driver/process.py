@@ -1,12 +1,14 @@
-"""Running a task in a fresh process, so that whatever happens to it is an outcome and not the end
-of the sweep.
+"""Running a task in a fresh process, so that whatever happens to it is an outcome, not the sweep's
+end.
 
-A fork server with torch and transformers preloaded makes a process in 0.02 s. The child leads a
-session of its own, so that it can be ended with everything it started; it writes its output to a
-file; the kernel's out-of-memory killer is told to prefer it. It announces each phase and waits for
-the parent's answer before it goes on: the parent shows its progress in that moment and is asleep in
-a blocking read, without a timer thread, while anything is timed. If the parent dies, however
-suddenly, a pipe that only it held open ends, and the child ends itself.
+A task is named by its place, ``bench.meter.cell:measure_cell``, and its process imports it. A fork
+server with the engine's libraries preloaded makes a process in 0.02 s; an engine that lives in an
+environment of its own is started by that interpreter. The child leads a session of its own, so that
+it can be ended with everything it started; it writes its output to a file; the kernel's
+out-of-memory killer is told to prefer it. It announces each phase and waits for the parent's answer
+before it goes on: the parent shows its progress in that moment and is asleep in a blocking read,
+without a timer thread, while anything is timed. If the parent dies, however suddenly, a pipe that
+only it held open ends, and the child ends itself.
 """
 
 import contextlib
@@ -14,32 +16,26 @@ import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from bench.errors import BenchError, CellFailure, FailureStatus, Interrupted
-
-
-class Announce(Protocol):
-    """Tell the parent which phase begins, and hand over what must survive if the rest of the task
-    does not."""
-
-    def __call__(self, phase: str, detail: str = "", kept: Any = None) -> None: ...
-
+from bench.errors import BenchError, CellFailure, FailureStatus
+from bench.paths import PACKAGE, interpreter
 
 OnPhase = Callable[[str, str], None]
 
-# Until the first phase is announced: on a cold disk the imports alone take a while
-_START_LIMIT_S = 300.0
+_START_LIMIT_S = 300.0  # until the first phase: on a cold disk the imports alone take a while
 _EXIT_LIMIT_S = 10.0
-# In these the parent does not even wake up to tick
+# In these the parent does not even wake up to tick.
 TIMED_PHASES = frozenset({"load", "warm-up", "measure"})
 
 _OUT_OF_MEMORY = (
@@ -48,23 +44,45 @@ _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
 )
-# Of sdpa, when it is pinned to a backend that cannot
+# Of sdpa, when it is pinned to a backend that cannot.
 _NO_KERNEL = ("no available kernel", "no viable backend")
 
+_MEASURING = ("bench.meter.cell", "bench.meter.answers")  # what every engine's process runs
 _VMSTAT = Path("/proc/vmstat")
 
 _context: Any = multiprocessing.get_context("forkserver")
 
 
-def begin_server() -> None:
-    """Start the fork server; its imports take seconds, so do something else before
-    ``check_server``."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a process is to do.
+
+    ``limits_s`` is the longest time for each phase that it announces; ``python`` the interpreter,
+    None for this one.
+    """
+
+    place: str  # bench.meter.cell:measure_cell
+    arguments: tuple[Any, ...]
+    limits_s: Mapping[Any, float] = field(default_factory=dict)
+    python: str | None = None
+
+
+def begin_server(preload: Collection[str]) -> None:
+    """Start the fork server; its imports take seconds: do something else before ``check_server``.
+
+    Ctrl-C goes to every process of the terminal: the server, which would answer with a traceback
+    out of its imports, inherits that it is ignored.
+    """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    _context.set_forkserver_preload(["bench.driver.preload"])
-    forkserver.ensure_running()
+    _context.set_forkserver_preload([*_MEASURING, *preload])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def check_server(on_phase: OnPhase) -> str | None:
+def check_server(preload: Collection[str], on_phase: OnPhase) -> str | None:
     """Wait for the fork server; returns a sentence for the user when it cannot be used and every
     process starts anew.
 
@@ -72,60 +90,131 @@ def check_server(on_phase: OnPhase) -> str | None:
         BenchError: when its imports failed.
     """
     global _context
-    preloaded, unusable = run_isolated(_server_state, (), {}, on_phase, Path(os.devnull))
-    if not preloaded:  # multiprocessing swallows an import error of the server
+    task = Task("bench.driver.process:server_state", (tuple(preload),))
+    missing, unsafe = run_isolated(task, on_phase, Path(os.devnull))
+    if missing:  # multiprocessing swallows an import error of the server
         raise BenchError(
-            "bench.driver.preload could not be imported; `python -c 'import bench.driver.preload'`"
-            " says why"
+            f"{missing} could not be imported; `python -c 'import {missing}'` says why"
         )
-    if not unusable:
+    if unsafe is None:
         return None
     _context = multiprocessing.get_context("spawn")
-    return (
-        "a library initialized CUDA at import: each cell starts from nothing, some 10 s more a cell"
-    )
+    return f"{unsafe}: each cell starts from nothing, some 10 s more a cell"
 
 
-def _server_state(announce: Announce) -> tuple[bool, bool]:
-    module = sys.modules.get("bench.driver.preload")
-    if module is None:
-        return False, False
-    # torch's flag is not enough: counting devices without NVML already makes a fork unusable, and
-    # only a fork can tell.
-    return True, module.CUDA_INITIALIZED or sys.modules["torch"].cuda._is_in_bad_fork()
+def server_state(announce: Any, preload: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """In a fork of the server: which module it could not import, and why a fork is of no use."""
+    for name in preload:
+        if name not in sys.modules:
+            return name, None
+    reasons = [sys.modules[name].fork_unsafe() for name in preload]
+    return None, next((reason for reason in reasons if reason is not None), None)
 
 
-def run_isolated(
-    task: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    limits_s: Mapping[Any, float],
-    on_phase: OnPhase,
-    log: Path,
-) -> Any:
-    """What ``task(announce, *arguments)`` returns when run in a fresh process.
+def run_isolated(task: Task, on_phase: OnPhase, log: Path) -> Any:
+    """What the task returns when run in a fresh process.
 
     Args:
-        limits_s: longest time for each phase that the task announces.
         on_phase: called with phase and detail at each announcement, and once a second in phases
             that are not timed.
-        log: gets the child's output.
+        log: gets the process's output.
     Raises:
-        CellFailure: the task's own; ``timeout``; ``oom``; ``failed`` with the signal or the
-            traceback.
+        CellFailure: the task's own; ``timeout``; ``oom``; ``failed`` with signal or traceback.
     """
     ours, theirs = multiprocessing.Pipe()
     lifeline, held_open = multiprocessing.Pipe(duplex=False)
-    process = _context.Process(target=_child, args=(theirs, lifeline, str(log), task, arguments))
     kills_before = _oom_kills()
-    process.start()
+    process = _started(task, theirs, lifeline, log)
     theirs.close()
     lifeline.close()
     try:
-        return _follow(process, ours, limits_s, on_phase, kills_before)
+        try:
+            ours.send((str(log), task.place, task.arguments))
+        except OSError:  # it has died already
+            raise _death(process, "start", kills_before) from None
+        return _follow(process, ours, task.limits_s, on_phase, kills_before)
     finally:
-        _end(process)
+        process.end()
         ours.close()
         held_open.close()
+
+
+class _Forked:
+    """A process of the fork server, or spawned where that is unusable."""
+
+    def __init__(self, theirs: Connection, lifeline: Connection) -> None:
+        self._process = _context.Process(target=serve, args=(theirs, lifeline))
+        self._process.start()
+        self.pid: int = self._process.pid
+        self.sentinel = self._process.sentinel
+
+    def join(self, limit_s: float | None = None) -> None:
+        self._process.join(limit_s)
+
+    @property
+    def exit_code(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def end(self) -> None:
+        """The process and all that it started, gone."""
+        _kill_group(self.pid)
+        with contextlib.suppress(ProcessLookupError):  # it may not lead its group yet
+            if self._process.is_alive():
+                os.kill(self.pid, signal.SIGKILL)
+        self._process.join()
+
+
+class _Foreign:
+    """A process of another interpreter, which imports this package from here."""
+
+    def __init__(self, python: str, theirs: Connection, lifeline: Connection, log: Path) -> None:
+        descriptors = theirs.fileno(), lifeline.fileno()
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                [python, "-m", "bench.driver.process", *map(str, descriptors)],
+                pass_fds=descriptors,
+                env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self._process.pid
+        self.sentinel = os.pidfd_open(self.pid)
+
+    def join(self, limit_s: float | None = None) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit_s)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def end(self) -> None:
+        """The process and all that it started, gone."""
+        _kill_group(self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+        os.close(self.sentinel)
+
+
+def _started(task: Task, theirs: Connection, lifeline: Connection, log: Path) -> Any:
+    python = interpreter(task.python)
+    if python is None:
+        return _Forked(theirs, lifeline)
+    try:
+        return _Foreign(python, theirs, lifeline, log)
+    except OSError as error:
+        raise CellFailure(
+            "failed", f"engine.python={task.python} cannot be started ({error.strerror})"
+        ) from error
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _follow(
@@ -135,124 +224,96 @@ def _follow(
     on_phase: OnPhase,
     kills_before: int,
 ) -> Any:
-    kept: list[Any] = [None]
-    try:
-        return _until_its_end(process, ours, limits_s, on_phase, kills_before, kept)
-    except KeyboardInterrupt:
-        raise Interrupted(kept[0]) from None
-
-
-def _until_its_end(
-    process: Any,
-    ours: Connection,
-    limits_s: Mapping[Any, float],
-    on_phase: OnPhase,
-    kills_before: int,
-    last: list[Any],
-) -> Any:
-    """``last`` holds, as its only item, what the task handed over last."""
-    phase, detail, limit_s, kept = "start", "", limits_s.get("start", _START_LIMIT_S), None
+    phase, detail, limit_s = "start", "", limits_s.get("start", _START_LIMIT_S)
     deadline = time.monotonic() + limit_s
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            setting = (
-                f" (measure.limits_s.{phase})" if phase in limits_s and phase != "start" else ""
-            )
+            is_set = phase in limits_s and phase != "start"
+            setting = f" (measure.limits_s.{phase})" if is_set else ""
             raise CellFailure(
-                "timeout", f"phase {phase} took longer than its {limit_s:g} s{setting}", kept
+                "timeout", f"phase {phase} took longer than its {limit_s:g} s{setting}"
             )
         wait([ours, process.sentinel], left if phase in TIMED_PHASES else min(left, 1.0))
         if ours.poll():
             try:
                 kind, *message = ours.recv()
-            except EOFError:
-                raise _death(process, phase, kills_before, kept) from None
+            except (EOFError, OSError):
+                raise _death(process, phase, kills_before) from None
             if kind != "phase":
                 process.join(_EXIT_LIMIT_S)  # it ends by itself, and cleans up what it registered
-            if kind == "value":
-                return message[0]
-            if kind == "failure":
-                status, reason, trace, own = message
-                failure = CellFailure(status, reason, kept if own is None else own)
-                failure.add_note(trace)
-                raise failure
+                return _answer(kind, message)
             if message[0] != phase:
                 phase, limit_s = message[0], limits_s.get(message[0], _START_LIMIT_S)
                 deadline = time.monotonic() + limit_s
-            detail, kept = message[1], kept if message[2] is None else message[2]
-            last[0] = kept
+            detail = message[1]
             on_phase(phase, detail)
-            ours.send("go on")
-        elif not process.is_alive():
-            raise _death(process, phase, kills_before, kept)
+            try:
+                ours.send("go on")
+            except OSError:
+                raise _death(process, phase, kills_before) from None
+        elif process.exit_code is not None:
+            raise _death(process, phase, kills_before)
         elif phase not in TIMED_PHASES:
             on_phase(phase, detail)
 
 
-def _death(process: Any, phase: str, kills_before: int, kept: Any) -> CellFailure:
+def _answer(kind: str, message: list[Any]) -> Any:
+    if kind == "value":
+        return message[0]
+    status, reason, trace = message
+    failure = CellFailure(status, reason)
+    failure.add_note(trace)
+    raise failure
+
+
+def _death(process: Any, phase: str, kills_before: int) -> CellFailure:
     process.join()
-    code = process.exitcode
+    code = process.exit_code
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         if -code == signal.SIGKILL and _oom_kills() > kills_before:
-            return CellFailure(
-                "oom", f"the kernel's out-of-memory killer ended the process in phase {phase}", kept
-            )
-        return CellFailure("failed", f"the process was ended by {name} in phase {phase}", kept)
-    return CellFailure("failed", f"the process ended with exit code {code} in phase {phase}", kept)
-
-
-def _end(process: Any) -> None:
-    """The process and all that it started, gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    # It may not have become the leader of its group yet
-    with contextlib.suppress(ProcessLookupError):
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-    process.join()
+            reason = f"the kernel's out-of-memory killer ended the process in phase {phase}"
+            return CellFailure("oom", reason)
+        return CellFailure("failed", f"the process was ended by {name} in phase {phase}")
+    return CellFailure("failed", f"the process ended with exit code {code} in phase {phase}")
 
 
 def _oom_kills() -> int:
-    """How many processes the out-of-memory killer has ended on this machine, in whichever
-    cgroup."""
+    """How many processes the out-of-memory killer has ended on this machine, in any cgroup."""
     for line in _VMSTAT.read_text().splitlines() if _VMSTAT.is_file() else []:
         if line.startswith("oom_kill "):
             return int(line.split()[1])
     return 0
 
 
-def _child(
-    theirs: Connection,
-    lifeline: Connection,
-    log: str,
-    task: Callable[..., Any],
-    arguments: tuple[Any, ...],
-) -> None:
+def serve(theirs: Connection, lifeline: Connection) -> None:
+    """The whole life of a measured process: lead a session, run the task, send what comes out."""
     os.setsid()
+    log, place, arguments = theirs.recv()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    # Forbidden in some sandboxes; then the kernel chooses its victim itself
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # forbidden in some sandboxes; then the kernel chooses
         Path("/proc/self/oom_score_adj").write_text("1000")
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
 
-    def announce(phase: str, detail: str = "", kept: Any = None) -> None:
-        theirs.send(("phase", phase, detail, kept))
+    def announce(phase: str, detail: str = "") -> None:
+        theirs.send(("phase", phase, detail))
         theirs.recv()
 
     try:
-        # That one asks whether it is there; a spawned process starts without it
-        if task is not _server_state:
-            importlib.import_module("bench.driver.preload")
-        message: tuple[Any, ...] = ("value", task(announce, *arguments))
+        module, _, name = place.partition(":")
+        message: tuple[Any, ...] = (
+            "value",
+            getattr(importlib.import_module(module), name)(announce, *arguments),
+        )
     except CellFailure as failure:
-        message = ("failure", failure.status, failure.reason, traceback.format_exc(), failure.kept)
+        message = ("failure", failure.status, failure.reason, traceback.format_exc())
     except Exception as error:  # the one place where a crash becomes an outcome
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-        message = ("failure", _status(error), reason, traceback.format_exc(), None)
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = f"{type(error).__name__}: {first}"
+        message = ("failure", _status(error), reason, traceback.format_exc())
     theirs.send(message)
 
 
@@ -267,3 +328,7 @@ def _status(error: Exception) -> FailureStatus:
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _OUT_OF_MEMORY):
         return "oom"
     return "not_engaged" if any(phrase in text for phrase in _NO_KERNEL) else "failed"
+
+
+if __name__ == "__main__":  # an engine's own interpreter, started by _Foreign
+    serve(*(Connection(int(descriptor)) for descriptor in sys.argv[1:]))

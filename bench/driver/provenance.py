@@ -1,88 +1,151 @@
-"""Where the code of a sweep came from and what stood around it: what it takes to run it again
-elsewhere, or to see why not.
+"""Commit, changed files and packages: what a rerun needs; and when an old result is still a result.
 
-``Host`` has the packages that decide numbers; here are all of them, because the one that mattered
-is known only afterwards. Of changes that are not committed the names and a digest are kept; the
-changes themselves only on request (``tracking.diff=true``), for they may hold anything.
+``cell_id`` says which configuration was asked for; ``resume_key`` adds everything else that can
+change the number: the machine, the versions that matter, the weights, and the text of the files
+that measure. These are computed: whatever the measured process's module and the engine import,
+texts and prompts. Not the commit: an edit of the README must not cause a measurement.
 """
 
+import ast
+import functools
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.driver.resume import measuring_digest
-from bench.paths import PACKAGE, ROOT
-from bench.record.result import Provenance
+from bench.config.cell import Cell, digest
+from bench.engine.protocol import ENGINES, engine_at
+from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS
+from bench.record.result import Host
+from bench.record.sweep import Provenance
 
+_PLACE = re.compile(r"(bench[.\w]+):\w+")  # bench.engine.transformers.strategies:loop
 _DIGITS = 12  # of digests, as everywhere
-_LARGE_BYTES = 2**20  # weights, most likely
+_MEASURING = ("bench.meter.cell", "bench.meter.answers", "bench.meter.reference")
 
 
-def provenance() -> Provenance:
-    """Of the running code."""
+def provenance(cells: Sequence[Cell]) -> Provenance:
+    """Of the code that measures these cells. Host has the packages that decide numbers; here are
+    all of them, because the one that mattered is known only afterwards."""
     lock = ROOT / "requirements.lock"
     commit = _git("rev-parse", "HEAD")
-    changed = tuple(entry[3:] for entry in _names("status", "--porcelain", "--no-renames"))
+    status = _git("status", "--porcelain", "--no-renames", "-z").split(b"\0")
     return Provenance(
         commit=commit.decode().strip() or None,
-        changed=changed,
-        changes=_digest(diff() + _untracked()) if changed else None,
-        measuring=measuring_digest(),
-        lock=_digest(lock.read_bytes()) if lock.is_file() else None,
-        packages=_packages(),
+        changed=tuple(os.fsdecode(entry)[3:] for entry in status if entry),
+        measuring="-".join(sorted({measuring_digest(cell.engine.name) for cell in cells})),
+        lock=hashlib.sha256(lock.read_bytes()).hexdigest()[:_DIGITS] if lock.is_file() else None,
+        packages=installed_packages(),
     )
 
 
 def diff() -> bytes:
     """What differs from the commit, in files that git knows, whatever the user's own settings are;
-    empty without git."""
-    return _git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv")
+    empty without git. Kept only on request (``tracking.diff=true``): it may hold anything."""
+    own = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv")
+    return _git("diff", "HEAD", *own)
 
 
-def _packages() -> dict[str, str]:
+@functools.cache
+def installed_packages() -> dict[str, str]:
     """Name to version. What comes first on the path is what is imported; what an installation broke
     off left has neither."""
-    found: dict[str, str] = {}
-    for each in importlib.metadata.distributions():
-        if each.read_text("METADATA") or each.read_text("PKG-INFO"):
-            found.setdefault(each.metadata["Name"], each.version)
-    return dict(sorted(found.items()))
-
-
-def _untracked() -> bytes:
-    """Names and contents of files that git does not know; of what is large, or no file, the name
-    and the size alone."""
-    names = _names("ls-files", "--others", "--exclude-standard")
-    return b"".join(os.fsencode(name) + _content(ROOT / name) for name in names)
-
-
-def _content(place: Path) -> bytes:
-    try:
-        size = place.lstat().st_size
-        if place.is_symlink() or not place.is_file() or size > _LARGE_BYTES:
-            return str(size).encode()
-        return place.read_bytes()
-    except OSError:  # not ours to read, or an editor's and gone
-        return b""
-
-
-def _names(*arguments: str) -> list[str]:
-    return [os.fsdecode(name) for name in _git(*arguments, "-z").split(b"\0") if name]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+    packages: dict[str, str] = {}
+    for package in importlib.metadata.distributions():
+        if package.read_text("METADATA") or package.read_text("PKG-INFO"):
+            packages.setdefault(package.metadata["Name"], package.version)
+    return dict(sorted(packages.items()))
 
 
 def _git(*arguments: str) -> bytes:
     """What git says of the checkout; nothing where there is none, or no git."""
     if PACKAGE == ROOT or shutil.which("git") is None:
         return b""  # installed: whatever repository lies around it is not ours
-    # Not of a repository that we lie in by chance
+    # Not of a repository that we lie in by chance.
     own = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
-    return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, check=False, env=own
-    ).stdout
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, check=False, env=own).stdout
+
+
+def resume_key(asked: Cell, host: Host) -> str:
+    """The key of a cell, as it was asked for, on a host."""
+    machine = [
+        host.device_name,
+        host.device_uuid,
+        host.driver,
+        host.cpu_name,
+        host.cpus,
+        host.memory_bytes,
+        host.python,
+    ]
+    measuring = measuring_digest(asked.engine.name)
+    return digest([asked, machine, host.versions, measuring, weights_of(asked), _tasks_of(asked)])
+
+
+def weights_of(cell: Cell) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a local folder's files: its weights may be saved anew under
+    the same path."""
+    if cell.model.path is None:
+        return []
+    folder = Path(cell.model.path).expanduser()
+    files = sorted(file for file in folder.glob("*") if file.is_file())
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _tasks_of(cell: Cell) -> list[str]:
+    """What stands in files of tasks that are not the harness's own."""
+    if cell.quality.task_folder is None:
+        return []
+    files = sorted(file for file in Path(cell.quality.task_folder).rglob("*") if file.is_file())
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+@functools.cache
+def measuring_digest(engine: str) -> str:
+    """A hash of the files whose text can change a reading by this engine."""
+    sha = hashlib.sha256()
+    for file in sorted(measuring_files(engine)):
+        sha.update(file.relative_to(PACKAGE).as_posix().encode())
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:_DIGITS]
+
+
+def measuring_files(engine: str) -> set[Path]:
+    """What the measured process and its engine import, texts and prompts."""
+    place = ENGINES[engine]
+    modules = [*_MEASURING, place.partition(":")[0], *engine_at(place).preload]
+    files = {file for module in modules for file in imported_files(module)}
+    return {*files, *TEXTS.values(), *PROMPT_SETS.values()}
+
+
+def imported_files(module: str) -> set[Path]:
+    """The files of this package that ``module`` imports, at the top or within a function, and those
+    that they import. A module's place given as text (``bench.x:name``) counts as imported."""
+    files: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        file = _file_of(waiting.pop())
+        if file is None or file in files:
+            continue
+        files.add(file)
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and file.stem != "protocol":  # it names all engines
+                place = _PLACE.fullmatch(str(node.value))
+                waiting += [place[1]] if place else []
+    return files
+
+
+def _file_of(module: str) -> Path | None:
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    if not place.is_relative_to(PACKAGE):
+        return None
+    candidates = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)

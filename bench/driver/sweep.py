@@ -1,91 +1,115 @@
-"""From a list of composed cells to results: plan, run each in fresh processes, record, summarize.
+"""From a list of asked cells to results: plan, run each job in a fresh process, record, summarize.
 
 All cells are known and valid before the first one runs. What ends a cell never ends the sweep; what
 ends the sweep (Ctrl-C, SIGTERM) never loses a process that is finished, and a later sweep of the
 same cells takes up from there.
 """
 
-import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench import paths
-from bench.analysis.comparison import unknown_baseline
-from bench.analysis.verdict import Spread
-from bench.config.cell import Cell, cell_id
-from bench.config.settings import Config, Settings, Tracking
-from bench.driver import fit, plan, signals
-from bench.driver.lock import machine_lock
-from bench.driver.policy import run_all
-from bench.driver.probe import look_around, with_peaks
-from bench.driver.provenance import diff, provenance
-from bench.driver.references import find_references, reference_cell, wants_reference
-from bench.driver.resume import resume_key
-from bench.driver.worker import begin
-from bench.errors import ConfigError
-from bench.record.redact import redacted
-from bench.record.result import Host, Provenance, Result, is_complete
-from bench.report import dry
-from bench.report import terminal as table
-from bench.report.advice import in_short
+from bench.analysis.columns import unknown_baseline
+from bench.analysis.comparison import Comparison, compare
+from bench.analysis.footprint import predict
+from bench.config.cell import Cell, EngineChoice, cell_id, sample_key
+from bench.config.settings import Config, Settings
+from bench.driver import plan
+from bench.driver.lock import (
+    machine_lock,
+    signals_as_interrupts,
+)
+from bench.driver.policy import (
+    Job,
+    Records,
+    grid,
+    predicted_batch,
+    wants_divergence,
+)
+from bench.driver.probe import (
+    Probe,
+    descriptions_of,
+    find_peaks,
+    hosts_of,
+    resolved,
+    start_server,
+)
+from bench.driver.process import run_isolated
+from bench.driver.provenance import provenance, resume_key
+from bench.driver.recording import Report, Request, open_sweep, recording_of, say
+from bench.driver.worker import PhaseTimes, Worker, begin, task_of
+from bench.errors import CellFailure, ConfigError
+from bench.record.result import Host, Peaks, Result, is_timed
+from bench.report import advice, page, terminal
 from bench.report.progress import ProgressLine
-from bench.store import calibration
-from bench.store import files as store
+from bench.store import files
 
-# It imports mlflow, which takes over a second: only after the configuration has been checked
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only once the input is checked
     from bench.store.recorder import Recorder
 
-_MOST_WORDS = 3
-_OF_NO_CONCERN = {"ok", "skipped", "oom"}  # outcomes with exit code 0
+_MAX_WARNINGS_SHOWN = 3
+_SUCCESS_STATUSES = {"ok", "skipped", "oom"}  # outcomes with exit code 0
 
 
-def run_sweep(configs: Sequence[Config], overrides: Sequence[str]) -> int:
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Where a sweep's processes run, who is told about it, and who draws the report."""
+
+    worker: Worker
+    progress: ProgressLine
+    report: Report = page.try_report
+
+    @property
+    def probe(self) -> Probe:
+        """Asks in throwaway processes of the same worker."""
+        return Probe(self.worker, self.progress.show)
+
+
+def run_sweep(
+    configs: Sequence[Config],
+    overrides: Sequence[str],
+    worker: Worker = run_isolated,
+    report: Report = page.try_report,
+) -> int:
     """Measure every cell; returns the exit code.
 
     Raises:
         ConfigError: before anything runs.
     """
-    settings = _common_settings(configs)
-    # Of what is running, whatever is edited while it waits
-    outputs, code = writable_outputs(settings), provenance()
-    with signals.as_interrupts():
+    settings = common_settings(configs)
+    asked = list({cell_id(config.cell): config.cell for config in configs}.values())
+    request = Request(settings, writable_outputs(settings), tuple(overrides), provenance(asked))
+    with signals_as_interrupts():
         try:
-            with machine_lock(_say), ProgressLine() as progress:
-                host = look_around(progress.show, with_mlflow=not settings.dry_run)
-                cells = [_resolved(config, host, progress) for config in configs]
-                # Two that resolve alike are one
-                cells = list({cell_id(cell): cell for cell in cells}.values())
-                records = [_begin(cell, host, settings, outputs) for cell in cells]
-                ended = (
-                    None
-                    if settings.dry_run
-                    else measure(records, settings, overrides, outputs, progress, code)
-                )
+            with machine_lock(say), ProgressLine() as progress:
+                runner = Runner(worker, progress, report)
+                machine = look_around(asked, settings, runner.probe, not settings.dry_run)
+                records = machine.records(asked, settings, request.outputs)
+                if settings.dry_run:
+                    show_plan(records, request)
+                    return 0
+                ended = measure(records, request, runner)
         except KeyboardInterrupt:
-            _say("interrupted before the first cell")
+            say("interrupted before the first cell")
             return 130
-    if ended is None:
-        table.console().print(dry.grid(records, outputs))
-        return 0
     show(ended)
-    return 130 if ended.interrupted else _exit_code(ended.recorder)
+    return 130 if ended.interrupted else _exit_code(ended)
 
 
-def _common_settings(configs: Sequence[Config]) -> Settings:
+def common_settings(configs: Sequence[Config]) -> Settings:
+    """The settings that all cells share. Raises: ConfigError when they differ or name nothing."""
     settings = configs[0].settings
     if any(config.settings != settings for config in configs):
         raise ConfigError(
             [
-                "tracking, baseline, output_dir, margin, resume, profile and dry_run are no axes:"
-                " want one value of each"
+                "tracking, baseline, output_dir, margin, resume, profile and dry_run cannot vary"
+                " within a sweep; give one value"
             ]
         )
-    problems = unknown_baseline([config.cell for config in configs], settings.baseline)
+    cells = [config.cell for config in configs]
+    problems = unknown_baseline(cells, settings.baseline)
+    problems += dict.fromkeys(name for cell in cells for name in plan.unknown_names(cell))
     if problems:
         raise ConfigError(problems)
     return settings
@@ -105,175 +129,176 @@ def writable_outputs(settings: Settings) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """This machine as the engines of a sweep see it, and what the models are."""
+
+    hosts: Mapping[str, Host]  # by engine
+    descriptions: Mapping[str, Any]
+
+    def records(self, asked: Sequence[Cell], settings: Settings, outputs: Path) -> Records:
+        """What is known of each cell before this sweep."""
+        records = Records({}, self.hosts, self.descriptions)
+        for cell, here in zip(asked, resolved(asked, self.hosts), strict=True):
+            host = self.hosts[cell.engine.name]
+            result = _begin(cell, here, host, records, settings, outputs)
+            records.results[result.cell_id] = result
+            if result.answers is not None:
+                records.answers.setdefault(sample_key(result.cell), result.answers)
+        return records
+
+
+def look_around(
+    asked: Sequence[Cell], settings: Settings, probe: Probe, with_mlflow: bool
+) -> Machine:
+    """Start what starts processes, and ask in throwaway ones what is here."""
+    engines = list({cell.engine.name: cell.engine for cell in asked}.values())
+    if any(map(wants_divergence, asked)) and plan.USUAL_ENGINE not in {e.name for e in engines}:
+        engines.append(EngineChoice(plan.USUAL_ENGINE))
+    if probe.worker is run_isolated:
+        start_server(engines, probe.show, with_mlflow)
+    hosts = hosts_of(engines, probe)
+    cells = resolved(asked, hosts)
+    return Machine(hosts, descriptions_of(cells, hosts, settings.baseline.quant, probe))
+
+
+def _begin(
+    asked: Cell, cell: Cell, host: Host, records: Records, settings: Settings, outputs: Path
+) -> Result:
+    """What is known of a cell before this sweep: nothing, why it cannot run here, or what an
+    earlier sweep measured."""
+    description = records.description(cell)
+    obstacle = plan.why_not(cell, host, description)
+    if obstacle is not None:
+        return begin(asked, cell, host, outcome=obstacle)
+    resume = cell.measure.resume if settings.resume is None else settings.resume
+    earlier = None
+    if resume:
+        earlier = files.find_earlier(outputs, cell_id(asked), resume_key(asked, host))
+    if earlier is not None:
+        limits = replace(earlier.cell.measure, limits_s=cell.measure.limits_s)
+        return replace(earlier, asked=asked, cell=replace(earlier.cell, measure=limits))
+    result = begin(asked, cell, host)
+    if description is None or cell.batch == "max":
+        return result
+    return replace(result, predicted_bytes=predict(cell, description).least_bytes)
+
+
+def show_plan(records: Records, request: Request) -> None:
+    """The grid before anything is loaded."""
+    results: list[Result] = []
+    needs: dict[str, tuple[int, int]] = {}
+    wall_s: dict[str, float] = {}
+    for key, result in records.results.items():
+        cell, host, description = result.cell, result.host, records.description(result.cell)
+        if cell.batch == "max" and result.outcome.status == "ok":
+            cell = replace(cell, batch=predicted_batch(records, cell, host))
+        if description is not None and cell.batch != "max":
+            footprint = predict(cell, description)
+            needs[key] = footprint.least_bytes, footprint.total_bytes
+        seconds = files.last_wall_s(request.outputs, key, host)
+        wall_s |= {} if seconds is None else {key: seconds}
+        results.append(replace(result, cell=cell))
+    terminal.console().print(
+        terminal.dry_run(compare(results, request.sweep(records, "")), needs, wall_s)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A sweep that is over, by itself or by the user."""
 
     recorder: "Recorder"
     folder: Path
+    comparison: Comparison
     interrupted: bool
 
 
-def measure(
-    records: Sequence[Result],
-    settings: Settings,
-    overrides: Sequence[str],
-    outputs: Path,
-    progress: ProgressLine,
-    code: Provenance,
-    reproduces: str | None = None,
-) -> Ended:
-    """Run what is incomplete in ``records``, all of them on this host, and record everything.
+def measure(records: Records, request: Request, runner: Runner) -> Ended:
+    """Run what is missing in ``records`` and record everything."""
+    add_peaks(records, runner.probe)
+    recorder, folder = open_sweep(records, request)
+    settings, progress = request.settings, runner.progress
+    with recording_of(records, recorder, folder, runner.report) as recording:
+        recording.begin()
+        progress.plan(sum(_processes_left(result) for result in records.results.values()))
+        for job in grid(records, settings.profile, settings.baseline.quant):
+            result = records.results[job.cell_id]
+            log = files.cell_folder(folder, job.cell_id) / "log.txt"
+            progress.cell(_label(job))
+            times = PhaseTimes(progress.show)
+            task = task_of(job, result.host, log.parent)
+            try:
+                value: Any = runner.worker(task, times.on_phase, log)
+            except (CellFailure, KeyboardInterrupt) as ending:
+                value = ending
+            recording.keep(job, value, times, log)
+            if job.kind == "time":
+                progress.finished()
+            if isinstance(value, KeyboardInterrupt):
+                recording.interrupted = True
+                break
+    return Ended(recorder, folder, recording.comparison, recording.interrupted)
 
-    Args:
-        reproduces: the run or sweep that this one repeats.
-    """
-    records = with_peaks(records, progress.show)
-    references = find_references(records, settings.baseline.quant, progress.show)
-    recorder, folder = _open(records, settings, overrides, outputs, code, reproduces)
-    return Ended(
-        recorder, folder, run_all(records, references, settings.profile, folder, recorder, progress)
-    )
+
+def _processes_left(result: Result) -> int:
+    return 0 if is_timed(result) else result.cell.measure.passes - len(result.replicates)
+
+
+def _label(job: Job) -> str:
+    if job.kind == "try":
+        return f"{job.cell.label.rpartition('/')[0]}, does batch {job.cell.batch} fit?"
+    if job.kind == "reference":
+        return f"{job.cell.model.name} in {job.cell.quant.name}, to compare with"
+    return job.cell.label if job.kind == "time" else f"{job.cell.label}, {job.kind}"
+
+
+def add_peaks(records: Records, probe: Probe) -> None:
+    """What the device can do at most, beside each cell that will run; asked once for each number of
+    threads."""
+    known: dict[tuple[str, str, int], Peaks | None] = {}
+    for key, result in records.results.items():
+        if is_timed(result):
+            continue
+        cell = result.cell
+        place = cell.engine.name, cell.device, int(cell.threads)
+        if place not in known:
+            known[place] = find_peaks(cell.engine, result.host, *place[1:], probe)
+        records.results[key] = replace(result, peaks=known[place])
 
 
 def show(ended: Ended) -> None:
     """The table of a sweep, its advice in short, and where to look further."""
-    recorder, out = ended.recorder, table.console()
-    out.print(table.summary(recorder.results, recorder.sweep))
-    for line in in_short(recorder.results, recorder.sweep):
+    out = terminal.console()
+    out.print(terminal.summary(ended.comparison))
+    for line in advice.in_short(ended.comparison):
         out.print(line, markup=False)
-    say_what_next(recorder, ended.folder)
+    say_what_next(ended)
 
 
-def _resolved(config: Config, host: Host, progress: ProgressLine) -> Cell:
-    """The cell as it will run here; ``batch=max`` is found out, or only predicted for a dry run."""
-    cell = plan.resolve(config.cell, host)
-    if not config.largest_batch or plan.why_not(cell, host) is not None:
-        return cell
-    if config.settings.dry_run:
-        return replace(cell, batch=fit.predicted_batch(cell, host))
-    progress.cell(f"{cell.label.rpartition('/')[0]}, batch=max")
-    cell = replace(cell, batch=fit.largest_batch(cell, host, progress.show, Path(os.devnull)))
-    _say(f"batch=max is {cell.batch} for {cell.label}")
-    return cell
-
-
-def _begin(cell: Cell, host: Host, settings: Settings, outputs: Path) -> Result:
-    """What is known of a cell before this sweep: nothing, why it cannot run here, or what an
-    earlier sweep measured."""
-    obstacle = plan.why_not(cell, host)
-    if obstacle is not None:
-        return begin(cell, host, "", obstacle)
-    resume = cell.measure.resume if settings.resume is None else settings.resume
-    earlier = store.find_earlier(outputs, cell_id(cell), resume_key(cell, host)) if resume else None
-    if earlier is None or (
-        earlier.outcome.status == "ok" and _lacks(earlier, cell, host, settings)
-    ):
-        return begin(cell, host, "")
-    return replace(earlier, cell=cell)  # limits may be others now
-
-
-def _lacks(earlier: Result, cell: Cell, host: Host, settings: Settings) -> bool:
-    """Whether something that is asked for now was not read then: it takes a process again."""
-    if settings.profile and earlier.profile is None:
-        return True
-    is_due = (
-        wants_reference(cell) and reference_cell(cell, host, settings.baseline.quant) is not None
-    )
-    return is_complete(earlier) and is_due and earlier.divergence is None
-
-
-def _open(
-    records: Sequence[Result],
-    settings: Settings,
-    overrides: Sequence[str],
-    outputs: Path,
-    code: Provenance,
-    reproduces: str | None,
-) -> tuple["Recorder", Path]:
-    from bench.store.recorder import Recorder
-
-    folder = store.new_folder(outputs)
-    sweep = store.Sweep(
-        sweep_id=folder.name,
-        started_at=time.time(),
-        overrides=tuple(overrides),
-        tracking=_where(settings.tracking),
-        baseline=settings.baseline,
-        margin=settings.margin,
-        calibration=_calibration(records),
-        cells=tuple(record.cell_id for record in records),
-        provenance=code,
-        reproduces=reproduces,
-    )
-    store.write_sweep(folder, sweep)
-    store.write_inputs(folder, _inputs(records))
-    if settings.tracking.diff:
-        # Latin 1 gives every byte a character and takes it back: a patch may be of files in any
-        # encoding.
-        store.write_aside(
-            folder / store.DIFF, str(redacted(diff().decode("latin-1"))).encode("latin-1")
-        )
-    recorder = Recorder(folder, sweep, outputs)
-    if recorder.untracked:
-        _say(f"{recorder.untracked}; the sweep goes on, results are kept in {folder}")
-    return recorder, folder
-
-
-def _where(tracking: Tracking) -> Tracking:
-    """With the store that `mlflow run` has opened a run in, so that ``push`` finds it again."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") if "MLFLOW_RUN_ID" in os.environ else None
-    return replace(tracking, uri=tracking.uri or uri)
-
-
-def _calibration(records: Sequence[Result]) -> Mapping[str, Spread]:
-    """This host's spread between processes, if it was found on the device that the cells run on."""
-    host = records[0].host
-    return (
-        calibration.read(host)
-        if all(record.cell.device == host.device for record in records)
-        else {}
-    )
-
-
-def _exit_code(recorder: "Recorder") -> int:
-    statuses = {result.outcome.status for result in recorder.results}
+def _exit_code(ended: Ended) -> int:
+    statuses = {result.outcome.status for result in ended.recorder.results}
     if statuses == {"skipped"}:
-        _say("no cell of this sweep can run here")
+        say("no cell of this sweep can run here")
         return 2
-    if statuses - _OF_NO_CONCERN:
+    if statuses - _SUCCESS_STATUSES:
         return 1
-    return 3 if recorder.untracked else 0
+    return 3 if ended.recorder.untracked else 0
 
 
-def say_what_next(recorder: "Recorder", folder: Path) -> None:
+def say_what_next(ended: Ended) -> None:
     """Where the results are, and how to look further."""
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    said = store.library_words(folder)
-    for line in said[:_MOST_WORDS]:
-        _say(f"a library says: {line}")
-    if len(said) > _MOST_WORDS:
-        _say(f"and {len(said) - _MOST_WORDS} lines more, in the log.txt of the cells")
-    _say(f"results: {shown}")
+    recorder, folder, here = ended.recorder, ended.folder, Path.cwd()
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    warnings = files.library_warnings(folder)
+    for line in warnings[:_MAX_WARNINGS_SHOWN]:
+        say(f"a library says: {line}")
+    if len(warnings) > _MAX_WARNINGS_SHOWN:
+        more = len(warnings) - _MAX_WARNINGS_SHOWN
+        say(f"and {more} lines more, in the log.txt of the cells")
+    say(f"results: {shown}")
     if (folder / "report.html").is_file():
-        _say(f"report: {shown / 'report.html'}")
+        say(f"report: {shown / 'report.html'}")
     if recorder.untracked:
-        _say("not all of it is tracked; send it later: " + f"python -m bench push {shown}")
+        say(f"not all of it is tracked; send it later: python -m bench push {shown}")
     elif recorder.tracker is not None:
-        _say(f"look further: {recorder.tracker.how_to_look}")
-
-
-def _inputs(records: Sequence[Result]) -> set[Path]:
-    """The files that models read in these cells."""
-    named = {paths.TEXTS[name] for record in records for name in record.cell.quality.texts}
-    named |= {
-        paths.TEXTS[name] for record in records if (name := record.cell.workload.text) is not None
-    }
-    return named | {
-        paths.PROMPT_SETS[name]
-        for record in records
-        if (name := record.cell.quality.prompts) is not None
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+        say(f"look further: {recorder.tracker.how_to_look}")

@@ -1,32 +1,42 @@
-"""One process more for a cell: run it, and add what came out to the cell's record.
+"""From a job to a process, and from what came out of it to the records.
 
-A record begins without passes and grows by one with each process. Whatever ends the process is the
-cell's outcome; a cell that fails in one of its processes has no number, and what the others read is
-kept in its record.
+A ``Worker`` runs a task somewhere and gives back its value: here in a fresh process
+(``process.run_isolated``), later on another machine. A record begins without replicates and grows
+by one with each timed process. Whatever ends the process is the cell's outcome; a cell that fails
+in one of its processes has no number, and what the others read is kept in its record. A job that
+only asks (quality, profile) can fail without costing the cell its number.
 """
 
 import itertools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.config.cell import Cell, cell_id
-from bench.driver import process as isolate
-from bench.driver.resume import resume_key
-from bench.errors import CellFailure, Interrupted
-from bench.record.afterwards import Afterwards
-from bench.record.result import SCHEMA, Findings, Host, Outcome, Pass, Result
+from bench.config.cell import Cell, cell_id, sample_key
+from bench.driver.policy import Job, Records, sixteen_bits, unquantized
+from bench.driver.process import OnPhase, Task
+from bench.driver.provenance import resume_key
+from bench.engine.protocol import ENGINES
+from bench.errors import CellFailure
+from bench.record.result import SCHEMA, Answers, Findings, Host, Outcome, Replicate, Result
+from bench.store.files import TRACE
+
+Worker = Callable[[Task, OnPhase, Path], Any]
 
 
-def begin(cell: Cell, host: Host, sweep_id: str, outcome: Outcome | None = None) -> Result:
+def begin(
+    asked: Cell, cell: Cell, host: Host, sweep_id: str = "", outcome: Outcome | None = None
+) -> Result:
     """The record of a cell of which nothing has run yet, or nothing will because of ``outcome``."""
     return Result(
         schema=SCHEMA,
-        cell_id=cell_id(cell),
-        resume_key=resume_key(cell, host),
+        cell_id=cell_id(asked),
+        resume_key=resume_key(asked, host),
         sweep_id=sweep_id,
+        asked=asked,
         cell=cell,
         host=host,
         outcome=outcome or Outcome("ok"),
@@ -34,78 +44,133 @@ def begin(cell: Cell, host: Host, sweep_id: str, outcome: Outcome | None = None)
     )
 
 
-def run_pass(
-    record: Result, afterwards: Afterwards, log: Path, show: Callable[[str, str], None]
-) -> tuple[Result, bool]:
-    """The record with one pass more, and whether the user has interrupted it.
+def task_of(job: Job, host: Host, folder: Path) -> Task:
+    """The process of a job; ``folder`` is the cell's."""
+    cell = job.cell
+    place = ENGINES[cell.engine.name]
+    floor = unquantized(cell, sixteen_bits(cell, host)).quant
+    kinds: dict[str, tuple[str, tuple[Any, ...]]] = {
+        "time": ("bench.meter.cell:measure_cell", ()),
+        "try": ("bench.meter.cell:try_cell", ()),
+        "profile": ("bench.meter.cell:profile_cell", (str(folder / TRACE),)),
+        "quality": ("bench.meter.answers:answer_cell", (job.reference,)),
+        "reference": ("bench.meter.reference:keep_reference", (floor, job.reference)),
+    }
+    task, more = kinds[job.kind]
+    return Task(task, (place, cell, *more), cell.measure.limits_s, cell.engine.python)
+
+
+class PhaseTimes:
+    """How long each phase of a process took, by its announcements."""
+
+    def __init__(self, show: OnPhase) -> None:
+        self.started_at = time.time()
+        self._show = show
+        self._marks: list[tuple[str, float]] = []
+
+    def on_phase(self, phase: str, detail: str) -> None:
+        """Called by the worker at each announcement."""
+        if not self._marks or self._marks[-1][0] != phase:
+            self._marks.append((phase, time.monotonic()))
+        self._show(phase, detail)
+
+    def seconds(self) -> dict[str, float]:
+        """By phase, until now."""
+        marks = [*self._marks, ("", time.monotonic())]
+        return {phase: end - at for (phase, at), (_, end) in itertools.pairwise(marks)}
+
+
+def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]:
+    """Write what came out of a job into the records.
 
     Args:
-        log: gets the process's output.
-        show: is told the phase and its detail, in moments in which nothing is timed.
+        value: what the task returned, or the CellFailure or KeyboardInterrupt that ended it.
+    Returns:
+        the cell_ids of the results that are others now.
     """
-    cell, started_at = record.cell, time.time()
-    marks: list[tuple[str, float]] = []
+    result = records.results[job.cell_id]
+    if job.kind == "time":
+        records.results[job.cell_id] = grown(result, value, times)
+        _share_answers(records, sample_key(job.cell))
+        return [job.cell_id]
+    if isinstance(value, KeyboardInterrupt):
+        return []
+    if job.kind == "try":
+        records.fits[job.cell_id, job.cell.rows] = not isinstance(value, CellFailure)
+        return []
+    if job.kind == "profile":
+        profile = None if isinstance(value, CellFailure) else value
+        _say_failure("profile", job, value)
+        records.results[job.cell_id] = replace(result, profile=profile)
+        return [job.cell_id]
+    if job.kind == "reference":
+        if isinstance(value, CellFailure):
+            records.no_reference[str(job.reference)] = value.reason
+            _say_failure("no reference, so no divergence", job, value)
+        return []
+    answers = Answers(outcome_of(value)) if isinstance(value, CellFailure) else value
+    key = sample_key(result.cell)
+    records.answers[key] = answers
+    return _share_answers(records, key)
 
-    def on_phase(phase: str, detail: str) -> None:
-        if not marks or marks[-1][0] != phase:
-            marks.append((phase, time.monotonic()))
-        show(phase, detail)
 
-    record = record if record.passes else replace(record, started_at=started_at)
-    outcome, interrupted = record.outcome, False
-    findings: Findings | None = None
-    try:
-        findings = isolate.run_isolated(
-            measure, (cell, afterwards), cell.measure.limits_s, on_phase, log
-        )
-    except CellFailure as failure:
-        trace = "\n".join(getattr(failure, "__notes__", [])) or None
-        findings = failure.kept
-        if findings is not None and findings.measurement is not None:
-            reason = f"ended after its last timed request: {failure.status}: {failure.reason}"
-            outcome = Outcome("ok", reason, trace)
-        else:
-            outcome = Outcome(failure.status, failure.reason, trace)
-    except Interrupted as stop:
-        interrupted, findings = True, stop.kept
-        if findings is None or findings.measurement is None:
-            outcome = _ended_by_the_user(record)
-    ended = Pass(
-        started_at=started_at,
-        wall_s=time.time() - started_at,
-        phases_s=_durations(marks, time.monotonic()),
+def _share_answers(records: Records, key: str) -> list[str]:
+    """Give every cell of this sample key that has a number what is known of it."""
+    answers = records.answers.get(key)
+    changed = [
+        result
+        for result in records.results.values()
+        if answers is not None
+        and result.answers is None
+        and result.measurements
+        and sample_key(result.cell) == key
+    ]
+    for result in changed:
+        records.results[result.cell_id] = replace(result, answers=answers)
+    return [result.cell_id for result in changed]
+
+
+def grown(result: Result, value: Any, times: PhaseTimes) -> Result:
+    """The record with one timed process more."""
+    findings = value if isinstance(value, Findings) else None
+    outcome = result.outcome
+    if isinstance(value, CellFailure):
+        outcome = outcome_of(value)
+    elif isinstance(value, KeyboardInterrupt):
+        outcome = _ended_by_the_user(result)
+    elif findings is not None and findings.measurement is None:
+        outcome = Outcome("not_engaged", "; ".join(findings.attestation.mismatches))
+    ended = Replicate(
+        started_at=times.started_at,
+        wall_s=time.time() - times.started_at,
+        phases_s=times.seconds(),
         measurement=None if findings is None else findings.measurement,
     )
-    grown = replace(record, outcome=outcome, passes=(*record.passes, ended))
-    if findings is not None:
-        grown = replace(
-            grown,
-            revision=findings.revision,
-            attestation=record.attestation or findings.attestation,
-            samples=findings.samples or record.samples,
-            tasks=findings.tasks or record.tasks,
-            divergence=findings.divergence or record.divergence,
-            profile=record.profile or findings.profile,
-        )
-    return grown, interrupted
-
-
-def measure(announce: isolate.Announce, cell: Cell, afterwards: Afterwards) -> Any:
-    """The task of the measured process."""
-    from bench.meter.cell import run_cell  # imports torch: not in this process
-
-    return run_cell(announce, cell, afterwards)
-
-
-def _ended_by_the_user(record: Result) -> Outcome:
-    if not record.passes:
-        return Outcome("killed", "ended by the user")
-    return Outcome(
-        "ok", f"{len(record.passes)} of {record.cell.measure.passes} processes: ended by the user"
+    result = replace(
+        result,
+        outcome=outcome,
+        started_at=result.started_at if result.replicates else times.started_at,
+        replicates=(*result.replicates, ended),
     )
+    if findings is None:
+        return result
+    attestation = result.attestation or findings.attestation
+    return replace(result, revision=findings.revision, attestation=attestation)
 
 
-def _durations(marks: Sequence[tuple[str, float]], end: float) -> dict[str, float]:
-    return {
-        phase: after - at for (phase, at), (_, after) in itertools.pairwise([*marks, ("", end)])
-    }
+def outcome_of(failure: CellFailure) -> Outcome:
+    """How a process ended that gave no value."""
+    trace = "\n".join(getattr(failure, "__notes__", [])) or None
+    return Outcome(failure.status, failure.reason, trace)
+
+
+def _ended_by_the_user(result: Result) -> Outcome:
+    if not result.replicates:
+        return Outcome("killed", "ended by the user")
+    done, wanted = len(result.replicates), result.cell.measure.passes
+    return Outcome("ok", f"{done} of {wanted} processes: ended by the user")
+
+
+def _say_failure(what: str, job: Job, value: Any) -> None:
+    if isinstance(value, CellFailure):
+        print(f"{job.cell.label}: {what}: {value.status}: {value.reason}", file=sys.stderr)
