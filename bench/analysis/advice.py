@@ -1,24 +1,141 @@
 """Which configuration to take, under limits and for a goal, and how sure that is.
 
-Over the draws of ``plausible``: a cell is *good* in a draw when it keeps every limit there and no
-cell that does is better by more than the margin. The cell that is good most often is recommended,
-if that is often enough (80 %); otherwise the answer is that the data does not tell, with the cells
-that are still in question. What binds are the limits that exclude cells which would be better.
+Questions like "which is the best of twenty under three limits, and how sure is that?" have no
+formula; draws of plausible true values answer them by counting. Times are drawn on logarithms,
+around the mean over a cell's processes, by Student's t with the spread between processes
+(``verdict``): the sweep's own where it has several passes, else the host's calibration, else an
+assumption, which the answer then names. Divergence is drawn around its mean over windows. Memory is
+exact on a GPU and a resident set on a CPU.
+
+A cell is *good* in a draw when it keeps every limit there and no cell that does is better by more
+than the margin. The cell that is good most often is recommended, if that is often enough (80 %);
+otherwise the answer is that the data does not tell, with the cells that are still in question. What
+binds are the limits that exclude cells which would be better.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
 
 import numpy as np
 
-from bench.analysis.plausible import Array, Plausible
+from bench.analysis.divergence import estimates
+from bench.analysis.metrics import peak_memory_bytes
+from bench.analysis.readings import process_times_s
+from bench.analysis.stats import ALPHA, t_quantile
+from bench.analysis.verdict import more_certain, spread
+from bench.record.measurement import Divergence
+from bench.record.result import Result
+from bench.record.sweep import Spread
 
 Goal = Literal["throughput", "ttft", "tpot", "memory"]
-Word = Literal["recommended", "not enough data", "nothing fits", "nothing measured"]
+Answered = Literal["recommended", "not enough data", "nothing fits", "nothing measured"]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 SURE = 0.8
 _IN_QUESTION = 0.05
+# Of the table of use cases; where it is from: a judgement, so it is said and can be changed
+USUAL_KL_NATS = 0.1
+
+DRAWS = 2000
+# The resident set keeps freed memory or not: int8's differs by up to a third between sweeps
+_RESIDENT_DEVIATION = 0.1
+# 3 to 7 times what was found between processes of one machine (tests/data/process_noise.json)
+ASSUMED = Spread(0.05, 30)
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+_DRAWN = ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", "memory_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Plausible:
+    """Draws of every cell that has a number. Shapes: (cells, DRAWS); nan where nothing was read."""
+
+    results: tuple[Result, ...]
+    ttft_s: Array
+    tpot_s: Array
+    output_tok_s: Array
+    kl_nats: Array
+    memory_bytes: Array
+    is_assumed: bool  # the spread between processes was not measured
+
+    def only(self, wanted: Sequence[bool]) -> "Plausible":
+        """The same draws of some of the cells."""
+        kept = np.array(wanted, dtype=np.bool_)
+        results = [result for result, keep in zip(self.results, wanted, strict=True) if keep]
+        drawn = {name: getattr(self, name)[kept] for name in _DRAWN}
+        return replace(self, results=tuple(results), **drawn)
+
+
+def plausible(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+    calibration: Mapping[str, Spread],
+) -> Plausible:
+    """The same draws for the same results. ``values``: derived, by cell_id."""
+    measured = tuple(result for result in results if result.measurements)
+    generator = np.random.default_rng(0)
+    times: dict[str, Array] = {}
+    assumed = False
+    for metric in ("ttft_s", "tpot_s"):
+        logs = [
+            [math.log(s) for s in process_times_s(result.measurements)[metric]]
+            for result in measured
+        ]
+        own = spread(logs, blocked=False) if logs else None
+        measured_noise = more_certain(own, calibration.get(metric)) if logs else None
+        noise = measured_noise or ASSUMED
+        assumed = assumed or measured_noise is None
+        centres = _column([fmean(row) for row in logs])
+        errors = _column([noise.deviation / math.sqrt(len(row)) for row in logs])
+        draws = generator.standard_t(noise.df, (len(logs), DRAWS))
+        times[metric] = np.exp(centres + errors * draws)
+    # Cells that differ in batch alone share one reading, and so its draws
+    divergences = {
+        divergence: _kl_nats(divergence, generator)
+        for divergence in dict.fromkeys(result.divergence for result in measured)
+    }
+    tokens = _column([result.cell.rows * result.cell.workload.new_tokens for result in measured])
+    steps = _column([result.cell.workload.new_tokens - 1 for result in measured])
+    memory = [_memory_bytes(result, values[result.cell_id], generator) for result in measured]
+    return Plausible(
+        results=measured,
+        ttft_s=times["ttft_s"],
+        tpot_s=times["tpot_s"],
+        output_tok_s=tokens / (times["ttft_s"] + steps * times["tpot_s"]),
+        kl_nats=_rows([divergences[result.divergence] for result in measured]),
+        memory_bytes=_rows(memory),
+        is_assumed=assumed,
+    )
+
+
+def _column(values: Sequence[float]) -> Array:
+    return np.array(values)[:, None]
+
+
+def _rows(draws: Sequence[Array]) -> Array:
+    return np.array(draws).reshape(len(draws), DRAWS)
+
+
+def _kl_nats(divergence: Divergence | None, generator: np.random.Generator) -> Array:
+    if divergence is None:
+        return np.full(DRAWS, np.nan)
+    mean = estimates(divergence)["kl_nats"]
+    if mean.n == 1:
+        return np.full(DRAWS, mean.value)
+    error = (mean.high - mean.value) / t_quantile(1 - ALPHA / 2, mean.n - 1)
+    return mean.value + error * generator.standard_t(mean.n - 1, DRAWS)
+
+
+def _memory_bytes(
+    result: Result, values: Mapping[str, float], generator: np.random.Generator
+) -> Array:
+    is_exact = result.cell.device == "cuda"
+    deviation = 0.0 if is_exact else _RESIDENT_DEVIATION / math.sqrt(len(result.measurements))
+    drawn: Array = np.exp(deviation * generator.standard_normal(DRAWS))
+    return peak_memory_bytes(result, values) * drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +147,11 @@ class Limits:
     max_tpot_s: float | None = None
     max_kl_nats: float | None = None
     min_output_tok_s: float | None = None
+
+    def set_ones(self) -> dict[str, float]:
+        """Those that are not None, by the name of the field."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +166,7 @@ class Excluded:
 class Advice:
     """The answer. Probabilities are over the draws."""
 
-    word: Word
+    word: Answered
     goal: Goal
     best: str | None  # cell_id
     probability: float  # that no other is better by more than the margin, limits kept
@@ -55,7 +177,7 @@ class Advice:
 
 
 def advise(
-    known: Plausible, limits: Limits, goal: Goal, margin: float, one_row_only: bool = False
+    draws: Plausible, limits: Limits, goal: Goal, margin: float, one_row_only: bool = False
 ) -> Advice:
     """The best cell for a goal under limits.
 
@@ -64,77 +186,64 @@ def advise(
         one_row_only: leave out what was measured with more than one sequence at a time.
     """
     if one_row_only:
-        known = known.only([result.cell.batch == 1 for result in known.results])
-    if not known.results:
-        return Advice("nothing measured", goal, None, 0.0, (), (), known.is_assumed)
-    score = _score(known, goal)  # (cells, draws), higher is better, on logarithms
-    keeps = _keeps(known, limits)
-    contending = np.where(keeps, score, -np.inf)
+        draws = draws.only([result.cell.batch == 1 for result in draws.results])
+    if not draws.results:
+        return Advice("nothing measured", goal, None, 0.0, (), (), draws.is_assumed)
+    score = _score(draws, goal)  # (cells, draws), higher is better, on logarithms
+    kept = _kept(draws, limits)
+    keeps_all = np.logical_and.reduce([np.ones(score.shape, dtype=np.bool_), *kept.values()])
+    contending = np.where(keeps_all, score, -np.inf)
     best = contending.max(axis=0)
     good = ((contending >= best - math.log1p(margin)) & np.isfinite(contending)).mean(axis=1)
     typical = np.median(score, axis=1)
-    chosen = max(range(len(good)), key=lambda i: (round(float(good[i]), 2), typical[i]))
-    order = sorted(range(len(good)), key=lambda i: (-good[i], -typical[i]))
-    ids = [result.cell_id for result in known.results]
     if np.isfinite(best).mean() < _IN_QUESTION:
-        everything = _excluded(known, limits, typical, -math.inf)
-        return Advice("nothing fits", goal, None, 0.0, (), everything, known.is_assumed)
-    word: Word = "recommended" if good[chosen] >= SURE else "not enough data"
-    least = min(_IN_QUESTION, float(good[chosen]))  # of many alike each is seldom the best
-    in_question = tuple(ids[i] for i in order if good[i] >= least)
-    excluded = _excluded(known, limits, typical, typical[chosen] + math.log1p(margin))
+        everything = _excluded(draws, kept, typical, -math.inf)
+        return Advice("nothing fits", goal, None, 0.0, (), everything, draws.is_assumed)
+    chosen = max(range(len(good)), key=lambda i: (round(float(good[i]), 2), typical[i]))
+    sure = float(good[chosen])
+    least = min(_IN_QUESTION, sure)  # of many alike each is seldom the best
+    order = sorted(range(len(good)), key=lambda i: (-good[i], -typical[i]))
+    ids = [result.cell_id for result in draws.results]
     return Advice(
-        word, goal, ids[chosen], float(good[chosen]), in_question, excluded, known.is_assumed
+        word="recommended" if sure >= SURE else "not enough data",
+        goal=goal,
+        best=ids[chosen],
+        probability=sure,
+        in_question=tuple(ids[i] for i in order if good[i] >= least),
+        better_but_excluded=_excluded(draws, kept, typical, typical[chosen] + math.log1p(margin)),
+        is_assumed=draws.is_assumed,
     )
 
 
-def _score(known: Plausible, goal: Goal) -> Array:
+def _score(draws: Plausible, goal: Goal) -> Array:
     if goal == "throughput":
-        return np.log(known.output_tok_s)
+        return np.log(draws.output_tok_s)
     if goal == "memory":
-        return -np.log(np.where(np.isnan(known.memory_bytes), np.inf, known.memory_bytes))
-    return -np.log(known.ttft_s if goal == "ttft" else known.tpot_s)
+        return -np.log(np.where(np.isnan(draws.memory_bytes), np.inf, draws.memory_bytes))
+    return -np.log(draws.ttft_s if goal == "ttft" else draws.tpot_s)
 
 
-def _checks(
-    known: Plausible, limits: Limits
-) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]"]:
+def _kept(draws: Plausible, limits: Limits) -> dict[str, Flags]:
     """For each limit that is set, whether a draw keeps it; what was not read keeps none. Shapes:
     (cells, draws)."""
-    upper = (
-        ("max_memory_bytes", known.memory_bytes),
-        ("max_ttft_s", known.ttft_s),
-        ("max_tpot_s", known.tpot_s),
-        ("max_kl_nats", known.kl_nats),
-    )
-    found = {
-        name: values <= limit
-        for name, values in upper
-        if (limit := getattr(limits, name)) is not None
-    }
-    if limits.min_output_tok_s is not None:
-        found["min_output_tok_s"] = known.output_tok_s >= limits.min_output_tok_s
-    return found
-
-
-def _keeps(known: Plausible, limits: Limits) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
-    everything = np.ones(known.ttft_s.shape, dtype=np.bool_)
-    for kept in _checks(known, limits).values():
-        everything &= kept
-    return everything
+    kept = {}
+    for name, limit in limits.set_ones().items():
+        side, _, reading = name.partition("_")
+        values = getattr(draws, reading)
+        kept[name] = values <= limit if side == "max" else values >= limit
+    return kept
 
 
 def _excluded(
-    known: Plausible, limits: Limits, typical: Array, better_than: float
+    draws: Plausible, kept: dict[str, Flags], typical: Array, better_than: float
 ) -> tuple[Excluded, ...]:
     """Cells that would score more and mostly break a limit."""
-    checks = _checks(known, limits)
-    found = []
+    excluded = []
     for i in sorted(range(len(typical)), key=lambda i: -typical[i]):
-        breaks = tuple(name for name, kept in checks.items() if kept[i].mean() < 0.5)
+        breaks = tuple(name for name, keeps in kept.items() if keeps[i].mean() < 0.5)
         if breaks and typical[i] > better_than:
-            found.append(Excluded(known.results[i].cell_id, breaks))
-    return tuple(found)
+            excluded.append(Excluded(draws.results[i].cell_id, breaks))
+    return tuple(excluded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +264,13 @@ USE_CASES: tuple[UseCase, ...] = (
     UseCase("edge device", "memory", False, "least memory"),
     UseCase("real-time API", "ttft", False, "shortest time to first token"),
 )
+
+
+def usual_advice(draws: Plausible, margin: float) -> list[tuple[UseCase, Limits, Advice]]:
+    """The usual questions, each answered within the usual divergence where any was read."""
+    has_quality = any(result.divergence is not None for result in draws.results)
+    limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
+    return [
+        (case, limits, advise(draws, limits, case.goal, margin, case.one_row_only))
+        for case in USE_CASES
+    ]

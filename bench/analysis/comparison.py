@@ -1,178 +1,115 @@
-"""Which columns tell the cells of a sweep apart, and how fast each is relative to its baseline.
+"""A sweep, analysed once: every table, page, file and run is printed from a ``Comparison``."""
 
-The baseline of a cell is the cell that is equal on every other axis and has the baseline's value on
-the compared one; by default that is the first value of the first axis that varies. What a speedup
-is worth is decided in ``verdict``.
-"""
-
-import dataclasses
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-from bench.analysis.readings import process_times_s
-from bench.analysis.verdict import Spread, Verdict, compare
-from bench.config.cell import Cell, digest, identity
-from bench.config.settings import Baseline
+from bench.analysis.advice import Advice, Limits, Plausible, UseCase, plausible, usual_advice
+from bench.analysis.bottlenecks import Bottleneck, bottlenecks
+from bench.analysis.columns import (
+    BaselineAxes,
+    baseline_axes,
+    comparable,
+    coordinate,
+    pairs,
+    varying_columns,
+)
+from bench.analysis.crossover import Crossover, crossovers
+from bench.analysis.metrics import derive
+from bench.analysis.notes import Finding, findings
+from bench.analysis.pareto import pareto_front
+from bench.analysis.verdict import Change, speedups
 from bench.record.result import Result
+from bench.record.sweep import Sweep
 
-COMPARED = ("tpot_s", "ttft_s")
-# What one asks about first
-_ORDER = ("quant", "attn", "decode", "model", "workload", "threads", "seed")
+_USUAL_COLUMNS = ("model", "quant", "batch")  # where nothing varies
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the speedups of a sweep are relative to: ``values`` of axes, like quant=fp16."""
+@dataclass(frozen=True)
+class Comparison:
+    """The results of a sweep with all that follows from them."""
 
-    values: dict[str, str]
+    results: tuple[Result, ...]
+    sweep: Sweep
+    columns: tuple[str, ...]  # what tells the cells apart
+    against: BaselineAxes | None  # what speedups are relative to; None when no axis varies
+    values: Mapping[str, Mapping[str, float]]  # by cell_id; empty for a cell without a number
+    speedups: Mapping[str, Mapping[str, Change]]  # by metric, then cell_id; empty without a pair
+    bound_by: Mapping[str, Bottleneck]  # by cell_id
+    findings: tuple[Finding, ...]
 
     @property
-    def axes(self) -> str:
-        return " and ".join(self.values)
+    def measured(self) -> list[Result]:
+        """The cells that have a number."""
+        return [result for result in self.results if result.measurements]
 
-    def __str__(self) -> str:
-        return " ".join(f"{axis}={value}" for axis, value in self.values.items())
+    @property
+    def axis(self) -> str:
+        """The compared one."""
+        return next(iter(self.against.values)) if self.against is not None else "quant"
 
+    @cached_property
+    def plausible(self) -> Plausible:
+        """Draws of the true values of every cell."""
+        return plausible(self.results, self.values, self.sweep.calibration)
 
-def varying_columns(cells: Sequence[Cell]) -> list[str]:
-    """Dotted paths of what differs between the cells: a group's name, or a field where equal names
-    hide a difference."""
-    columns: list[str] = []
-    for field in dataclasses.fields(Cell) if cells else ():
-        values = [getattr(cell, field.name) for cell in cells]
-        if not dataclasses.is_dataclass(values[0]):
-            if len({repr(value) for value in values}) > 1:
-                columns.append(field.name)
-            continue
-        if len({value.name for value in values}) > 1:
-            columns.append(field.name)
-        columns += [f"{field.name}.{name}" for name in _hidden_differences(values)]
-    return columns
+    @cached_property
+    def front(self) -> list[str]:
+        """cell_ids that no other cell beats in speed, memory and divergence at once."""
+        return pareto_front(self.results, self.values)
 
+    @cached_property
+    def crossovers(self) -> list[Crossover]:
+        """From where on which value of the compared axis is faster."""
+        axes = self.against.values if self.against is not None else ()
+        return [
+            change for axis in axes for change in crossovers(self.plausible, axis, self.columns)
+        ]
 
-def _hidden_differences(values: list[Any]) -> list[str]:
-    found = []
-    for field in dataclasses.fields(values[0]):
-        if field.name == "name" or not field.metadata.get("identity", True):
-            continue
-        pairs = {(value.name, digest(getattr(value, field.name))) for value in values}
-        if len(pairs) > len({value.name for value in values}):
-            found.append(field.name)
-    return found
+    @cached_property
+    def alternatives(self) -> list[tuple[str, Plausible]]:
+        """The draws of one model and workload each, with a name for which; nobody chooses between
+        workloads."""
+        draws = self.plausible
+        groups = comparable(draws.results)
+        if len(groups) < 2:
+            return [("", draws)]
+        return [
+            (name, draws.only([result in group for result in draws.results]))
+            for name, group in groups.items()
+        ]
 
+    @cached_property
+    def advice(self) -> list[tuple[str, UseCase, Limits, Advice]]:
+        """The usual questions with their answers, for each group of alternatives."""
+        margin = self.sweep.margin
+        return [
+            (group, *answered)
+            for group, draws in self.alternatives
+            for answered in usual_advice(draws, margin)
+        ]
 
-def is_group(column: str) -> bool:
-    """Whether a column stands for a whole group, whose values have names."""
-    field_type = {field.name: field.type for field in dataclasses.fields(Cell)}[column]
-    return dataclasses.is_dataclass(field_type)
-
-
-def coordinate(cell: Cell, column: str) -> str:
-    """The cell's value in a column of ``varying_columns``, as text."""
-    value: Any = cell
-    for name in column.split("."):
-        value = getattr(value, name)
-    return str(getattr(value, "name", value))  # a group is called by its name
-
-
-def comparable(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that are alternatives to each other, by what sets the groups apart: another model or
-    workload is none."""
-    columns = [
-        c
-        for c in varying_columns([r.cell for r in results])
-        if c.partition(".")[0] in ("model", "workload")
-    ]
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(
-            " ".join(coordinate(result.cell, column) for column in columns), []
-        ).append(result)
-    return found
+    def place(self, result: Result) -> str:
+        """What tells a cell apart, like ``quant=nf4 batch=8``."""
+        values = ((column, coordinate(result.cell, column)) for column in self.columns)
+        return " ".join(f"{column}={value}" for column, value in values)
 
 
-def reference(cells: Sequence[Cell], baseline: Baseline) -> Reference | None:
-    """What to compare with; None when no axis varies."""
-    asked = {axis: str(value) for axis in _ORDER if (value := getattr(baseline, axis)) is not None}
-    if asked:
-        return Reference(asked)
-    for axis in _ORDER:
-        names = [coordinate(cell, axis) for cell in cells]
-        if len(set(names)) > 1:
-            return Reference({axis: names[0]})
-    return None
-
-
-def unknown_baseline(cells: Sequence[Cell], baseline: Baseline) -> list[str]:
-    """A sentence for each value of the baseline that no cell has."""
-    problems = []
-    for axis in _ORDER:
-        names = list(dict.fromkeys(coordinate(cell, axis) for cell in cells))
-        value = getattr(baseline, axis)
-        if value is not None and str(value) not in names:
-            problems.append(
-                f"baseline.{axis}={value}: no cell of this sweep has it; there are"
-                f" {', '.join(names)}"
-            )
-    return problems
-
-
-def verdicts(
-    results: Sequence[Result],
-    against: Reference | None,
-    margin: float,
-    calibration: Mapping[str, Spread],
-) -> dict[str, dict[str, Verdict]]:
-    """How TTFT and TPOT of each cell compare with its baseline's: metric, then cell_id. Cells
-    without a pair are left out.
-
-    Args:
-        calibration: by metric, the spread between processes that was found on this host; for sweeps
-            of a single pass.
-    """
-    measured = {result.cell_id: result for result in results if result.measurements}
-    compared = pairs(list(measured.values()), against) if against is not None else []
-    if not compared:
-        return {}
-    times = {cell: process_times_s(result.measurements) for cell, result in measured.items()}
-    passes = {len(result.measurements) for result in measured.values()}
-    blocked = len(passes) == 1 and all(result.reused_from is None for result in measured.values())
-    return {
-        metric: compare(
-            {cell: [math.log(value) for value in each[metric]] for cell, each in times.items()},
-            compared,
-            blocked=blocked,
-            margin=margin,
-            comparisons=len(compared) * len(COMPARED),
-            calibration=calibration.get(metric),
-        )
-        for metric in COMPARED
-    }
-
-
-def pairs(measured: Sequence[Result], against: Reference) -> list[tuple[str, str]]:
-    """Each cell that is no baseline, with the one that is equal to it on every other axis."""
-    baselines: dict[str, str | None] = {}
-    for result in measured:
-        if _is_baseline(result.cell, against):
-            place = identity_without(result.cell, against.values)
-            # Two baselines for one cell differ in something that their names hide: neither is the
-            # one.
-            baselines[place] = None if place in baselines else result.cell_id
-    found = []
-    for result in measured:
-        base = baselines.get(identity_without(result.cell, against.values))
-        if base is not None and not _is_baseline(result.cell, against):
-            found.append((result.cell_id, base))
-    return found
-
-
-def _is_baseline(cell: Cell, against: Reference) -> bool:
-    return all(coordinate(cell, axis) == value for axis, value in against.values.items())
-
-
-def identity_without(cell: Cell, axes: Collection[str]) -> str:
-    """A digest of the cell without these axes: equal for cells that differ in nothing else."""
-    return digest({name: value for name, value in identity(cell).items() if name not in axes})
+def compare(results: Sequence[Result], sweep: Sweep) -> Comparison:
+    """The analysis of a sweep's results, in the order of its grid."""
+    cells = [result.cell for result in results]
+    against = baseline_axes(cells, sweep.baseline)
+    values = {result.cell_id: derive(result) for result in results}
+    measured = [result for result in results if result.measurements]
+    matched = pairs(measured, against) if against is not None else []
+    changes = speedups(results, matched, sweep.margin, sweep.calibration)
+    return Comparison(
+        results=tuple(results),
+        sweep=sweep,
+        columns=tuple(varying_columns(cells)) or _USUAL_COLUMNS,
+        against=against,
+        values=values,
+        speedups=changes,
+        bound_by=bottlenecks(results),
+        findings=tuple(findings(results, values, changes, against)),
+    )

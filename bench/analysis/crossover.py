@@ -3,26 +3,22 @@
 Between two measured points at which the answer differs, the logarithm of the ratio of the two times
 is taken as a straight line over the logarithm of the batch; where it is zero they are equal. Every
 draw of ``plausible`` has its own crossing: their 2.5th and 97.5th percentiles are the interval, and
-when fewer than 80 % of the draws cross at all it cannot be told.
+when fewer than 80 % of the draws cross at all the answer is ``cannot tell``.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.advice import SURE
-from bench.analysis.comparison import coordinate, varying_columns
-from bench.analysis.plausible import Array, Plausible
+from bench.analysis.advice import SURE, Array, Plausible
+from bench.analysis.columns import coordinate
+from bench.analysis.verdict import COMPARED
 from bench.config.cell import digest, identity
 from bench.record.result import Result
 
-_TIMES: Mapping[str, Callable[[Plausible], Array]] = {
-    "tpot_s": lambda k: k.tpot_s,
-    "ttft_s": lambda k: k.ttft_s,
-}
 _LENGTH = {
     "batch": lambda r: r.cell.batch,
     "prompt_tokens": lambda r: r.measurements[0].prompt_tokens,
@@ -38,12 +34,12 @@ class Crossover:
     axis: str  # of the two values, like quant
     first: str
     second: str
-    where: str  # what else varies in the sweep, and is this here
     at: float
     low: float
     high: float
     probability: float  # share of draws that cross between ``between``
     between: tuple[int, int]  # measured points around it
+    where: str  # what else varies in the sweep, and is this here
 
     @property
     def is_sure(self) -> bool:
@@ -57,51 +53,47 @@ class Crossover:
         return middle if low < middle < high else None
 
 
-def crossovers(known: Plausible, axis: str) -> list[Crossover]:
-    """Every change of order between two values of ``axis`` along batch and prompt length."""
-    found = []
-    columns = varying_columns([result.cell for result in known.results])
+def crossovers(draws: Plausible, axis: str, columns: Sequence[str]) -> list[Crossover]:
+    """Every change of order between two values of ``axis`` along batch and prompt length.
+
+    Args:
+        columns: what tells the cells apart.
+    """
+    changes: list[Crossover] = []
     for along, of_it in (("batch", "batch"), ("prompt_tokens", "workload")):
-        others = [
-            column for column in columns if column != axis and column.partition(".")[0] != of_it
-        ]
-        groups: dict[tuple[str, str], dict[str, dict[int, int]]] = {}  # where, value, length -> row
-        for row, result in enumerate(known.results):
+        others = [c for c in columns if c != axis and c.partition(".")[0] != of_it]
+        # By what else the cells are: by value of the axis, by length, the row of the draws
+        groups: dict[tuple[str, str], dict[str, dict[int, int]]] = {}
+        for row, result in enumerate(draws.results):
             where = " ".join(f"{column}={coordinate(result.cell, column)}" for column in others)
-            place = where, "" if along == "batch" else _without_length(result)
-            groups.setdefault(place, {}).setdefault(coordinate(result.cell, axis), {})[
-                _LENGTH[along](result)
-            ] = row
+            rest = "" if along == "batch" else _without_length(result)
+            values = groups.setdefault((where, rest), {})
+            values.setdefault(coordinate(result.cell, axis), {})[_LENGTH[along](result)] = row
         for (where, _), values in groups.items():
             for first, second in itertools.combinations(values, 2):
-                for metric, times in _TIMES.items():
-                    names = (metric, along, axis, first, second, where)
-                    found += _along(times(known), values[first], values[second], names)
-    return found
+                for metric in COMPARED:
+                    turns = _turns(getattr(draws, metric), (first, second), values)
+                    changes += [
+                        Crossover(metric, along, axis, *turn, where=where) for turn in turns
+                    ]
+    return changes
 
 
 def _without_length(result: Result) -> str:
     """What else a workload is: prompts are compared along their length where nothing else
     differs."""
-    kept = {
-        name: value
-        for name, value in identity(result.cell.workload).items()
-        if name not in ("name", "prompt_tokens")
-    }
-    return digest(kept)
+    fields = identity(result.cell.workload).items()
+    return digest({name: value for name, value in fields if name not in ("name", "prompt_tokens")})
 
 
-def _along(
-    times: Array,
-    first: Mapping[int, int],
-    second: Mapping[int, int],
-    names: tuple[str, str, str, str, str, str],
-) -> list[Crossover]:
-    metric, along, axis, a, b, where = names
+def _turns(
+    times: Array, names: tuple[str, str], rows: Mapping[str, Mapping[int, int]]
+) -> Iterator[tuple[str, str, float, float, float, float, tuple[int, int]]]:
+    """Who is faster below, who above, where with its interval, how sure, and the points around."""
+    first, second = (rows[name] for name in names)
     lengths = sorted(set(first) & set(second))
     # Above 0: the second is faster
     gains = {x: np.log(times[first[x]] / times[second[x]]) for x in lengths}
-    found = []
     for low, high in itertools.pairwise(lengths):
         start, end = float(np.median(gains[low])), float(np.median(gains[high]))
         if start * end >= 0:
@@ -111,26 +103,11 @@ def _along(
         at = _zero(low, high, gains[low][crosses], gains[high][crosses])
         if not len(at):
             continue
-        below, above = (a, b) if turned == 1 else (b, a)
+        below, above = names if turned == 1 else names[::-1]
         ends = np.quantile(at, [0.025, 0.975])
         middle = float(_zero(low, high, np.array([start]), np.array([end]))[0])
         share = float(crosses.mean())
-        found.append(
-            Crossover(
-                metric,
-                along,
-                axis,
-                below,
-                above,
-                where,
-                middle,
-                float(ends[0]),
-                float(ends[1]),
-                share,
-                (low, high),
-            )
-        )
-    return found
+        yield below, above, middle, float(ends[0]), float(ends[1]), share, (low, high)
 
 
 def _zero(low: int, high: int, start: Array, end: Array) -> Array:
@@ -139,29 +116,17 @@ def _zero(low: int, high: int, start: Array, end: Array) -> Array:
     return zero
 
 
-def sentences(found: Sequence[Crossover]) -> list[str]:
-    """One for each, in words."""
-    names = {
-        "tpot_s": "decodes",
-        "ttft_s": "prefills",
-        "batch": "batch",
-        "prompt_tokens": "prompts of",
-    }
-    said = []
-    for each in found:
-        unit = " tokens" if each.along == "prompt_tokens" else ""
-        what = (
-            f"{each.axis}={each.second} {names[each.metric]} faster than {each.first} from"
-            f" {names[each.along]} "
-        )
-        start = f"{each.where}: {what}" if each.where else what
-        if not each.is_sure:
-            said.append(
-                f"{start}{each.between[0]} to {each.between[1]}{unit} on, or not at all: cannot"
-                " tell"
-            )
-            continue
-        text = f"{start}{each.at:.3g}{unit} on ({each.low:.3g} to {each.high:.3g})"
-        more = f"{names[each.along]} {each.next_point}{unit} would tell more"
-        said.append(text if each.next_point is None else f"{text}; {more}")
-    return said
+def sentence(change: Crossover) -> str:
+    """It in words."""
+    verb = {"tpot_s": "decodes", "ttft_s": "prefills"}[change.metric]
+    length = {"batch": "batch", "prompt_tokens": "prompts of"}[change.along]
+    unit = " tokens" if change.along == "prompt_tokens" else ""
+    who = f"{change.axis}={change.second} {verb} faster than {change.first} from {length}"
+    start = f"{change.where}: {who}" if change.where else who
+    if not change.is_sure:
+        low, high = change.between
+        return f"{start} {low} to {high}{unit} on, or not at all: cannot tell"
+    text = f"{start} {change.at:.3g}{unit} on ({change.low:.3g} to {change.high:.3g})"
+    if change.next_point is None:
+        return text
+    return f"{text}; {length} {change.next_point}{unit} would tell more"

@@ -9,19 +9,22 @@ alone explains nothing when the measuring files are the same text.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.record.result import Host, Provenance, Result
+from bench.record.result import Host, Result
+from bench.record.sweep import Provenance
 
+# fmt: off
 _COMPUTING = (
-    "torch",
-    "bitsandbytes",
-    "transformers",
-    "flash-attn",
-    "flash-attn-3",
-    "triton",
-    "cuda",
-    "cudnn",
-    "kernels",
+    "torch", "bitsandbytes", "transformers", "flash-attn", "flash-attn-3", "triton", "cuda",
+    "cudnn", "kernels",
 )
+# fmt: on
+_LIMITS = {
+    "usable CPUs": "cpus",
+    "memory, bytes": "memory_bytes",
+    "device memory, bytes": "device_memory_bytes",
+    "Python": "python",
+    "system": "os",
+}
 _MOST_PACKAGES = 5
 
 
@@ -43,32 +46,43 @@ def differences(
     then: Host, now: Host, code_then: Provenance, code_now: Provenance
 ) -> list[Difference]:
     """What could matter most comes first; empty when all that is recorded is the same."""
+    measuring = "files that measure, with their texts (digest)"
     return [
         *_devices(then, now),
-        *_measuring(code_then, code_now),
+        *_compared(measuring, code_then.measuring, code_now.measuring, True),
         *_versions(then, now),
         *_limits(then, now),
         *_packages(code_then, code_now),
-        *_commit(code_then, code_now),
+        *_compared("commit", code_then.commit, code_now.commit),
+        *_compared("changed files on top of it", code_then.changed, code_now.changed),
     ]
+
+
+def hosts(then: Host, now: Host) -> list[Difference]:
+    """What differs between two machines and their software."""
+    return [*_devices(then, now), *_versions(then, now), *_limits(then, now)]
 
 
 def in_memory(then: Result, now: Result) -> list[Difference]:
     """What was really loaded, where it is not the same: known only after measuring."""
     if then.attestation is None or now.attestation is None:
         return []
-    found = [*_compared("model revision", then.revision, now.revision, True)]
-    for name in ("attention", "attention_operators", "layers", "compute_dtypes", "weight_bytes"):
-        early, late = getattr(then.attestation, name), getattr(now.attestation, name)
-        found += _compared(f"in memory, {name.replace('_', ' ')}", early, late, True)
-    return found
+    changed = [*_compared("model revision", then.revision, now.revision, True)]
+    early, late = then.attestation, now.attestation
+    names = sorted({*early.details, *late.details})
+    loaded = [(name, early.details.get(name), late.details.get(name)) for name in names]
+    loaded += [("executed_dtype", early.executed_dtype, late.executed_dtype)]
+    loaded += [("weight_bytes", early.weight_bytes, late.weight_bytes)]
+    for name, was, is_now in loaded:
+        changed += _compared(f"in memory, {name.replace('_', ' ')}", was, is_now, True)
+    return changed
 
 
 def _compared(
     what: str, then: object, now: object, is_decisive: bool = False
 ) -> Iterator[Difference]:
     if then != now:
-        early, late = ("none" if each is None else str(each) for each in (then, now))
+        early, late = ("none" if value is None else str(value) for value in (then, now))
         yield Difference(what, early, late, is_decisive)
 
 
@@ -80,27 +94,19 @@ def _devices(then: Host, now: Host) -> Iterator[Difference]:
         yield from _compared("CPU", then.cpu_name, now.cpu_name, True)
 
 
-def _measuring(then: Provenance, now: Provenance) -> Iterator[Difference]:
-    yield from _compared(
-        "files that measure, with their texts (digest)", then.measuring, now.measuring, True
-    )
-
-
 def _versions(then: Host, now: Host) -> Iterator[Difference]:
+    early, late = then.versions, now.versions
     for name in _COMPUTING:
-        yield from _compared(name, then.versions.get(name), now.versions.get(name), True)
+        yield from _compared(name, early.get(name), late.get(name), True)
     yield from _compared("driver", then.driver, now.driver, True)
-    for name in sorted((then.versions.keys() | now.versions.keys()) - set(_COMPUTING)):
+    for name in sorted((early.keys() | late.keys()) - set(_COMPUTING)):
         what = f"variable {name.removeprefix('env.')}" if name.startswith("env.") else name
-        yield from _compared(what, then.versions.get(name), now.versions.get(name))
+        yield from _compared(what, early.get(name), late.get(name))
 
 
 def _limits(then: Host, now: Host) -> Iterator[Difference]:
-    yield from _compared("usable CPUs", then.cpus, now.cpus)
-    yield from _compared("memory, bytes", then.memory_bytes, now.memory_bytes)
-    yield from _compared("device memory, bytes", then.device_memory_bytes, now.device_memory_bytes)
-    yield from _compared("Python", then.python, now.python)
-    yield from _compared("system", then.os, now.os)
+    for what, field in _LIMITS.items():
+        yield from _compared(what, getattr(then, field), getattr(now, field))
 
 
 def _packages(then: Provenance, now: Provenance) -> Iterator[Difference]:
@@ -113,8 +119,3 @@ def _packages(then: Provenance, now: Provenance) -> Iterator[Difference]:
             f"{len(moved) - _MOST_PACKAGES} packages more", "other versions", "see sweep.json"
         )
     yield from _compared("requirements.lock (digest)", then.lock, now.lock)
-
-
-def _commit(then: Provenance, now: Provenance) -> Iterator[Difference]:
-    yield from _compared("commit", then.commit, now.commit)
-    yield from _compared("changes on top of it (digest)", then.changes, now.changes)

@@ -1,24 +1,29 @@
-"""What a configuration costs in quality, with intervals over the windows of the text.
+"""What a configuration costs in quality: divergence with intervals, and answers token by token.
 
-Every number is a mean over windows of equal length, and each window was read by both models, so
-differences are paired. Intervals are Student's at 95 % over the windows: they tell of other texts
-of this kind, not of other kinds of text. A divergence is *above the floor* when the interval of its
-difference from the floor, window by window, excludes 0.
+Every number of a divergence is a mean over windows of equal length, and each window was read by
+both models, so differences are paired. Intervals are Student's at 95 % over the windows: they tell
+of other texts of this kind, not of other kinds of text. A divergence is *above the floor* when the
+interval of its difference from the floor, window by window, excludes 0.
+
+Greedy answers of two models are equal until the first position at which their most likely tokens
+differ; from there on they follow different texts, so what comes after says less than where it
+began.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 
-from bench.analysis.answers import AnswerDifference, compare_answers
-from bench.analysis.metric import Metric
 from bench.analysis.stats import ALPHA, Estimate, mean_interval
-from bench.record.measurement import Divergence, Window
+from bench.record.measurement import Divergence, Sample, Window
 from bench.record.result import Result
 
 _LEVEL = 1 - ALPHA
 _LARGEST_LOG = 700.0  # exp of more is no float
+_LEAST_LOOP = 8  # tokens: shorter repetitions are style
+_TIMES = 3
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,11 +58,11 @@ def _estimates(windows: Sequence[Window]) -> dict[str, Estimate]:
     }
 
 
-def _exp(found: Estimate) -> Estimate:
+def _exp(log: Estimate) -> Estimate:
     value, low, high = (
-        math.exp(x) if x < _LARGEST_LOG else math.inf for x in (found.value, found.low, found.high)
+        math.exp(x) if x < _LARGEST_LOG else math.inf for x in (log.value, log.low, log.high)
     )
-    return Estimate(value, low, high, found.n)
+    return Estimate(value, low, high, log.n)
 
 
 def is_above_floor(divergence: Divergence) -> bool:
@@ -65,13 +70,47 @@ def is_above_floor(divergence: Divergence) -> bool:
     return mean_interval([w.kl_nats - w.floor_kl_nats for w in divergence.windows], _LEVEL).low > 0
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerDifference:
+    """One answer beside the reference's."""
+
+    # Position of the first token that differs, from 0; None: the answers are equal
+    first_difference: int | None
+    equal_share: float  # of the positions of the longer one, those with the same token
+    is_loop: bool
+    is_empty: bool
+
+
+def compare_answers(ours: Sample, theirs: Sample) -> AnswerDifference:
+    """Two answers to one prompt."""
+    longest = max(len(ours.tokens), len(theirs.tokens))
+    equal = [a == b for a, b in zip(ours.tokens, theirs.tokens, strict=False)]
+    shorter = len(equal)
+    first = next(
+        (i for i, same in enumerate(equal) if not same), None if shorter == longest else shorter
+    )
+    return AnswerDifference(
+        first,
+        sum(equal) / longest if longest else 1.0,
+        is_loop(ours.tokens),
+        not ours.answer.strip(),
+    )
+
+
+def is_loop(tokens: Sequence[int]) -> bool:
+    """Whether the end says the same thing three times over, in at least 8 tokens."""
+    for period in range(1, len(tokens) // _TIMES + 1):
+        length = max(_TIMES * period, _LEAST_LOOP)
+        tail = tokens[-length:]
+        if len(tail) == length and tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
 def answer_differences(result: Result) -> list[AnswerDifference]:
     """Of each prompt, in their order; empty without answers or without a reference."""
-    theirs = (
-        {}
-        if result.divergence is None
-        else {answer.prompt: answer for answer in result.divergence.answers}
-    )
+    answers = () if result.divergence is None else result.divergence.answers
+    theirs = {answer.prompt: answer for answer in answers}
     return [
         compare_answers(ours, theirs[ours.prompt])
         for ours in result.samples
@@ -79,114 +118,13 @@ def answer_differences(result: Result) -> list[AnswerDifference]:
     ]
 
 
-def _of(key: str) -> Callable[[Result], float | None]:
-    return lambda result: (
-        None if result.divergence is None else estimates(result.divergence)[key].value
-    )
+def equal_tokens(result: Result) -> float | None:
+    """Share of the tokens of the answers that are the reference's, mean of the prompts."""
+    shares = [answer.equal_share for answer in answer_differences(result)]
+    return sum(shares) / len(shares) if shares else None
 
 
-def _of_answers(
-    value: Callable[[Sequence[AnswerDifference]], float],
-) -> Callable[[Result], float | None]:
-    return lambda result: value(found) if (found := answer_differences(result)) else None
-
-
-def _row(
-    key: str, unit: str, better: str, doc: str, value: Callable[[Result], float | None]
-) -> Metric:
-    return Metric(key, unit, better, doc, lambda r, m, a: value(r))  # type: ignore[arg-type]
-
-
-QUALITY_METRICS: tuple[Metric, ...] = (
-    _row(
-        "kl_nats",
-        "nat",
-        "lower",
-        "KL(reference || cell) of the next token, on the same text",
-        _of("kl_nats"),
-    ),
-    _row(
-        "kl_median_nats",
-        "nat",
-        "lower",
-        "its median over positions, mean of windows",
-        _of("kl_median_nats"),
-    ),
-    _row(
-        "kl_p99_nats",
-        "nat",
-        "lower",
-        "its 99th percentile over positions, mean of windows",
-        _of("kl_p99_nats"),
-    ),
-    _row(
-        "kl_floor_nats",
-        "nat",
-        "neither",
-        "the same of the reference in 16 bits against itself, at another batch size and attention",
-        _of("kl_floor_nats"),
-    ),
-    _row(
-        "top1_agreement",
-        "1",
-        "higher",
-        "how often cell and reference expect the same token most",
-        _of("top1_agreement"),
-    ),
-    _row(
-        "perplexity", "1", "lower", "of the text; exp of the mean NLL of a token", _of("perplexity")
-    ),
-    _row(
-        "reference_perplexity",
-        "1",
-        "lower",
-        "the reference's, on the same windows",
-        _of("reference_perplexity"),
-    ),
-    _row(
-        "perplexity_ratio",
-        "1",
-        "lower",
-        "the cell's / the reference's, paired by window",
-        _of("perplexity_ratio"),
-    ),
-    _row(
-        "bits_per_byte",
-        "bit",
-        "lower",
-        "NLL of the text / its bytes: comparable across tokenizers",
-        _of("bits_per_byte"),
-    ),
-    _row(
-        "equal_tokens",
-        "1",
-        "higher",
-        "share of the tokens of greedy answers that are the reference's, mean of the prompts",
-        _of_answers(lambda all_: sum(each.equal_share for each in all_) / len(all_)),
-    ),
-    _row(
-        "first_difference",
-        "token",
-        "higher",
-        "median position at which an answer leaves the reference's; absent when most are equal",
-        _of_answers(
-            lambda all_: median(
-                math.inf if (at := each.first_difference) is None else at for each in all_
-            )
-        ),
-    ),
-    _row(
-        "answers_looping",
-        "1",
-        "lower",
-        "answers that end in a repetition",
-        _of_answers(lambda all_: sum(each.is_loop for each in all_)),
-    ),
-    _row(
-        "answers_empty",
-        "1",
-        "lower",
-        "answers without a word",
-        _of_answers(lambda all_: sum(each.is_empty for each in all_)),
-    ),
-)
+def first_difference(result: Result) -> float | None:
+    """Median position at which an answer leaves the reference's; infinite when most are equal."""
+    positions = [answer.first_difference for answer in answer_differences(result)]
+    return median(math.inf if at is None else at for at in positions) if positions else None

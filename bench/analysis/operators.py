@@ -134,11 +134,11 @@ def _opened(span: Span, parent: _Open | None) -> _Open:
     return _Open(span.end_s, phase, (parent and parent.kind) or OTHER, False)
 
 
-def _profile(name: ProfiledPhase, found: _Phase, decode_steps: int) -> PhaseProfile:
-    wall_s = found.end_s - found.start_s
-    seconds = dict(found.host_s)
-    if found.device_s:
-        seconds = {**found.device_s, IDLE: wall_s - sum(found.device_s.values())}
+def _profile(name: ProfiledPhase, phase: _Phase, decode_steps: int) -> PhaseProfile:
+    wall_s = phase.end_s - phase.start_s
+    seconds = dict(phase.host_s)
+    if phase.device_s:
+        seconds = {**phase.device_s, IDLE: wall_s - sum(phase.device_s.values())}
     largest_first = dict(sorted(seconds.items(), key=lambda item: -item[1]))
     return PhaseProfile(name, wall_s, decode_steps if name == "decode" else 1, largest_first)
 

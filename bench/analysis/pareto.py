@@ -7,17 +7,18 @@ within it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bench.analysis.comparison import comparable, coordinate
-from bench.analysis.metrics import derive
-from bench.analysis.plausible import peak_memory_bytes
+from bench.analysis.columns import comparable, coordinate
+from bench.analysis.metrics import peak_memory_bytes
 from bench.record.result import Result
 
 _BUDGETS = 4
 
+Values = Mapping[str, Mapping[str, float]]  # derived, by cell_id
 
-def pareto_front(results: Sequence[Result]) -> list[str]:
+
+def pareto_front(results: Sequence[Result], values: Values) -> list[str]:
     """cell_ids that are not dominated in output tokens/s (more), peak memory (less) and divergence
     (less).
 
@@ -25,29 +26,31 @@ def pareto_front(results: Sequence[Result]) -> list[str]:
     dominated. What some cells have no reading of is left out for all.
     """
     measured = [result for result in results if result.measurements]
-    return [cell for group in comparable(measured).values() for cell in _front(group)]
+    return [cell for group in comparable(measured).values() for cell in _front(group, values)]
 
 
-def _front(measured: Sequence[Result]) -> list[str]:
-    points = [(result.cell_id, _costs(result)) for result in measured]
-    kept = [i for i in range(3) if not any(math.isnan(costs[i]) for _, costs in points)]
-    points = [(cell, [costs[i] for i in kept]) for cell, costs in points]
+def _front(measured: Sequence[Result], values: Values) -> list[str]:
+    points = {result.cell_id: _costs(result, values[result.cell_id]) for result in measured}
+    kept = [i for i in range(3) if not any(math.isnan(costs[i]) for costs in points.values())]
+    points = {cell: [costs[i] for i in kept] for cell, costs in points.items()}
     return [
-        cell for cell, costs in points if not any(_dominates(other, costs) for _, other in points)
+        cell
+        for cell, costs in points.items()
+        if not any(_dominates(other, costs) for other in points.values())
     ]
 
 
-def _costs(result: Result) -> Sequence[float]:
-    values = derive(result)
-    return [-values["output_tok_s"], peak_memory_bytes(result), values.get("kl_nats", math.nan)]
+def _costs(result: Result, values: Mapping[str, float]) -> list[float]:
+    divergence = values.get("kl_nats", math.nan)
+    return [-values["output_tok_s"], peak_memory_bytes(result, values), divergence]
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
 
 
 def at_equal_memory(
-    results: Sequence[Result], axis: str
+    results: Sequence[Result], values: Values, axis: str
 ) -> tuple[list[str], list[tuple[float, list[Result | None]]]]:
     """The values of the axis; and for a few budgets in bytes, the best cell of each value, None
     where none fits.
@@ -55,26 +58,29 @@ def at_equal_memory(
     Empty where there is nothing to choose: a single value, or a single batch; or too much: several
     models or workloads.
     """
-    sized = [(result, peak_memory_bytes(result)) for result in results if result.measurements]
-    measured = [(result, size) for result, size in sized if not math.isnan(size)]
-    groups = list(dict.fromkeys(coordinate(result.cell, axis) for result, _ in measured))
-    if (
-        len(comparable(results)) > 1
-        or len(groups) < 2
-        or len({result.cell.batch for result, _ in measured}) < 2
-    ):
+    sizes = {
+        result.cell_id: size
+        for result in results
+        if not math.isnan(size := peak_memory_bytes(result, values[result.cell_id]))
+    }
+    measured = [result for result in results if result.cell_id in sizes]
+    groups = list(dict.fromkeys(coordinate(result.cell, axis) for result in measured))
+    batches = {result.cell.batch for result in measured}
+    if len(comparable(results)) > 1 or len(groups) < 2 or len(batches) < 2:
         return [], []
-    sizes = sorted(size for _, size in measured)
-    budgets = dict.fromkeys(
-        sizes[round(i * (len(sizes) - 1) / (_BUDGETS - 1))] for i in range(_BUDGETS)
-    )
-    rows = []
-    for budget in budgets:
-        fitting = [result for result, size in measured if size <= budget]
-        rows.append((budget, [_most_output(fitting, axis, group) for group in groups]))
+    ordered = sorted(sizes.values())
+    steps = [round(i * (len(ordered) - 1) / (_BUDGETS - 1)) for i in range(_BUDGETS)]
+    rows: list[tuple[float, list[Result | None]]] = []
+    for budget in dict.fromkeys(ordered[step] for step in steps):
+        best: dict[str, Result] = {}
+        for result in measured:
+            group = coordinate(result.cell, axis)
+            is_better = group not in best or _output(result, values) > _output(best[group], values)
+            if sizes[result.cell_id] <= budget and is_better:
+                best[group] = result
+        rows.append((budget, [best.get(group) for group in groups]))
     return groups, rows
 
 
-def _most_output(results: Sequence[Result], axis: str, group: str) -> Result | None:
-    members = [result for result in results if coordinate(result.cell, axis) == group]
-    return max(members, key=lambda result: derive(result)["output_tok_s"], default=None)
+def _output(result: Result, values: Values) -> float:
+    return values[result.cell_id]["output_tok_s"]

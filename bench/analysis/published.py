@@ -12,13 +12,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.analysis.comparison import Reference, pairs
-from bench.analysis.metrics import derive
+from bench.analysis.columns import BaselineAxes, pairs
 from bench.record.result import Result
 
 # Better ones first; for a quantized row one of a group may stand for the other
 _BASELINES = (("fp16", "bf16"), ("fp32",))
-_DEFAULT_ATTN = "sdpa"  # what transformers takes when nothing is said
+_DEFAULT_ATTN = "sdpa"  # transformers' default
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +71,11 @@ def read(text: str) -> Publication:
     lines = text.splitlines()
     table = csv.DictReader(line for line in lines if not line.startswith("#"))
     return Publication(
-        _said(lines, "Source"), _said(lines, "Protocol"), tuple(_row(fields) for fields in table)
+        _about(lines, "Source"), _about(lines, "Protocol"), tuple(_row(fields) for fields in table)
     )
 
 
-def _said(lines: Sequence[str], about: str) -> str:
+def _about(lines: Sequence[str], about: str) -> str:
     start = f"# {about}: "
     return next(line.removeprefix(start) for line in lines if line.startswith(start))
 
@@ -117,15 +116,15 @@ def _matches(row: Row, rows: Sequence[Row], measured: Sequence[Result]) -> list[
         if (r.cell.model.name, r.cell.batch) == (row.model, row.batch)
     }
     for baseline, quant in _baselines(row, rows):
-        against = Reference({"quant": quant} | ({"attn": _DEFAULT_ATTN} if row.attn else {}))
-        found = [
+        against = BaselineAxes({"quant": quant} | ({"attn": _DEFAULT_ATTN} if row.attn else {}))
+        matched = [
             Match(row, baseline, alike[cell], alike[base])
             for cell, base in pairs(list(alike.values()), against)
             if alike[cell].cell.quant.name == row.quant
             and row.attn in ("", alike[cell].cell.attn.name)
         ]
-        if found:
-            return found
+        if matched:
+            return matched
     return []
 
 
@@ -147,14 +146,17 @@ def _place(row: Row) -> tuple[str | int | None, ...]:
     return row.hardware, row.model, row.batch, row.prompt_tokens, row.new_tokens
 
 
-def compared(match: Match, keys: Sequence[str]) -> list[Compared]:
-    """Those of ``keys`` that all four have, in this order."""
+def compared(
+    match: Match, keys: Sequence[str], values: Mapping[str, Mapping[str, float]]
+) -> list[Compared]:
+    """Those of ``keys`` that all four have, in this order. ``values``: derived, by cell_id."""
     there, there_base = match.there.values, match.there_baseline.values
-    here, here_base = derive(match.here), derive(match.here_baseline)
+    here, here_base = values[match.here.cell_id], values[match.here_baseline.cell_id]
+    four = (there, there_base, here, here_base)
     return [
         Compared(
             key, there[key], there[key] / there_base[key], here[key], here[key] / here_base[key]
         )
         for key in keys
-        if all(key in values for values in (there, there_base, here, here_base))
+        if all(key in numbers for numbers in four)
     ]

@@ -1,18 +1,22 @@
-"""What is read off one process, before it becomes a metric: typical times, outliers, drift, shares
-of what is possible."""
+"""What is read off one process of a cell: typical times, shares of what is possible, energy,
+outliers, drift.
+
+A reading that does not exist (no GPU, no such file) is None, never 0. Units: SI.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
 
-from bench.analysis import cost, roofline
+from bench.analysis import cost
 from bench.analysis.stats import outliers, readings_needed
-from bench.record.measurement import Measurement, Memory, Repeat, Telemetry
-from bench.record.result import Attestation, Peaks, Result
+from bench.record.measurement import Measurement, Repeat, Telemetry
+from bench.record.result import Attestation, Result
 
-# by field of Contamination: what it means, and the share of the time that is harmless. A quiet
+# by field of Interference: what it means, and the share of the time that is harmless. A quiet
 # machine of two CPUs shows a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy
 # neighbour 12 to 47 %.
 _DISTURBANCES = {
@@ -22,10 +26,23 @@ _DISTURBANCES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of a cell, with all that its numbers are computed from."""
+
+    result: Result
+    measurement: Measurement
+    attestation: Attestation
+
+    @property
+    def rows(self) -> int:
+        return self.result.cell.rows
+
+
 def tpot_s(repeat: Repeat) -> float:
     """Time of one decode step of the whole batch, averaged over a request: (end to end - TTFT) /
     (new tokens - 1)."""
-    return (repeat.e2e_s - repeat.ttft_s) / len(repeat.decode_step_s)
+    return (repeat.e2e_s - repeat.ttft_s) / repeat.decoded_tokens
 
 
 def median_step_s(measurements: Sequence[Measurement]) -> list[float]:
@@ -41,22 +58,20 @@ def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float
     return {"ttft_s": [ttft(m) for m in measurements], "tpot_s": [tpot(m) for m in measurements]}
 
 
-def quickest_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+def least_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
     """TTFT and TPOT of each process when nobody interferes: its quickest prefill, and the quickest
     decode step at each position of the answer, on average over the positions."""
+    steps = [zip(*(r.decode_step_s for r in m.repeats), strict=True) for m in measurements]
     return {
         "ttft_s": [min(r.ttft_s for r in m.repeats) for m in measurements],
-        "tpot_s": [
-            fmean(min(s) for s in zip(*(r.decode_step_s for r in m.repeats), strict=True))
-            for m in measurements
-        ],
+        "tpot_s": [fmean(map(min, positions)) for positions in steps],
     }
 
 
 def outlying(measurement: Measurement) -> list[int]:
     """Which timed requests (from 0) lie far from the others, in TTFT or TPOT."""
     times = ([r.ttft_s for r in measurement.repeats], [tpot_s(r) for r in measurement.repeats])
-    return sorted({index for each in times for index in outliers(each)})
+    return sorted({index for values in times for index in outliers(values)})
 
 
 def drift(measurement: Measurement) -> float:
@@ -70,24 +85,12 @@ def drift(measurement: Measurement) -> float:
 def disturbances(measured: Sequence[Measurement]) -> list[tuple[str, float]]:
     """Who else had the CPUs while requests were timed: what, and the share of the time; of the
     process that had it worst."""
-    found = []
-    for field, (text, harmless) in _DISTURBANCES.items():
-        share = max(
-            (getattr(m.contamination, field) or 0.0) / m.contamination.wall_s for m in measured
-        )
-        if share > harmless:
-            found.append((text, share))
-    return found
-
-
-def step_quantile_s(m: Measurement, quantile: float) -> float | None:
-    """Of all decode steps of all requests; None where they are too few to tell."""
-    steps = [step for repeat in m.repeats for step in repeat.decode_step_s]
-    return float(np.quantile(steps, quantile)) if len(steps) >= readings_needed(quantile) else None
-
-
-def share_of_time(m: Measurement, part: float | None) -> float | None:
-    return None if part is None else part / m.contamination.wall_s
+    shares = {
+        text: max((getattr(m.interference, field) or 0) / m.interference.wall_s for m in measured)
+        for field, (text, _) in _DISTURBANCES.items()
+    }
+    harmless = dict(_DISTURBANCES.values())
+    return [(text, share) for text, share in shares.items() if share > harmless[text]]
 
 
 def ttft(m: Measurement) -> float:
@@ -102,22 +105,45 @@ def e2e(m: Measurement) -> float:
     return median(r.e2e_s for r in m.repeats)
 
 
-def enqueue_s(m: Measurement) -> float | None:
+def step_quantile_s(p: Process, quantile: float) -> float | None:
+    """Of all decode steps of all requests; None where they are too few to tell."""
+    steps = [step for repeat in p.measurement.repeats for step in repeat.decode_step_s]
+    return float(np.quantile(steps, quantile)) if len(steps) >= readings_needed(quantile) else None
+
+
+def share_of_time(p: Process, field: str) -> float | None:
+    """A field of Interference for each second of the timed requests."""
+    part, whole = getattr(p.measurement.interference, field), p.measurement.interference.wall_s
+    return None if part is None else part / whole
+
+
+def enqueue_s(m: Measurement, a: Attestation) -> float | None:
     """What the host needs to enqueue one decode step; None on a CPU, where it computes the step
     itself.
 
     None too where something in a step waits for the device: the host is then as slow as the device
     by design.
     """
-    if m.decode_syncs:
+    if a.decode_syncs:
         return None
-    read = [r.enqueue_s for r in m.repeats if r.enqueue_s is not None]
-    return median(read) if read else None
+    seconds = [r.enqueue_s for r in m.repeats if r.enqueue_s is not None]
+    return median(seconds) if seconds else None
 
 
-def rss_growth_bytes(m: Measurement) -> float | None:
-    peak, before = m.run_memory.rss_peak_bytes, m.rss_before_load_bytes
+def enqueue_share(p: Process) -> float | None:
+    host_s = enqueue_s(p.measurement, p.attestation)
+    return None if host_s is None else host_s / tpot(p.measurement)
+
+
+def rss_growth_bytes(p: Process) -> float | None:
+    peak, before = p.measurement.run_memory.rss_peak_bytes, p.measurement.rss_before_load_bytes
     return None if peak is None or before is None else peak - before
+
+
+def load_peak_bytes(p: Process) -> float | None:
+    memory = p.measurement.load_memory
+    allocated = memory.allocated_peak_bytes
+    return memory.rss_peak_bytes if allocated is None else allocated
 
 
 def contexts(r: Result, m: Measurement) -> tuple[float, int]:
@@ -126,55 +152,63 @@ def contexts(r: Result, m: Measurement) -> tuple[float, int]:
     return m.prompt_tokens + new_tokens / 2, m.prompt_tokens + new_tokens - 1
 
 
-def step_bytes(r: Result, m: Measurement, a: Attestation) -> float:
-    return cost.step_bytes(a, contexts(r, m)[0], r.cell.batch)
+def kv_bytes(p: Process) -> float:
+    return cost.kv_bytes(p.attestation, contexts(p.result, p.measurement)[1], p.rows)
 
 
-def of_peaks(r: Result, value: Callable[[Peaks], float | None]) -> float | None:
-    return None if r.peaks is None else value(r.peaks)
+def step_bytes(p: Process) -> float:
+    return cost.step_bytes(p.attestation, contexts(p.result, p.measurement)[0], p.rows)
 
 
-def mfu(r: Result, m: Measurement, a: Attestation, peaks: Peaks) -> float | None:
-    flops = roofline.forward_flops(a, m.prompt_tokens, r.cell.batch)
-    return roofline.mfu(peaks, flops, ttft(m), roofline.executed_dtype(a))
-
-
-def ceiling(r: Result, m: Measurement, a: Attestation, peaks: Peaks) -> float:
-    flops = roofline.step_flops(a, contexts(r, m)[0], r.cell.batch)
-    return roofline.ceiling_tok_s(
-        peaks, step_bytes(r, m, a), flops, r.cell.batch, roofline.executed_dtype(a)
-    )
-
-
-def peak_bytes(memory: Memory) -> float | None:
-    return (
-        memory.allocated_peak_bytes
-        if memory.allocated_peak_bytes is not None
-        else memory.rss_peak_bytes
-    )
-
-
-def idle_w(m: Measurement) -> float | None:
-    return None if m.energy is None else m.energy.idle_power_w
-
-
-def prompt_j(r: Result, m: Measurement, less_w: float) -> float | None:
-    """Energy of prefilling one token of one row, without ``less_w`` of power."""
-    whole = None if m.energy is None else _round_j(m.energy.prefill, less_w)
-    return None if whole is None else whole / (r.cell.batch * m.prompt_tokens)
-
-
-def output_j(r: Result, m: Measurement, less_w: float) -> float | None:
-    """Energy of one token after the first of one row, without ``less_w`` of power."""
-    if m.energy is None:
+def bandwidth_share(p: Process, measured: bool) -> float | None:
+    """Of the peak that was measured on this machine, or of the data sheet's."""
+    peaks = p.result.peaks
+    if peaks is None or peaks.measured is not measured:
         return None
-    whole, prefill = _round_j(m.energy.request, less_w), _round_j(m.energy.prefill, less_w)
+    return cost.bandwidth_share(peaks, step_bytes(p), tpot(p.measurement))
+
+
+def mfu(p: Process) -> float | None:
+    m, dtype = p.measurement, p.attestation.executed_dtype
+    flops = cost.forward_flops(p.attestation, m.prompt_tokens, p.rows)
+    return None if p.result.peaks is None else cost.mfu(p.result.peaks, flops, ttft(m), dtype)
+
+
+def ceiling_tok_s(p: Process) -> float | None:
+    if p.result.peaks is None:
+        return None
+    flops = cost.step_flops(p.attestation, contexts(p.result, p.measurement)[0], p.rows)
+    dtype = p.attestation.executed_dtype
+    return cost.ceiling_tok_s(p.result.peaks, step_bytes(p), flops, p.rows, dtype)
+
+
+def idle_power_w(p: Process) -> float | None:
+    return None if p.measurement.energy is None else p.measurement.energy.idle_power_w
+
+
+def j_per_prompt_tok(p: Process) -> float | None:
+    energy = p.measurement.energy
+    whole = None if energy is None else _round_j(energy.prefill, 0.0)
+    return None if whole is None else whole / (p.rows * p.measurement.prompt_tokens)
+
+
+def j_per_output_tok(p: Process, less_w: float = 0.0) -> float | None:
+    """Energy of one token after the first of one row, without ``less_w`` of power."""
+    energy = p.measurement.energy
+    if energy is None:
+        return None
+    whole, prefill = _round_j(energy.request, less_w), _round_j(energy.prefill, less_w)
     if whole is None or prefill is None:
         return None
-    return (whole - prefill) / (r.cell.batch * (r.cell.workload.new_tokens - 1))
+    return (whole - prefill) / (p.rows * (p.result.cell.workload.new_tokens - 1))
 
 
-def _round_j(found: Telemetry | None, less_w: float) -> float | None:
-    if found is None or found.energy_j is None:
+def j_per_output_tok_net(p: Process) -> float | None:
+    idle_w = idle_power_w(p)
+    return None if idle_w is None else j_per_output_tok(p, idle_w)
+
+
+def _round_j(window: Telemetry | None, less_w: float) -> float | None:
+    if window is None or window.energy_j is None:
         return None
-    return (found.energy_j - less_w * found.window_s) / found.rounds
+    return (window.energy_j - less_w * window.window_s) / window.rounds

@@ -6,12 +6,8 @@ each position. The cells of one sweep are disturbed alike; then and now are not.
 same hardware only ever add time, in bursts of seconds, and the kernel counts none of it: the least
 of many times is the robust estimate of what the program itself takes (Chen and Revels, Robust
 benchmarking in noisy environments, arXiv 1608.04295). sweeps/LOG.md has by how much medians and
-least times of one and the same cell differed here. Where the medians have moved beyond the margin,
-that is said beside the verdict: something that the quickest steps do not meet would show there.
-
-y is the logarithm of such a time of a process. What differs between processes of one side is noise,
-pooled over both sides and all cells, without blocks. The change is uncertain by t x s x
-sqrt(1/n_then + 1/n_now).
+least times of one and the same cell differed here. Where the medians alone moved beyond the margin,
+a warning stands beside the verdict: other load, or a cost that only some requests pay.
 
 * ``reproduced``: the 90 % interval of every change lies inside the margin (two one-sided tests,
   Schuirmann 1987).
@@ -33,35 +29,41 @@ from dataclasses import dataclass
 from statistics import fmean, geometric_mean, median
 from typing import Literal
 
-from bench.analysis.comparison import COMPARED
+from bench.analysis import verdict
 from bench.analysis.differences import Difference, in_memory
-from bench.analysis.readings import disturbances, process_times_s, quickest_times_s
-from bench.analysis.stats import ALPHA, t_quantile
-from bench.analysis.verdict import Spread, spread
+from bench.analysis.readings import disturbances, least_times_s, process_times_s
+from bench.analysis.stats import ALPHA
+from bench.analysis.verdict import COMPARED, Change, Levels, spread
 from bench.record.measurement import Measurement
 from bench.record.result import Outcome, Result
+from bench.record.sweep import Spread
 
 Word = Literal["reproduced", "differs", "cannot tell"]
 
 _NOT_COMPARED = {"killed", "timeout", "failed", "skipped"}
 _MOST_PROCESSES = 100
+_WORDS: dict[verdict.Word, Word] = {
+    "equivalent": "reproduced",
+    "faster": "differs",
+    "slower": "differs",
+}
 STEADY = 0.05  # medians of the reference kernels move by less on a quiet machine
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """How many times as long it takes now, undisturbed. ``low``, ``high``: 90 %; None where the
-    noise is not known."""
+class Retimed:
+    """The minimum time of a cell then and now."""
 
     metric: str
     then_s: float  # geometric mean over the processes
     now_s: float
-    ratio: float
     medians_ratio: float  # of the processes' medians, which are what tables show
-    low: float | None
-    high: float | None
-    word: Word
-    processes_needed: int | None  # of now, to tell; None where it is told, or where no number would
+    change: Change  # of now, with the 90 % interval
+    processes_needed: int | None  # of now, to tell; None: it is clear, or no number would do
+
+    @property
+    def word(self) -> Word:
+        return _WORDS.get(self.change.word, "cannot tell")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,11 @@ class Reproduction:
     then: Result
     now: Result
     word: Word
-    changes: tuple[Change, ...]  # empty where a side has no number
+    changes: tuple[Retimed, ...]  # empty where a side has no number
     exactness: Exactness
 
     @property
-    def contamination(self) -> list[tuple[str, float]]:
+    def interference(self) -> list[tuple[str, float]]:
         """Who else was on this machine's CPUs now: what, and for which share of the time."""
         return disturbances(self.now.measurements) if self.now.measurements else []
 
@@ -102,30 +104,51 @@ def reproductions(pairs: Sequence[tuple[Result, Result]], margin: float) -> list
     Args:
         margin: two times are alike when their ratio lies within it (0.05: 5 %).
     """
-    changes: list[list[Change]] = [[] for _ in pairs]
+    changes: list[list[Retimed]] = [[] for _ in pairs]
     measured = [i for i, (then, now) in enumerate(pairs) if then.measurements and now.measurements]
     for metric in COMPARED:
-        logs = {i: (_logs(pairs[i][0], metric), _logs(pairs[i][1], metric)) for i in measured}
+        logs = {i: [_logs(result, metric) for result in pairs[i]] for i in measured}
         noise = spread([row for both in logs.values() for row in both], blocked=False)
-        for i in measured:
+        for i, (then, now) in logs.items():
             medians = _medians_ratio(*pairs[i], metric)
-            changes[i].append(_change(metric, *logs[i], medians, noise, margin, len(measured)))
+            changes[i].append(_retimed(metric, then, now, medians, noise, margin, len(measured)))
     return [
-        _reproduction(then, now, tuple(found))
-        for (then, now), found in zip(pairs, changes, strict=True)
+        _reproduction(then, now, tuple(of_cell))
+        for (then, now), of_cell in zip(pairs, changes, strict=True)
     ]
 
 
-def overall(found: Sequence[Reproduction]) -> Word:
+def _retimed(
+    metric: str,
+    then: Sequence[float],
+    now: Sequence[float],
+    medians_ratio: float,
+    noise: Spread | None,
+    margin: float,
+    cells: int,
+) -> Retimed:
+    levels = Levels(1 - ALPHA, 1 - ALPHA / (2 * cells * len(COMPARED)), 1 - ALPHA)
+    change = verdict.change(now, then, noise, margin, levels)
+
+    def tells(processes: int) -> bool:
+        assert noise is not None
+        # Every cell gets as many
+        more = Spread(noise.deviation, noise.df + cells * (processes - len(now)))
+        gain = fmean(then) - fmean(now)
+        return verdict.word(gain, more, processes, len(then), margin, levels) in _WORDS
+
+    needed = None
+    if noise is not None and change.word not in _WORDS:
+        needed = next(filter(tells, range(len(now) + 1, _MOST_PROCESSES + 1)), None)
+    times_s = math.exp(fmean(then)), math.exp(fmean(now))
+    return Retimed(metric, *times_s, medians_ratio, change, needed)
+
+
+def overall(cells: Sequence[Reproduction]) -> Word:
     """Of a whole sweep: every cell has to be reproduced."""
-    words = {each.word for each in found}
-    return (
-        "differs"
-        if "differs" in words
-        else "cannot tell"
-        if "cannot tell" in words
-        else "reproduced"
-    )
+    words = {cell.word for cell in cells}
+    order: tuple[Word, ...] = ("differs", "cannot tell")
+    return next((word for word in order if word in words), "reproduced")
 
 
 def kernel_change(then: Result, now: Result) -> float | None:
@@ -138,26 +161,28 @@ def kernel_change(then: Result, now: Result) -> float | None:
     return max(ratios, key=lambda ratio: abs(math.log(ratio)))
 
 
-def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> str:
+def likeliest_reason(cell: Reproduction, elsewhere: Sequence[Difference]) -> str:
     """Why a cell differs, as far as what is recorded can tell.
 
     Args:
         elsewhere: differences of machine and code, what could matter most first.
     """
-    then, now = found.then.outcome, found.now.outcome
+    then, now = cell.then.outcome, cell.now.outcome
     if then.status != now.status:
-        return f"it was {_said(then)} and is {_said(now)}"
+        return f"it was {_ended(then)} and is {_ended(now)}"
     decisive = [
-        each for each in (*in_memory(found.then, found.now), *elsewhere) if each.is_decisive
+        difference
+        for difference in (*in_memory(cell.then, cell.now), *elsewhere)
+        if difference.is_decisive
     ]
     if decisive:
         return str(decisive[0])
-    if all(change.word != "differs" for change in found.changes):
+    if all(change.word != "differs" for change in cell.changes):
         return "nothing that is recorded explains another answer"
-    if found.contamination:
-        what, share = max(found.contamination, key=lambda each: each[1])
+    if cell.interference:
+        what, share = max(cell.interference, key=lambda disturbance: disturbance[1])
         return f"{what} ({share:.0%})"
-    kernels = kernel_change(found.then, found.now)
+    kernels = kernel_change(cell.then, cell.now)
     if kernels is not None and abs(math.log(kernels)) > math.log1p(STEADY):
         return (
             f"this machine itself: its reference kernels take {kernels:.2f} times as long as then"
@@ -169,11 +194,11 @@ def likeliest_reason(found: Reproduction, elsewhere: Sequence[Difference]) -> st
     )
 
 
-def _said(outcome: Outcome) -> str:
+def _ended(outcome: Outcome) -> str:
     return outcome.status if outcome.reason is None else f"{outcome.status} ({outcome.reason})"
 
 
-def _reproduction(then: Result, now: Result, changes: tuple[Change, ...]) -> Reproduction:
+def _reproduction(then: Result, now: Result, changes: tuple[Retimed, ...]) -> Reproduction:
     exactness = _exactness(then, now)
     statuses = {then.outcome.status, now.outcome.status}
     words = {change.word for change in changes}
@@ -185,52 +210,6 @@ def _reproduction(then: Result, now: Result, changes: tuple[Change, ...]) -> Rep
     elif "cannot tell" in words or exactness.is_one_sided:
         word = "cannot tell"
     return Reproduction(then, now, word, changes, exactness)
-
-
-def _change(
-    metric: str,
-    early: Sequence[float],
-    late: Sequence[float],
-    medians: float,
-    noise: Spread | None,
-    margin: float,
-    cells: int,
-) -> Change:
-    change = fmean(late) - fmean(early)
-    times = math.exp(fmean(early)), math.exp(fmean(late))
-    if noise is None:
-        return Change(metric, *times, math.exp(change), medians, None, None, "cannot tell", None)
-    narrow = _half(noise, len(early), len(late), 1 - ALPHA)
-    word = _word(change, noise, len(early), len(late), margin, cells)
-    needed = None
-    if word == "cannot tell":
-        more = range(len(late) + 1, _MOST_PROCESSES + 1)
-        needed = next(
-            (n for n in more if _told(change, noise, len(early), n, len(late), margin, cells)), None
-        )
-    low, high = math.exp(change - narrow), math.exp(change + narrow)
-    return Change(metric, *times, math.exp(change), medians, low, high, word, needed)
-
-
-def _told(
-    change: float, noise: Spread, early: int, late: int, had: int, margin: float, cells: int
-) -> bool:
-    more = Spread(noise.deviation, noise.df + cells * (late - had))  # every cell gets as many
-    return _word(change, more, early, late, margin, cells) != "cannot tell"
-
-
-def _word(change: float, noise: Spread, early: int, late: int, margin: float, cells: int) -> Word:
-    if abs(change) + _half(noise, early, late, 1 - ALPHA) < math.log1p(margin):
-        return "reproduced"
-    if abs(change) - _half(
-        noise, early, late, 1 - ALPHA / (2 * cells * len(COMPARED))
-    ) > math.log1p(margin):
-        return "differs"
-    return "cannot tell"
-
-
-def _half(noise: Spread, early: int, late: int, probability: float) -> float:
-    return noise.deviation * math.sqrt(1 / early + 1 / late) * t_quantile(probability, noise.df)
 
 
 def _exactness(then: Result, now: Result) -> Exactness:
@@ -261,7 +240,7 @@ def _computing(result: Result) -> tuple[object, ...]:
 
 
 def _logs(result: Result, metric: str) -> list[float]:
-    return [math.log(value) for value in quickest_times_s(result.measurements)[metric]]
+    return [math.log(seconds) for seconds in least_times_s(result.measurements)[metric]]
 
 
 def _medians_ratio(then: Result, now: Result, metric: str) -> float:

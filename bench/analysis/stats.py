@@ -7,14 +7,11 @@ or a theorem:
 * Looking at the data and stopping as soon as it looks narrow enough makes intervals that hold 76 %
   of the time instead of 95 % (simulated). So there are few looks, at doubling numbers of repeats,
   and each takes its share of the 5 % (Bonferroni).
-* An outlier is told by its modified z-score (Iglewicz and Hoaglin 1993): 0.6745 x distance from the
-  median / median absolute deviation, above 3.5. It is counted and named, never dropped: it was
+* An outlier has a high modified z-score (Iglewicz and Hoaglin 1993): 0.6745 x distance from the
+  median / median absolute deviation, is above 3.5. It is counted and named, never dropped: it was
   measured.
 * A quantile is claimed only from so many readings that the largest of them lies above it with 95 %
   probability (1 - q^n >= 0.95): 59 for the 95th percentile, 299 for the 99th.
-
-Student's t comes from the regularized incomplete beta function as a continued fraction (Abramowitz
-and Stegun 26.5.8, 26.7.1), because scipy would be a large dependency for one number.
 """
 
 import functools
@@ -43,51 +40,11 @@ class Estimate:
 
 @functools.cache
 def t_quantile(probability: float, df: float) -> float:
-    """The value that Student's t with ``df`` degrees of freedom stays below with ``probability``
-    (0.5 or more)."""
-    high = 1.0
-    while t_cdf(high, df) < probability:
-        high *= 2
-    low = 0.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < probability else (low, middle)
-    return high
+    """The value that Student's t with ``df`` degrees of freedom stays below so often."""
+    # What scipy.stats.t.ppf calls; scipy.stats itself takes 1.3 s to import, this 0.3 s
+    from scipy.special import stdtrit
 
-
-def t_cdf(t: float, df: float) -> float:
-    """The probability that Student's t with ``df`` degrees of freedom stays below ``t``; t is 0 or
-    more."""
-    return 1 - _incomplete_beta(df / 2, 0.5, df / (df + t * t)) / 2
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    if x in (0.0, 1.0):
-        return x
-    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = (
-        math.exp(
-            math.lgamma(a + b)
-            - math.lgamma(a)
-            - math.lgamma(b)
-            + a * math.log(x)
-            + b * math.log1p(-x)
-        )
-        / a
-    )
-    value, c, d = 1.0, 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    value = d
-    for m in itertools.count(1):  # Lentz's method, two terms at a time
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        d, c = 1 / (1 + even * d), 1 + even / c
-        value *= d * c
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        d, c = 1 / (1 + odd * d), 1 + odd / c
-        value *= d * c
-        if abs(d * c - 1) < 1e-14:
-            break
-    return front * value
+    return float(stdtrit(df, probability))
 
 
 def geometric_interval(values: Sequence[float], level: float) -> Estimate:
@@ -130,20 +87,19 @@ def is_narrow(values: Sequence[float], target: float, level: float) -> bool:
     level."""
     if len(values) < 2:
         return False
-    found = geometric_interval(values, level)
-    return found.high / found.value <= 1 + target
+    mean = geometric_interval(values, level)
+    return mean.high / mean.value <= 1 + target
 
 
 def outliers(values: Sequence[float]) -> list[int]:
     """Indices of readings that lie far from the others, on the scale of logarithms."""
     logs = [math.log(value) for value in values]
     centre = median(logs)
-    spread = median(abs(each - centre) for each in logs)
-    if spread == 0:
+    deviation = median(abs(log - centre) for log in logs)
+    if deviation == 0:
         return []
-    return [
-        i for i, each in enumerate(logs) if 0.6745 * abs(each - centre) / spread > _OUTLIER_SCORE
-    ]
+    scores = [0.6745 * abs(log - centre) / deviation for log in logs]
+    return [i for i, score in enumerate(scores) if score > _OUTLIER_SCORE]
 
 
 def readings_needed(quantile: float) -> int:

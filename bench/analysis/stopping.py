@@ -13,6 +13,8 @@ other as well.
 from collections.abc import Sequence
 from statistics import median
 
+import scipy.special  # noqa: F401  # now, and not when stats needs it between two timed requests
+
 from bench.analysis.readings import tpot_s
 from bench.analysis.stats import is_narrow, look_level, looks
 from bench.config.cell import Measure
@@ -47,8 +49,8 @@ def why_stop(requests: Sequence[Repeat], measure: Measure, elapsed_s: float) -> 
 
 
 def _ttft_s(requests: Sequence[Repeat]) -> list[float]:
-    return [each.ttft_s for each in requests]
+    return [request.ttft_s for request in requests]
 
 
 def _tpot_s(requests: Sequence[Repeat]) -> list[float]:
-    return [tpot_s(each) for each in requests]
+    return [tpot_s(request) for request in requests]

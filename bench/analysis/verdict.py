@@ -1,4 +1,5 @@
-"""Is one cell faster than another? A verdict with an interval, from independent processes.
+"""Does a cell take another time than its baseline? A verdict with an interval, from independent
+processes.
 
 The unit is the process, not the request: two processes of one cell differ from each other (memory
 layout, CPU placement, neighbours), and an interval from within one process calls two identical
@@ -12,10 +13,16 @@ where t takes all comparisons of the table together (Bonferroni). One process a 
 estimate, and few have little; then a calibration of this host stands in: the spread of one cell
 over several processes.
 
-One interval, one margin (3 % unless said otherwise): all of it beyond the margin is ``faster`` or
-``slower``; excluding 1 but touching the margin ``different``, of unclear size; the 90 % interval
-all inside the margin ``equivalent`` (two one-sided tests, Schuirmann 1987); anything else ``cannot
-tell``.
+One interval and one margin give the word, whatever is asked: all of the interval beyond the margin
+is ``faster`` or ``slower``; excluding 1 but touching the margin ``different``, of unclear size; an
+interval for two one-sided tests all inside the margin ``equivalent`` (Schuirmann 1987); anything
+else ``cannot tell``. Three questions differ only in their levels:
+
+* a speedup within a sweep (``speedups``): two-sided, for all comparisons of the table together;
+* a gate against an earlier sweep (``slowdowns``): one-sided, since it must not cry wolf;
+* a reproduction (``reproduction``): equivalence at 90 %, a difference for all cells together.
+
+What an earlier sweep ran at another time has no blocks in common with this one.
 """
 
 import math
@@ -24,32 +31,42 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from bench.analysis.readings import process_times_s
 from bench.analysis.stats import ALPHA, t_quantile
+from bench.record.result import Result
+from bench.record.sweep import Spread
 
+COMPARED = ("tpot_s", "ttft_s")
 # On the scale of logarithms: with a single degree of freedom an interval knows no end
 _UNBOUNDED = 100.0
 
 Word = Literal["faster", "slower", "equivalent", "different", "cannot tell", "uncalibrated"]
+GateWord = Literal["regression", "no regression", "cannot tell", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """How much processes of one cell differ: a standard deviation of logarithms (0.02: about 2
-    %)."""
+class Levels:
+    """How sure each part of a verdict has to be: one-sided probabilities of Student's t."""
 
-    deviation: float
-    df: float
+    shown: float  # of the interval that is printed
+    decisive: float  # to be beyond the margin, or not 1
+    equivalent: float  # to lie inside the margin
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How many times as fast as the baseline, with an interval that holds for the whole table at
-    once."""
+class Change:
+    """A cell's time beside its baseline's. ``ratio``: how many times as fast the cell is."""
 
     ratio: float
-    low: float | None  # None: uncalibrated
+    low: float | None  # None: the noise between processes is unknown
     high: float | None
     word: Word
+
+    @property
+    def slowdown(self) -> tuple[float, float | None, float | None]:
+        """How many times as long the cell takes, with the interval's low and high end."""
+        low = None if self.high is None else 1 / self.high
+        return 1 / self.ratio, low, None if self.low is None else 1 / self.low
 
 
 def spread(logs: Sequence[Sequence[float]], blocked: bool) -> Spread | None:
@@ -76,14 +93,54 @@ def spread(logs: Sequence[Sequence[float]], blocked: bool) -> Spread | None:
     return Spread(math.sqrt(sum(r * r for r in residuals) / df), df) if df else None
 
 
-def better_known(own: Spread | None, calibration: Spread | None) -> Spread | None:
-    """The sweep's own noise or the host's: few processes tell less than a calibration does. None:
-    neither is known."""
-    known = [each for each in (own, calibration) if each is not None]
-    return max(known, key=lambda each: each.df, default=None)
+def more_certain(own: Spread | None, calibration: Spread | None) -> Spread | None:
+    """The sweep's own noise or the host's, whichever has more degrees of freedom."""
+    spreads = [noise for noise in (own, calibration) if noise is not None]
+    return max(spreads, key=lambda noise: noise.df, default=None)
 
 
-def compare(
+def change(
+    cell: Sequence[float],
+    base: Sequence[float],
+    noise: Spread | None,
+    margin: float,
+    levels: Levels,
+) -> Change:
+    """The verdict on a cell and its baseline.
+
+    Args:
+        cell, base: logarithms of times, one a process.
+        margin: relative difference that counts as none (0.03: 3 %).
+    """
+    gain = fmean(base) - fmean(cell)  # times: less is faster
+    if noise is None:
+        return Change(math.exp(gain), None, None, "uncalibrated")
+    half = _half(noise, len(cell), len(base), levels.shown)
+    low, high = (
+        math.exp(max(-_UNBOUNDED, min(_UNBOUNDED, end))) for end in (gain - half, gain + half)
+    )
+    return Change(
+        math.exp(gain), low, high, word(gain, noise, len(cell), len(base), margin, levels)
+    )
+
+
+def word(gain: float, noise: Spread, cell: int, base: int, margin: float, levels: Levels) -> Word:
+    """What a gain, a difference of logarithms, is called with so many processes on each side."""
+    limit = math.log1p(margin)
+    if abs(gain) + _half(noise, cell, base, levels.equivalent) < limit:
+        return "equivalent"
+    half = _half(noise, cell, base, levels.decisive)
+    if abs(gain) - half > limit:
+        return "faster" if gain > 0 else "slower"
+    return "different" if abs(gain) > half else "cannot tell"
+
+
+def _half(noise: Spread, cell: int, base: int, probability: float) -> float:
+    error = noise.deviation * math.sqrt(1 / cell + 1 / base)
+    return error * t_quantile(probability, noise.df)
+
+
+def compare_pairs(
     logs: Mapping[str, Sequence[float]],
     pairs: Sequence[tuple[str, str]],
     *,
@@ -91,7 +148,7 @@ def compare(
     margin: float,
     comparisons: int,
     calibration: Spread | None = None,
-) -> dict[str, Verdict]:
+) -> dict[str, Change]:
     """The verdict on each ``(cell, baseline)`` of ``pairs``, by cell.
 
     Args:
@@ -99,29 +156,92 @@ def compare(
             about the noise.
         comparisons: how many are read side by side, in all metrics together.
     """
-    noise = better_known(spread(list(logs.values()), blocked), calibration)
-    found = {}
-    for cell, base in pairs:
-        gain = fmean(logs[base]) - fmean(logs[cell])  # times: less is faster
-        if noise is None:
-            found[cell] = Verdict(math.exp(gain), None, None, "uncalibrated")
-            continue
-        error = noise.deviation * math.sqrt(1 / len(logs[cell]) + 1 / len(logs[base]))
-        wide = error * t_quantile(1 - ALPHA / (2 * comparisons), noise.df)
-        narrow = error * t_quantile(1 - ALPHA / comparisons, noise.df)  # of the 90 % interval
-        word = _word(gain, wide, narrow, math.log1p(margin))
-        low, high = (
-            math.exp(max(-_UNBOUNDED, min(_UNBOUNDED, gain + side))) for side in (-wide, wide)
+    noise = more_certain(spread(list(logs.values()), blocked), calibration)
+    each_side = 1 - ALPHA / (2 * comparisons)
+    levels = Levels(each_side, each_side, 1 - ALPHA / comparisons)
+    return {cell: change(logs[cell], logs[base], noise, margin, levels) for cell, base in pairs}
+
+
+def speedups(
+    results: Sequence[Result],
+    pairs: Sequence[tuple[str, str]],
+    margin: float,
+    calibration: Mapping[str, Spread],
+) -> dict[str, dict[str, Change]]:
+    """How TTFT and TPOT of each cell compare with its baseline's: by metric, then by cell_id.
+
+    Args:
+        calibration: by metric, the spread between processes that was found on this host; for sweeps
+            of a single pass.
+    """
+    if not pairs:
+        return {}
+    measured = [result for result in results if result.measurements]
+    times = {result.cell_id: process_times_s(result.measurements) for result in measured}
+    passes = {len(result.measurements) for result in measured}
+    blocked = len(passes) == 1 and all(result.reused_from is None for result in measured)
+    return {
+        metric: compare_pairs(
+            {cell: _logs(of_cell[metric]) for cell, of_cell in times.items()},
+            pairs,
+            blocked=blocked,
+            margin=margin,
+            comparisons=len(pairs) * len(COMPARED),
+            calibration=calibration.get(metric),
         )
-        found[cell] = Verdict(math.exp(gain), low, high, word)
-    return found
+        for metric in COMPARED
+    }
 
 
-def _word(gain: float, wide: float, narrow: float, margin: float) -> Word:
-    if abs(gain) + narrow < margin:
-        return "equivalent"
-    if gain - wide > margin:
-        return "faster"
-    if gain + wide < -margin:
-        return "slower"
-    return "different" if abs(gain) > wide else "cannot tell"
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """One cell in one metric, now against an earlier sweep. ``change`` is None where the cell has
+    no number any more."""
+
+    label: str
+    metric: str
+    change: Change | None
+
+    @property
+    def word(self) -> GateWord:
+        if self.change is None:
+            return "lost"
+        if self.change.word == "uncalibrated":
+            return "cannot tell"
+        return "regression" if self.change.word == "slower" else "no regression"
+
+
+def slowdowns(
+    current: Sequence[Result],
+    earlier: Sequence[Result],
+    threshold: float,
+    calibration: Mapping[str, Spread],
+) -> list[Slowdown]:
+    """Every cell that had a number and was asked for again, metric by metric. Cells are matched by
+    ``cell_id``, so only equal configurations are compared."""
+    now = {result.cell_id: result for result in current}
+    both = [
+        (now[then.cell_id], then) for then in earlier if then.measurements and then.cell_id in now
+    ]
+    kept = [(late, early) for late, early in both if late.measurements]
+    compared = [
+        Slowdown(late.cell.label, "outcome", None) for late, _ in both if not late.measurements
+    ]
+    for metric in COMPARED:
+        logs = [
+            [_logs(process_times_s(result.measurements)[metric]) for result in pair]
+            for pair in kept
+        ]
+        rows = [row for pair in logs for row in pair]
+        noise = spread(rows, blocked=False) or calibration.get(metric)
+        one_sided = 1 - ALPHA / max(1, len(kept) * len(COMPARED))
+        levels = Levels(one_sided, one_sided, one_sided)
+        compared += [
+            Slowdown(late.cell.label, metric, change(after, before, noise, threshold, levels))
+            for (late, _), (after, before) in zip(kept, logs, strict=True)
+        ]
+    return compared
+
+
+def _logs(times_s: Sequence[float]) -> list[float]:
+    return [math.log(seconds) for seconds in times_s]

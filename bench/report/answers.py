@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
 
-from bench.analysis.answers import compare_answers
-from bench.analysis.comparison import coordinate
+from bench.analysis.columns import coordinate
+from bench.analysis.comparison import Comparison
+from bench.analysis.divergence import compare_answers
+from bench.config.cell import sample_key
 from bench.record.measurement import Sample
 from bench.record.result import Result
 
-_CHANGE_NO_ANSWER = ("batch", "workload")  # one cell answers for all that differ in these alone
+_AXES_WITH_SAME_ANSWERS = ("batch", "workload")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Shown:
     """One answer: what it has in common with the reference's from the beginning, and where it goes
     on by itself."""
 
@@ -26,64 +28,58 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Prompt:
     """One prompt with all its answers, the reference's first."""
 
     prompt: str
-    answers: tuple[Told, ...]
+    answers: tuple[Shown, ...]
 
 
-def side_by_side(results: Sequence[Result], columns: Sequence[str]) -> list[Asked]:
+def side_by_side(comparison: Comparison) -> list[Prompt]:
     """Of every configuration that answered, beside its own reference; empty without answers or
     without a reference."""
-    here = {result.cell_id for result in results}
-    found: dict[tuple[str, Sample], list[tuple[float, Told]]] = {}
-    for result in results:
-        is_copy = result.samples_from in here - {result.cell_id}
-        if result.divergence is None or is_copy:
+    seen: set[str] = set()  # cells with one sample key have the same answers
+    prompts: dict[tuple[str, Sample], list[tuple[float, Shown]]] = {}
+    for result in comparison.results:
+        key = sample_key(result.cell)
+        if result.divergence is None or key in seen:
             continue
+        seen.add(key)
         ours = {sample.prompt: sample for sample in result.samples}
-        who = f"{result.cell.model.name}, {result.divergence.reference}"
+        reference = f"reference ({result.cell.model.name}, {result.divergence.reference})"
+        who = _who(result, comparison.columns)
         for theirs in result.divergence.answers:
             if theirs.prompt in ours:
-                share = compare_answers(ours[theirs.prompt], theirs).equal_share
-                told = share, _told(_who(result, columns), ours[theirs.prompt], theirs)
-                found.setdefault((who, theirs), []).append(told)
-    asked = [
-        (
-            fmean(share for share, _ in told),
-            Asked(theirs.prompt, (_reference(who, theirs), *(each for _, each in told))),
+                share, shown = _shown(who, ours[theirs.prompt], theirs)
+                prompts.setdefault((reference, theirs), []).append((share, shown))
+    by_change = sorted(prompts.items(), key=lambda prompt: fmean(share for share, _ in prompt[1]))
+    return [
+        Prompt(
+            theirs.prompt,
+            (Shown(reference, theirs.answer, "", ""), *(shown for _, shown in answers)),
         )
-        for (who, theirs), told in found.items()
+        for (reference, theirs), answers in by_change
     ]
-    return [each for _, each in sorted(asked, key=lambda pair: pair[0])]
 
 
-def _reference(who: str, theirs: Sample) -> Told:
-    return Told(f"reference ({who})", theirs.answer, "", "")
-
-
-def _told(who: str, ours: Sample, theirs: Sample) -> Told:
-    compared = compare_answers(ours, theirs)
-    length = sum(
-        1
-        for _ in takewhile(
-            lambda pair: pair[0] == pair[1], zip(ours.answer, theirs.answer, strict=False)
-        )
-    )
-    remarks = ["in a loop"] * compared.is_loop + ["empty"] * compared.is_empty
-    if len(ours.answer) < len(theirs.answer) and length == len(ours.answer):
+def _shown(who: str, ours: Sample, theirs: Sample) -> tuple[float, Shown]:
+    """With the share of tokens that are the reference's."""
+    difference = compare_answers(ours, theirs)
+    pairs = zip(ours.answer, theirs.answer, strict=False)
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    remarks = ["in a loop"] * difference.is_loop + ["empty"] * difference.is_empty
+    if length == len(ours.answer) < len(theirs.answer):
         remarks.append("ends earlier")
-    remarks.append(
-        "equal"
-        if compared.first_difference is None
-        else f"{compared.equal_share:.0%} of tokens equal"
-    )
-    return Told(who, ours.answer[:length], ours.answer[length:], ", ".join(remarks))
+    is_equal = difference.first_difference is None
+    remarks.append("equal" if is_equal else f"{difference.equal_share:.0%} of tokens equal")
+    shown = Shown(who, ours.answer[:length], ours.answer[length:], ", ".join(remarks))
+    return difference.equal_share, shown
 
 
 def _who(result: Result, columns: Sequence[str]) -> str:
     names = [
-        coordinate(result.cell, column) for column in columns if column not in _CHANGE_NO_ANSWER
+        coordinate(result.cell, column)
+        for column in columns
+        if column not in _AXES_WITH_SAME_ANSWERS
     ]
     return " ".join(names) or result.cell.quant.name

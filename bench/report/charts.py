@@ -1,43 +1,27 @@
 """The pictures of the report: what each shows stands in its title, computed from the same numbers.
 
-Drawn with matplotlib as SVG that is put into the page: sharp on paper and on a phone, no script and
-no network. Text and lines take the colours of the page around them, so one picture serves light and
-dark; colours of data are Okabe and Ito's (2008), which colour-blind readers can tell apart.
+Colours of data are Okabe and Ito's (2008), which colour-blind readers can tell apart.
 """
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.analysis import readings, roofline
-from bench.analysis.pareto import pareto_front
-from bench.analysis.plausible import peak_memory_bytes
+from bench.analysis import cost, readings
+from bench.analysis.columns import coordinate
+from bench.analysis.comparison import Comparison
+from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
+from bench.report.drawing import TEXT, Chart, panels
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-_TEXT, _GRID = "#010203", "#040506"  # stand for the page's own colours
-mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
-
 _MOST_BARS = 24
 _MOST_COLUMNS = 12  # of a heat map with its numbers in it
-_MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One picture: ``title`` says what it shows, ``figure`` is matplotlib's."""
-
-    name: str
-    title: str
-    figure: Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,73 +32,39 @@ class Shown:
     label: str
     group: str  # value of the compared axis, which has a colour
     values: Mapping[str, float]
+    memory_mib: float  # at the peak; nan where it was not read
 
 
-def charts(cells: Sequence[Shown]) -> Iterator[Chart]:
+def charts(comparison: Comparison) -> Iterator[Chart]:
     """All that the data allows; nothing without a cell that has a number."""
+    cells = [_shown(comparison, result) for result in comparison.measured]
     if not cells:
         return
-    fastest = sorted(cells, key=lambda c: -c.values["output_tok_s"])[:_MOST_BARS]
+    fastest = sorted(cells, key=lambda cell: -cell.values["output_tok_s"])[:_MOST_BARS]
     bars = [cell for cell in cells if cell in fastest]
     few = "" if len(bars) == len(cells) else f" (the {len(bars)} fastest of {len(cells)} cells)"
     yield _throughput_and_memory(bars, few)
-    yield _tradeoffs(cells)
-    if len({c.result.cell.batch for c in cells}) > 1 and len({c.group for c in cells}) > 1:
+    yield _tradeoffs(cells, set(comparison.front))
+    if len({c.result.cell.rows for c in cells}) > 1 and len({c.group for c in cells}) > 1:
         yield _heat_maps(cells)
     yield _phases(bars, few)
     yield _memory_split(bars, few)
-    if all(c.result.peaks is not None for c in cells):
+    if all(cell.result.peaks is not None for cell in cells):
         yield _roofline(cells)
 
 
-def svg(chart: Chart) -> str:
-    """The chart as an element of a page, its title in it for who cannot see it."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name}):
-        out = io.StringIO()
-        chart.figure.savefig(
-            out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
-        )
-    text = out.getvalue()[out.getvalue().index("<svg") :]
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    # Ids of several pictures in one page
-    text = re.sub(r' id="(?!defs)([^"]+)"', rf' id="{chart.name}-\1"', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\1{chart.name}-", text)
-    text = text.replace(_TEXT, "currentColor").replace(_GRID, "var(--line)")
-    return text.replace("<svg", f'<svg role="img" aria-label="{_escaped(chart.title)}"', 1)
+def _shown(comparison: Comparison, result: Result) -> Shown:
+    values = comparison.values[result.cell_id]
+    label = " ".join(
+        _short(column, coordinate(result.cell, column)) for column in comparison.columns
+    )
+    group = coordinate(result.cell, comparison.axis)
+    return Shown(result, label, group, values, peak_memory_bytes(result, values) / MIB)
 
 
-def png(chart: Chart) -> bytes:
-    """For where no page can be shown."""
-    out = io.BytesIO()
-    chart.figure.savefig(out, format="png", dpi=150, facecolor="white", bbox_inches="tight")
-    return out.getvalue()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-
-
-def _panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    style: Any = {
-        "font.size": 9,
-        "axes.edgecolor": _GRID,
-        "grid.color": _GRID,
-        "grid.linewidth": 0.5,
-    }
-    style |= {
-        "text.color": _TEXT,
-        "axes.labelcolor": _TEXT,
-        "xtick.color": _TEXT,
-        "ytick.color": _TEXT,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-        for each in axes:
-            each.spines[["top", "right"]].set_visible(False)
-            each.set_axisbelow(True)
-    return figure, list(axes)
+def _short(column: str, value: str) -> str:
+    """Names speak for themselves, numbers do not."""
+    return value if value[:1].isalpha() else f"{column} {value}"
 
 
 def _colours(cells: Sequence[Shown]) -> dict[str, str]:
@@ -135,28 +85,28 @@ def _bar_height(cells: Sequence[Shown]) -> float:
 
 def _throughput_and_memory(cells: Sequence[Shown], few: str) -> Chart:
     colours, best = _colours(cells), max(cells, key=lambda c: c.values["output_tok_s"])
-    figure, (speed, memory) = _panels(2, 9, _bar_height(cells))
+    figure, (speed, memory) = panels(2, 9, _bar_height(cells))
     places = range(len(cells))
     paint = [colours[cell.group] for cell in cells]
     speed.barh(places, [cell.values["output_tok_s"] for cell in cells], color=paint)
     speed.set_yticks(places, [cell.label for cell in cells])
     speed.set_xlabel("output tokens / s")
-    memory.barh(places, [peak_memory_bytes(cell.result) / _MIB for cell in cells], color=paint)
+    memory.barh(places, [cell.memory_mib for cell in cells], color=paint)
     memory.set_yticks(places, [])
     memory.set_xlabel("peak memory, MiB")
-    for each in (speed, memory):
-        each.invert_yaxis()
-        each.grid(axis="x")
+    for axis in (speed, memory):
+        axis.invert_yaxis()
+        axis.grid(axis="x")
     title = f"{best.label} gives the most output: {best.values['output_tok_s']:,.0f} tokens/s{few}"
     return Chart("throughput", title, figure)
 
 
-def _tradeoffs(cells: Sequence[Shown]) -> Chart:
-    colours, front = _colours(cells), set(pareto_front([cell.result for cell in cells]))
+def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
+    colours = _colours(cells)
     has_quality = all("kl_nats" in cell.values for cell in cells)
-    figure, axes = _panels(2 if has_quality else 1, 9, 3.6)
+    figure, axes = panels(2 if has_quality else 1, 9, 3.6)
     across: list[tuple[str, Callable[[Shown], float]]] = [
-        ("peak memory, MiB", lambda c: peak_memory_bytes(c.result) / _MIB),
+        ("peak memory, MiB", lambda c: c.memory_mib),
         (
             "divergence, nat (left: closer to the unquantized model)",
             lambda c: max(c.values["kl_nats"], 1e-6),
@@ -173,7 +123,7 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
                     [c.values["output_tok_s"] for c in members],
                     color=colour,
                     s=60 if on_front else 18,
-                    edgecolors=_TEXT if on_front else "none",
+                    edgecolors=TEXT if on_front else "none",
                 )
         axis.set_xlabel(name)
         axis.set_yscale("log")
@@ -182,7 +132,7 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
         axes[1].set_xscale("log")
     axes[0].set_ylabel("output tokens / s")
     axes[0].legend(
-        handles=_legend(colours), loc="upper left", frameon=False, labelcolor=_TEXT, fontsize=8
+        handles=_legend(colours), loc="upper left", frameon=False, labelcolor=TEXT, fontsize=8
     )
     what = "speed, memory and divergence" if has_quality else "speed and memory"
     title = (
@@ -191,21 +141,23 @@ def _tradeoffs(cells: Sequence[Shown]) -> Chart:
     return Chart("tradeoffs", title, figure)
 
 
+def _scaled(metric: Metric, cell: Shown) -> float:
+    return cell.values[metric.key] * metric.factor
+
+
 def _heat_maps(cells: Sequence[Shown]) -> Chart:
-    shown = (
-        ("TTFT, ms", "ttft_s", 1e3),
-        ("TPOT, ms", "tpot_s", 1e3),
-        ("output tok/s", "output_tok_s", 1.0),
-        ("peak MiB", "", 1.0),
-    )
+    shown = [METRIC[key] for key in ("ttft_s", "tpot_s", "output_tok_s")]
+    quantities: list[tuple[str, Callable[[Shown], float]]] = [
+        *((m.heading, partial(_scaled, m)) for m in shown),
+        ("peak MiB", lambda cell: cell.memory_mib),
+    ]
     groups = list(dict.fromkeys(cell.group for cell in cells))
-    batches = sorted({cell.result.cell.batch for cell in cells})
-    figure, axes = _panels(4, 10, 0.9 + 0.35 * len(groups))
-    for axis, (name, key, factor) in zip(axes, shown, strict=True):
+    batches = sorted({cell.result.cell.rows for cell in cells})
+    figure, axes = panels(4, 10, 0.9 + 0.35 * len(groups))
+    for axis, (name, value) in zip(axes, quantities, strict=True):
         grid = np.full((len(groups), len(batches)), np.nan)
         for cell in reversed(cells):  # where several cells share a place, the first one shows
-            value = cell.values[key] * factor if key else peak_memory_bytes(cell.result) / _MIB
-            grid[groups.index(cell.group), batches.index(cell.result.cell.batch)] = value
+            grid[groups.index(cell.group), batches.index(cell.result.cell.rows)] = value(cell)
         axis.imshow(np.log(grid), aspect="auto", cmap="viridis")
         middle = np.nanmean([np.nanmin(np.log(grid)), np.nanmax(np.log(grid))])
         legible = len(batches) <= _MOST_COLUMNS
@@ -223,10 +175,10 @@ def _heat_maps(cells: Sequence[Shown]) -> Chart:
         every = -(-len(batches) // _MOST_COLUMNS)
         axis.set_xticks(range(0, len(batches), every), [str(batch) for batch in batches[::every]])
         axis.set_yticks(range(len(groups)), groups if axis is axes[0] else [])
-        axis.set_title(name, color=_TEXT, fontsize=9)
+        axis.set_title(name, color=TEXT, fontsize=9)
         axis.set_xlabel("batch")
     slowest = max(cells, key=lambda c: c.values["ttft_s"])
-    shared = len(cells) > len({(cell.group, cell.result.cell.batch) for cell in cells})
+    shared = len(cells) > len({(cell.group, cell.result.cell.rows) for cell in cells})
     title = (
         f"The longest wait for a first token is {slowest.values['ttft_s'] * 1e3:,.0f} ms, with"
         f" {slowest.label}"
@@ -255,12 +207,12 @@ def _label_bars(axis: Any, cells: Sequence[Shown], unit: str) -> None:
     axis.invert_yaxis()
     axis.set_xlabel(unit)
     axis.grid(axis="x")
-    axis.legend(loc="upper right", frameon=False, labelcolor=_TEXT, fontsize=8)
+    axis.legend(loc="upper right", frameon=False, labelcolor=TEXT, fontsize=8)
 
 
 def _phases(cells: Sequence[Shown], few: str) -> Chart:
     shares = [cell.values["ttft_s"] / cell.values["e2e_s"] for cell in cells]
-    figure, (axis,) = _panels(1, 9, _bar_height(cells))
+    figure, (axis,) = panels(1, 9, _bar_height(cells))
     places = range(len(cells))
     prefill = [cell.values["ttft_s"] * 1e3 for cell in cells]
     axis.barh(places, prefill, color=_COLOURS[1], label="prefill (to the first token)")
@@ -277,11 +229,11 @@ def _phases(cells: Sequence[Shown], few: str) -> Chart:
 
 
 def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
-    figure, (axis,) = _panels(1, 9, _bar_height(cells))
+    figure, (axis,) = panels(1, 9, _bar_height(cells))
     places, left = range(len(cells)), np.zeros(len(cells))
-    weights = np.array([c.values["weight_bytes"] / _MIB for c in cells])
-    cache = np.array([c.values["kv_bytes"] / _MIB for c in cells])
-    peak = np.array([peak_memory_bytes(c.result) / _MIB for c in cells])
+    weights = np.array([c.values["weight_bytes"] / MIB for c in cells])
+    cache = np.array([c.values["kv_bytes"] / MIB for c in cells])
+    peak = np.array([c.memory_mib for c in cells])
     parts = (
         ("weights", weights),
         ("KV cache", cache),
@@ -301,34 +253,34 @@ def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
 def _roofline(cells: Sequence[Shown]) -> Chart:
     """Operations per byte across, operations per second up; the roof is the smaller of bandwidth
     and compute."""
-    figure, (axis,) = _panels(1, 9, 3.8)
+    figure, (axis,) = panels(1, 9, 3.8)
     colours, shares = _colours(cells), []
     peaks = {(c.result.cell.device, c.result.cell.threads): c.result.peaks for c in cells}
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}  # of each group and kind
     for cell in cells:
-        result, found = cell.result, cell.result.attestation
-        assert found is not None
+        result, attestation = cell.result, cell.result.attestation
+        assert attestation is not None
         assert result.peaks is not None
         measurement = result.measurements[0]
         context, _ = readings.contexts(result, measurement)
         size, tpot_s, ttft_s = (cell.values[key] for key in ("step_bytes", "tpot_s", "ttft_s"))
         shares.append(size / tpot_s / result.peaks.read_bytes_s)
-        step = roofline.step_flops(found, context, result.cell.batch)
-        prefill = roofline.forward_flops(found, measurement.prompt_tokens, result.cell.batch)
+        step = cost.step_flops(attestation, context, result.cell.rows)
+        prefill = cost.forward_flops(attestation, measurement.prompt_tokens, result.cell.rows)
         points.setdefault((cell.group, "o"), []).append((step / size, step / tpot_s))
         points.setdefault((cell.group, "^"), []).append((prefill / size, prefill / ttft_s))
     for (group, marker), places in points.items():
         axis.scatter(*zip(*places, strict=True), color=colours[group], marker=marker, s=24)
-    for known in peaks.values():
-        assert known is not None
+    for peak in peaks.values():
+        assert peak is not None
         across = np.logspace(-1, 5, 50)
-        for names, peak in _near_ones_together(known.flops):
+        for names, flops in _near_ones_together(peak.flops):
             axis.plot(
-                across, np.minimum(across * known.read_bytes_s, peak), color=_TEXT, linewidth=0.8
+                across, np.minimum(across * peak.read_bytes_s, flops), color=TEXT, linewidth=0.8
             )
-            axis.text(across[-1], peak, names, fontsize=7, color=_TEXT, va="bottom", ha="right")
+            axis.text(across[-1], flops, names, fontsize=7, color=TEXT, va="bottom", ha="right")
     axis.legend(
-        handles=_legend(colours), loc="lower right", frameon=False, labelcolor=_TEXT, fontsize=8
+        handles=_legend(colours), loc="lower right", frameon=False, labelcolor=TEXT, fontsize=8
     )
     axis.set_xscale("log")
     axis.set_yscale("log")

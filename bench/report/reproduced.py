@@ -1,4 +1,4 @@
-"""What a reproduction found, in words, as a record on disk, and as MLflow's metrics."""
+"""Two sweeps of the same cells, in words: what a gate finds slower, what a reproduction shows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,44 @@ from typing import Any
 from bench.analysis.differences import Difference
 from bench.analysis.reproduction import (
     STEADY,
-    Change,
     Reproduction,
+    Retimed,
     kernel_change,
     likeliest_reason,
     overall,
 )
+from bench.analysis.verdict import Slowdown
 
 _NAMES = {"tpot_s": "TPOT", "ttft_s": "TTFT"}
 
 
-def surroundings(elsewhere: Sequence[Difference]) -> list[str]:
+def gate_lines(changes: Sequence[Slowdown], threshold: float) -> list[str]:
+    """What has become slower, what cannot be told, and the count of both."""
+    worse = [change for change in changes if change.word in ("regression", "lost")]
+    lines = [_worse(change) for change in worse]
+    unclear = sum(change.word == "cannot tell" for change in changes)
+    if unclear:
+        lines.append(
+            f"{unclear} comparisons cannot be told: one process each; measure=standard, or doctor"
+            " --calibrate once"
+        )
+    cells = len({change.label for change in changes})
+    lines.append(
+        f"{len(worse)} regressions beyond {threshold:.0%} in {len(changes)} comparisons of {cells}"
+        " cells"
+    )
+    return lines
+
+
+def _worse(slower: Slowdown) -> str:
+    if slower.change is None:
+        return f"{slower.label}: had a number in the baseline and has none now"
+    ratio, low, _ = slower.change.slowdown
+    name = _NAMES[slower.metric]
+    return f"{slower.label}: {name} takes {ratio:.2f} times as long, at least {low:.2f}"
+
+
+def environment(elsewhere: Sequence[Difference]) -> list[str]:
     """What is different here, before anything is measured."""
     if not elsewhere:
         return ["machine, versions and code are as they were recorded"]
@@ -25,154 +52,140 @@ def surroundings(elsewhere: Sequence[Difference]) -> list[str]:
 
 
 def findings(
-    found: Sequence[Reproduction], elsewhere: Sequence[Difference], margin: float
+    cells: Sequence[Reproduction], elsewhere: Sequence[Difference], margin: float
 ) -> list[str]:
     """The verdict, then each cell with its numbers, then what to know before trusting it."""
-    said = [_verdict(found, margin)]
-    for each in found:
-        said += [
-            f"{each.now.cell.label}: {each.word}",
-            *(f"  {_sentence(change)}" for change in each.changes),
-        ]
-        said += [f"  {line}" for line in _exactness(each)]
-        if each.word == "differs":
-            said.append(f"  likeliest reason: {likeliest_reason(each, elsewhere)}")
-        elif each.word == "cannot tell":
-            said += [f"  {line}" for line in (_what_it_takes(each), *_unsteady(each))]
-        said += [
-            f"  warning: contaminated: {what} ({share:.0%})" for what, share in each.contamination
-        ]
-        said += [
-            f"  warning: {_moved(change)}" for change in each.changes if _has_moved(change, margin)
-        ]
-    return said
+    lines = [_verdict(cells, margin)]
+    for cell in cells:
+        lines.append(f"{cell.now.cell.label}: {cell.word}")
+        of_cell = [*map(_sentence, cell.changes), *_exactness(cell)]
+        if cell.word == "differs":
+            of_cell.append(f"likeliest reason: {likeliest_reason(cell, elsewhere)}")
+        elif cell.word == "cannot tell":
+            of_cell += [_what_it_takes(cell), *_unsteady(cell)]
+        of_cell += [f"warning: interference: {what} ({s:.0%})" for what, s in cell.interference]
+        of_cell += [f"warning: {_moved(c)}" for c in cell.changes if _has_moved(c, margin)]
+        lines += [f"  {line}" for line in of_cell]
+    return lines
 
 
 def as_markdown(
-    name: str, found: Sequence[Reproduction], elsewhere: Sequence[Difference], margin: float
+    name: str, cells: Sequence[Reproduction], elsewhere: Sequence[Difference], margin: float
 ) -> str:
     """The same as a file."""
-    lines = [*surroundings(elsewhere), "", *findings(found, elsewhere, margin)]
-    return "\n".join([f"# {name} once more: {overall(found)}", "", "```", *lines, "```", ""])
+    lines = [*environment(elsewhere), "", *findings(cells, elsewhere, margin)]
+    return "\n".join([f"# {name} once more: {overall(cells)}", "", "```", *lines, "```", ""])
 
 
 def as_record(
     name: str,
-    found: Sequence[Reproduction],
+    cells: Sequence[Reproduction],
     originals: Mapping[str, str],
     elsewhere: Sequence[Difference],
     margin: float,
 ) -> dict[str, Any]:
-    """What MLflow is told, in JSON types; ``originals``: by cell_id, MLflow's runs of the
+    """What is logged of it, in JSON types; ``originals``: by cell_id, MLflow's runs of the
     original."""
-    cells = {
-        each.now.cell_id: {
-            "verdict": each.word,
-            "reproduces": originals.get(each.then.cell_id, name),
-            "numbers": numbers(each),
+    records = {
+        cell.now.cell_id: {
+            "verdict": cell.word,
+            "reproduces": originals.get(cell.then.cell_id, name),
+            "numbers": numbers(cell),
         }
-        for each in found
+        for cell in cells
     }
-    text = as_markdown(name, found, elsewhere, margin)
-    return {"verdict": overall(found), "reproduces": name, "cells": cells, "text": text}
+    text = as_markdown(name, cells, elsewhere, margin)
+    return {"verdict": overall(cells), "reproduces": name, "cells": records, "text": text}
 
 
-def numbers(found: Reproduction) -> dict[str, float]:
+def numbers(cell: Reproduction) -> dict[str, float]:
     """Metrics of a reproduced cell: how many times as long it takes now."""
-    kernels = kernel_change(found.then, found.now)
+    kernels = kernel_change(cell.then, cell.now)
     values = {} if kernels is None else {"reproduction/reference_kernels_ratio": kernels}
-    for change in found.changes:
-        name = f"reproduction/{change.metric.removesuffix('_s')}_ratio"
-        values[name] = change.ratio
-        values[f"{name}_of_medians"] = change.medians_ratio
-        if change.low is not None and change.high is not None:
-            values |= {f"{name}_low": change.low, f"{name}_high": change.high}
+    for timed in cell.changes:
+        name = f"reproduction/{timed.metric.removesuffix('_s')}_ratio"
+        ratio, low, high = timed.change.slowdown
+        values |= {name: ratio, f"{name}_of_medians": timed.medians_ratio}
+        if low is not None and high is not None:
+            values |= {f"{name}_low": low, f"{name}_high": high}
     return values
 
 
-def _verdict(found: Sequence[Reproduction], margin: float) -> str:
-    word, cells = overall(found), "" if len(found) == 1 else f" in each of {len(found)} cells"
-    if not any(each.changes for each in found):
+def _verdict(cells: Sequence[Reproduction], margin: float) -> str:
+    word, where = overall(cells), "" if len(cells) == 1 else f" in each of {len(cells)} cells"
+    if not any(cell.changes for cell in cells):
         return f"{word}: no number on both sides, so only how it ended was compared"
+    within = f"within {margin:.0%} of the original's{where}"
     if word == "reproduced":
-        return (
-            f"reproduced: undisturbed TTFT and TPOT are within {margin:.0%} of the"
-            f" original's{cells}"
-        )
+        return f"reproduced: minimum times of TTFT and TPOT are {within}"
     if word == "differs":
         return (
-            f"differs: undisturbed TTFT or TPOT by more than {margin:.0%}, or what may not differ"
-            " at all"
+            f"differs: a minimum time, of TTFT or TPOT, by more than {margin:.0%}, or what must be"
+            " equal to the last digit"
         )
-    return (
-        f"cannot tell whether undisturbed TTFT and TPOT are within {margin:.0%} of the"
-        f" original's{cells}"
-    )
+    return f"cannot tell whether minimum times of TTFT and TPOT are {within}"
 
 
-def _sentence(change: Change) -> str:
-    times = f"{change.then_s * 1e3:.2f} ms then, {change.now_s * 1e3:.2f} ms now (undisturbed)"
-    said = f"{_NAMES[change.metric]}: {times}, {change.ratio:.3f} times as long"
-    if change.low is None or change.high is None:
-        return f"{said}: {change.word}"
-    word: str = change.word
-    if word == "cannot tell" and not change.low <= 1 <= change.high:
+def _sentence(timed: Retimed) -> str:
+    times = f"{timed.then_s * 1e3:.2f} ms then, {timed.now_s * 1e3:.2f} ms now (minimum time)"
+    ratio, low, high = timed.change.slowdown
+    text = f"{_NAMES[timed.metric]}: {times}, {ratio:.3f} times as long"
+    if low is None or high is None:
+        return f"{text}: {timed.word}"
+    word: str = timed.word
+    if word == "cannot tell" and not low <= 1 <= high:
         word = "not the same, by how much cannot be told"
-    return f"{said} ({change.low:.3f} to {change.high:.3f}): {word}"
+    return f"{text} ({low:.3f} to {high:.3f}): {word}"
 
 
-def _has_moved(change: Change, margin: float) -> bool:
-    return change.word != "differs" and abs(math.log(change.medians_ratio)) > math.log1p(margin)
+def _has_moved(timed: Retimed, margin: float) -> bool:
+    return timed.word != "differs" and abs(math.log(timed.medians_ratio)) > math.log1p(margin)
 
 
-def _moved(change: Change) -> str:
-    when = "now" if change.medians_ratio > 1 else "then"
-    medians = f"the medians of {_NAMES[change.metric]} are {change.medians_ratio:.2f} times as long"
+def _moved(timed: Retimed) -> str:
+    when = "now" if timed.medians_ratio > 1 else "then"
+    minima = ", the minima are not" if timed.word == "reproduced" else ""
     return (
-        f"{medians}: requests were slowed down {when}, by neighbours or by what the quickest ones"
-        " do not meet"
+        f"the medians of {_NAMES[timed.metric]} are {timed.medians_ratio:.2f} times as long"
+        f"{minima}: suspect other load {when}, or a cost that only some requests pay"
     )
 
 
-def _exactness(each: Reproduction) -> list[str]:
-    exact, said = each.exactness, []
+def _exactness(cell: Reproduction) -> list[str]:
+    exact, lines = cell.exactness, []
     counts = (
         ("answers", exact.answers, exact.other_answers),
         ("windows of divergence", exact.windows, exact.other_windows),
     )
     for name, count, others in counts:
-        if not count:
-            continue
-        equal = f"{count - others} of {count} {name} are equal to the last digit"
-        said.append(
-            equal
-            if exact.promised
-            else f"{equal}; on this device, or with these versions, nothing promises it"
-        )
-    return said
+        if count:
+            equal = f"{count - others} of {count} {name} are equal to the last digit"
+            unless = (
+                ""
+                if exact.promised
+                else "; nothing promises it on this device or with these versions"
+            )
+            lines.append(equal + unless)
+    return lines
 
 
-def _unsteady(each: Reproduction) -> list[str]:
-    """What the reference kernels say of the machine, where it is not as it was."""
-    moved = kernel_change(each.then, each.now)
+def _unsteady(cell: Reproduction) -> list[str]:
+    """How the reference kernels show that the machine is not as it was."""
+    moved = kernel_change(cell.then, cell.now)
     if moved is None or abs(math.log(moved)) < math.log1p(STEADY):
         return []
-    return [
-        f"this machine itself has changed: its reference kernels take {moved:.2f} times as long as"
-        " then"
-    ]
+    return [f"this machine has changed: its reference kernels take {moved:.2f} times as long now"]
 
 
-def _what_it_takes(each: Reproduction) -> str:
-    then, now = each.then.outcome, each.now.outcome
-    if then.status != now.status:
-        return f"not compared: {likeliest_reason(each, [])}"
-    open_ones = [change for change in each.changes if change.word == "cannot tell"]
-    if not open_ones:
+def _what_it_takes(cell: Reproduction) -> str:
+    if cell.then.outcome.status != cell.now.outcome.status:
+        return f"not compared: {likeliest_reason(cell, [])}"
+    unclear = [timed for timed in cell.changes if timed.word == "cannot tell"]
+    if not unclear:
         return "answers or divergence are there on one side only, or against another reference"
-    if any(change.low is None for change in open_ones):
+    if any(timed.change.low is None for timed in unclear):
         return "one process on each side: want --processes 5"
-    needed = [change.processes_needed for change in open_ones]
+    needed = [timed.processes_needed for timed in unclear]
     if None in needed:
         return (
             "no number of processes here would tell: the original has too few, or the change lies"

@@ -1,130 +1,76 @@
-"""The table that a sweep ends with: only columns that vary, then the numbers, then why a cell has
-none."""
+"""What a sweep prints: the grid before anything runs, and the table that it ends with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.bottlenecks import bottlenecks
-from bench.analysis.comparison import coordinate, reference, varying_columns, verdicts
-from bench.analysis.metrics import derive
-from bench.analysis.verdict import Verdict
-from bench.record.result import Result
-from bench.report import breakdown
-from bench.report.notes import notes
-from bench.store.files import Sweep
+from bench.analysis.columns import coordinate
+from bench.analysis.comparison import Comparison
+from bench.analysis.metrics import MIB
+from bench.record.result import Result, is_timed
+from bench.report import grid as grids
+from bench.report.grid import Column, Entry, Grid
 
-MIB = 2**20
-_SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes")
-SPEEDUPS = {"tpot_s": "decode speedup", "ttft_s": "prefill speedup"}
 _WIDTH = 160  # where there is no terminal
-
-# heading, metric, factor from SI, digits
-_NUMBERS = (
-    ("TTFT ms", "ttft_s", 1e3, 1),
-    ("TPOT ms", "tpot_s", 1e3, 2),
-    ("decode tok/s", "decode_tok_s", 1, 1),
-    ("weights MiB", "weight_bytes", 1 / MIB, 1),
-    ("KL nat", "kl_nats", 1, None),
-    ("top-1 %", "top1_agreement", 1e2, 1),
-    ("VRAM peak MiB", "vram_peak_bytes", 1 / MIB, 0),
-    ("RSS peak MiB", "rss_peak_bytes", 1 / MIB, 0),
-)
+_MOST_FINDINGS = 3
 
 
-def summary(results: Sequence[Result], sweep: Sweep) -> RenderableType:
-    """The grid with its numbers; below it the reason of each cell without one."""
-    if not results:
+def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
+    """The table with its numbers, and what to know about them. ``brief``: only what has a place on
+    a terminal."""
+    if not comparison.results:
         return Text("no cell has ended")
-    cells = [result.cell for result in results]
-    columns = varying_columns(cells) or ["model", "quant", "batch"]
-    metrics = {result.cell_id: derive(result) for result in results}
-    shown = [row for row in _NUMBERS if any(row[1] in values for values in metrics.values())]
-    against = reference(cells, sweep.baseline)
-    found = verdicts(results, against, sweep.margin, sweep.calibration)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for heading, *_ in shown:
-        table.add_column(heading, justify="right")
-    for metric in found:
-        table.add_column(SPEEDUPS[metric], no_wrap=True)
-    bound_by = bottlenecks(results)
-    if bound_by:
-        table.add_column("bound by", no_wrap=True)
-    if any(result.outcome.status != "ok" for result in results):
-        table.add_column("outcome", no_wrap=True)
-    for result in results:
-        values = metrics[result.cell_id]
-        row = [coordinate(result.cell, column) for column in columns]
-        row += [
-            figure(values[key] * factor, digits) if key in values else "-"
-            for _, key, factor, digits in shown
-        ]
-        row += [_verdict(each.get(result.cell_id)) for each in found.values()]
-        if bound_by:
-            row.append(bound_by[result.cell_id].name if result.cell_id in bound_by else "-")
-        row.append(result.outcome.status if result.outcome.status != "ok" else "")
+    tables = [_table(grids.cells(comparison)), *map(_table, grids.profiles(comparison))]
+    lines = [*grids.profile_reasons(comparison), *notes(comparison, brief)]
+    return Group(Text(grids.conditions(comparison), "dim"), *tables, *map(Text, lines))
+
+
+def notes(comparison: Comparison, brief: bool) -> list[str]:
+    """The findings, a line each. ``brief``: all outcomes and what the speedups mean count as one
+    each, and what comes after the first three is only counted."""
+    kinds: list[str] = []
+    shown, left_out = [], 0
+    for finding in comparison.findings:
+        kind = finding.sentence if finding.kind == "doubt" else finding.kind
+        kinds += [kind] if kind not in kinds else []
+        if brief and kinds.index(kind) >= _MOST_FINDINGS:
+            left_out += 1
+        else:
+            shown.append(grids.note(comparison, finding))
+    if left_out:
+        shown.append(f"{left_out} more note{'s' if left_out > 1 else ''}: see the report")
+    return shown
+
+
+def _table(grid: Grid) -> Table:
+    table = Table(
+        title=grid.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    kept = [i for i, column in enumerate(grid.columns) if column.is_brief]
+    for column in (grid.columns[i] for i in kept):
+        if column.is_number:
+            table.add_column(column.heading, justify="right")
+        else:
+            table.add_column(column.heading, no_wrap=True)
+    for row in grid.rows:
         # A value may hold brackets, which a plain string would take for markup
-        table.add_row(*map(Text, row))
-    profiles = breakdown.tables(results, columns)
-    said = [
-        *breakdown.reasons(results, columns, against),
-        *notes(results, columns, found, str(against)),
-    ]
-    return Group(Text(conditions(results), "dim"), table, *profiles, *map(Text, said))
+        table.add_row(*(Text(_text(grid.columns[i], row[i])) for i in kept))
+    return table
 
 
-def figure(value: float, digits: int | None) -> str:
-    """With so many digits after the point; None: two that matter, for what spans orders of
-    magnitude."""
-    return f"{value:,.{digits}f}" if digits is not None else f"{value:.2g}"
+def _text(column: Column, entry: Entry) -> str:
+    shows = column.shows_interval and entry.interval
+    return f"{entry.text} {entry.interval}" if shows else entry.text
 
 
-def conditions(results: Sequence[Result]) -> str:
-    """What holds for every cell of the table."""
-    if not results:
-        return "no cell has ended"
-    cells, host = [result.cell for result in results], results[0].host
-    said = [cells[0].model.name] if len({cell.model.name for cell in cells}) == 1 else []
-    if len({(workload := cell.workload).name for cell in cells}) == 1:
-        said.append(f"workload {workload.name}: {_tokens(results)}")
-    devices = {cell.device for cell in cells}
-    said.append(host.device_name if devices == {"cuda"} else host.cpu_name)
-    threads = {cell.threads for cell in cells}
-    if devices == {"cpu"} and len(threads) == 1:
-        said.append(f"{threads.pop()} threads")
-    said += [f"{name} {host.versions[name]}" for name in _SHOWN_VERSIONS if name in host.versions]
-    return ", ".join(said)
-
-
-def _tokens(results: Sequence[Result]) -> str:
-    prompts = {m.prompt_tokens for result in results for m in result.measurements}
-    news = {result.cell.workload.new_tokens for result in results}
-    counts = [
-        f"{min(counts)} {kind}"
-        for counts, kind in ((prompts, "prompt"), (news, "new"))
-        if len(counts) == 1
-    ]
-    return f"{' + '.join(counts)} tokens" if counts else "lengths as below"
-
-
-def _verdict(found: Verdict | None) -> str:
-    if found is None:
-        return "-"
-    if found.low is None or found.high is None:
-        return f"{found.ratio:.2f}x ?"
-    return f"{found.ratio:.2f}x ({found.low:.2f}-{found.high:.2f}) {found.word}"
-
-
-def as_text(results: Sequence[Result], sweep: Sweep) -> str:
-    """The same without colours, for files."""
+def as_text(comparison: Comparison) -> str:
+    """The whole of it without colours, for files."""
     plain = Console(width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
     with plain.capture() as capture:
-        plain.print(summary(results, sweep))
+        plain.print(summary(comparison, brief=False))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
@@ -132,3 +78,56 @@ def console() -> Console:
     """For results: as wide as the terminal, and wide enough for the table where there is none."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=_WIDTH)
+
+
+def dry_run(
+    comparison: Comparison,
+    needs_bytes: Mapping[str, tuple[int, int]],
+    wall_s: Mapping[str, float],
+) -> RenderableType:
+    """The grid before anything is loaded, one row a cell.
+
+    Args:
+        comparison: of the records as a sweep would begin with them.
+        needs_bytes: by cell_id, what weights and KV cache take, and that with activations; a cell
+            without a prediction is left out.
+        wall_s: by cell_id, how long a process of the cell took when it last ran on this machine.
+    """
+    records, names = comparison.results, comparison.columns
+    numbers = ("weights + KV MiB", "with activations", "seconds")
+    columns = [*map(Column, names), *(Column(name, True) for name in numbers)]
+    rows, known_s, unknown = [], 0.0, 0
+    for record in records:
+        wanted = 0 if is_timed(record) else record.cell.measure.passes - len(record.replicates)
+        process_s = wall_s.get(record.cell_id)
+        is_unknown = bool(wanted) and process_s is None
+        total_s = wanted * (process_s or 0.0)
+        known_s, unknown = known_s + total_s, unknown + is_unknown
+        needs = needs_bytes.get(record.cell_id)
+        texts = [
+            *(coordinate(record.cell, name) for name in names),
+            *(("?", "?") if needs is None else (f"{size / MIB:,.0f}" for size in needs)),
+            "?" if is_unknown else f"{total_s:.0f}",
+            _fate(record, wanted),
+        ]
+        rows.append(list(map(Entry, texts)))
+    total = f"about {known_s / 60:.0f} min" if known_s >= 60 else f"about {known_s:.0f} s"
+    lines = [
+        f"{len(records)} cells" + (f"; {total}, by earlier runs of these cells" if known_s else "")
+    ]
+    if unknown:
+        lines.append(f"?: {unknown} cells never ran on this machine")
+    lines.append("dry_run=true: nothing was loaded or measured")
+    table = _table(Grid((*columns, Column("what would happen")), rows))
+    return Group(table, *map(Text, lines))
+
+
+def _fate(record: Result, wanted: int) -> str:
+    if record.outcome.status != "ok" and record.reused_from is None:
+        return f"{record.outcome.status}: {record.outcome.reason}"
+    if not wanted:
+        return f"taken from {record.reused_from} ({record.outcome.status})"
+    processes = f"{wanted} process{'es' if wanted > 1 else ''}"
+    if not record.replicates:
+        return processes
+    return f"{processes} more, {len(record.replicates)} taken from {record.reused_from}"

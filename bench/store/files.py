@@ -2,7 +2,8 @@
 
 A sweep is a folder with ``sweep.json`` and, for each cell, a folder with ``result.json`` and the
 process's ``log.txt``. Files are written aside, flushed to the disk and renamed, so that a killed
-process or a full disk never leaves half of one.
+process or a full disk never leaves half of one. The spread between processes of one cell on this
+host lies in the cache folder.
 """
 
 import dataclasses
@@ -10,38 +11,23 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.analysis.verdict import Spread
+from bench.config.cell import digest
 from bench.config.parse import parse
-from bench.config.settings import Baseline, Tracking
 from bench.errors import ConfigError, StoreError
+from bench.paths import cache_folder
 from bench.record.redact import redacted
-from bench.record.result import Host, Outcome, Provenance, Result, from_json
+from bench.record.result import Host, Outcome, Result, from_json
+from bench.record.sweep import Spread, Sweep
 
 TRACE = "trace.json.gz"  # of a cell's profiled request
 INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
 REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
 DIFF = "changes.patch"  # what was not committed, if that was asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What a sweep is, besides its cells."""
-
-    sweep_id: str
-    started_at: float  # seconds since 1970
-    overrides: tuple[str, ...]  # as typed
-    tracking: Tracking
-    baseline: Baseline
-    margin: float
-    calibration: Mapping[str, Spread]  # of this host, by metric; empty when there was none
-    cells: tuple[str, ...]  # cell_ids, in the order of the grid
-    provenance: Provenance
-    reproduces: str | None = None  # the run or sweep that this one repeats
 
 
 def new_folder(outputs: Path) -> Path:
@@ -135,29 +121,30 @@ def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
     ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come
     again. A cell that failed, was killed or took too long gets another try.
     """
-    for found in _newest_first(outputs, cell_id):
-        if found.resume_key == resume_key and found.outcome.status in ("ok", "oom"):
+    for earlier in _newest_first(outputs, cell_id):
+        status = earlier.outcome.status
+        if earlier.resume_key == resume_key and status in ("ok", "oom"):
             kept = tuple(
-                each
-                for each in found.passes
-                if each.measurement is not None or found.outcome.status == "oom"
+                replicate
+                for replicate in earlier.replicates
+                if replicate.measurement is not None or status == "oom"
             )
-            outcome = found.outcome if len(kept) == len(found.passes) else Outcome("ok")
+            is_whole = len(kept) == len(earlier.replicates)
             return replace(
-                found, outcome=outcome, passes=kept, reused_from=found.reused_from or found.sweep_id
+                earlier,
+                outcome=earlier.outcome if is_whole else Outcome("ok"),
+                replicates=kept,
+                reused_from=earlier.reused_from or earlier.sweep_id,
             )
     return None
 
 
 def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:
     """How long a process of this cell took when it last ran on this machine; None: it never did."""
-    for found in _newest_first(outputs, cell_id):
-        if (
-            found.host.device_name == host.device_name
-            and found.host.cpus == host.cpus
-            and found.measurements
-        ):
-            return median(each.wall_s for each in found.passes)
+    for earlier in _newest_first(outputs, cell_id):
+        is_here = (earlier.host.device_name, earlier.host.cpus) == (host.device_name, host.cpus)
+        if is_here and earlier.measurements:
+            return median(replicate.wall_s for replicate in earlier.replicates)
     return None
 
 
@@ -166,31 +153,60 @@ def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
     passed over."""
     for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
         try:
-            found = from_json(file.read_bytes(), str(file))
+            earlier = from_json(file.read_bytes(), str(file))
         except StoreError:
             continue
-        yield found
+        yield earlier
 
 
-def library_words(folder: Path) -> list[str]:
+def library_warnings(folder: Path) -> list[str]:
     """What libraries wrote while cells ran that have a number, each line once; a failed cell has
     its reason instead."""
-    found: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for result in read_results(folder):
         log = folder / result.cell_id / "log.txt"
         if result.measurements and log.is_file():
-            found |= dict.fromkeys(
-                line for line in log.read_text(errors="replace").splitlines() if line.strip()
-            )
-    return list(found)
+            written = log.read_text(errors="replace").splitlines()
+            lines |= dict.fromkeys(line for line in written if line.strip())
+    return list(lines)
 
 
 def hide_secrets(log: Path) -> None:
     """Rewrite a process's output where it holds some. Raises: StoreError when the disk is full or
     forbids it."""
-    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    if (hidden := redacted(said)) != said:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if (hidden := redacted(text)) != text:
         _write(log, hidden)
+
+
+def read_calibration(host: Host) -> Mapping[str, Spread]:
+    """By metric, how much processes of one cell differ on this host; empty where `doctor
+    --calibrate` never ran. Raises: StoreError when the file is damaged."""
+    file = _calibration(host)
+    if not file.is_file():
+        return {}
+    try:
+        spreads = json.loads(file.read_text(encoding="utf-8"))
+        return {metric: parse(Spread, spread) for metric, spread in spreads.items()}
+    except (ValueError, ConfigError) as error:
+        raise StoreError(
+            f"{file}: not a calibration ({error}); delete it and run doctor --calibrate again"
+        ) from error
+
+
+def write_calibration(host: Host, spreads: Mapping[str, Spread]) -> Path:
+    """Keep it; returns where. Raises: StoreError when the disk is full or forbids it."""
+    file = _calibration(host)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plain = {metric: dataclasses.asdict(spread) for metric, spread in spreads.items()}
+    _write(file, json.dumps(plain, indent=1))
+    return file
+
+
+def _calibration(host: Host) -> Path:
+    torch = host.versions.get("torch")
+    machine = [host.device_name, host.device_uuid, host.cpu_name, host.cpus, torch]
+    return cache_folder() / "calibration" / f"{digest(machine)}.json"
 
 
 def _write(file: Path, text: str) -> None:

@@ -15,27 +15,25 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench import paths
-from bench.analysis.bottlenecks import bottlenecks
-from bench.analysis.comparison import varying_columns
-from bench.analysis.divergence import answer_differences
+from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import derive
 from bench.config.cell import digest
 from bench.config.settings import Tracking
 from bench.errors import TrackingError
 from bench.record.redact import redacted
 from bench.record.result import Result
-from bench.report import terminal as table
-from bench.store import logged
+from bench.record.sweep import Sweep
+from bench.store import mlflow_record as logged
 from bench.store import mlflow_view as views
-from bench.store.files import DIFF, INPUTS, REPRODUCTION, TRACE, Sweep, cell_folder
-from bench.store.logged import milliseconds
+from bench.store.files import DIFF, INPUTS, REPRODUCTION, TRACE, cell_folder
+from bench.store.mlflow_record import milliseconds
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 # requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
@@ -63,12 +61,13 @@ def tracking_uri(tracking: Tracking, outputs: Path) -> str:
 
 @contextlib.contextmanager
 def translated(uri: str) -> Iterator[None]:
+    """Whatever MLflow refuses in this block becomes a TrackingError of one sentence."""
     try:
         yield
     except _REFUSALS as error:
         first = (redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]
         plain = next(
-            (said for sign, said in _PLAIN_WORDS.items() if sign in str(error)),
+            (words for sign, words in _PLAIN_WORDS.items() if sign in str(error)),
             first[:_LONGEST_REASON],
         )
         raise TrackingError(redacted(f"MLflow at {uri}: ") + plain) from error
@@ -94,22 +93,19 @@ class Tracker:
         for."""
         if self._adopted is not None:
             return str(self._client.get_run(self._adopted).info.experiment_id)
-        everywhere = [each.experiment_id for each in self._client.search_experiments()]
-        there = (
-            self._client.search_runs(everywhere, self._mine, max_results=1) if everywhere else []
-        )
-        if there:
-            return str(there[0].info.experiment_id)
+        everywhere = [there.experiment_id for there in self._client.search_experiments()]
+        search = self._client.search_runs
+        runs = search(everywhere, self._mine, max_results=1) if everywhere else []
+        if runs:
+            return str(runs[0].info.experiment_id)
         name = self._sweep.tracking.experiment
-        found = self._client.get_experiment_by_name(name)
+        if experiment := self._client.get_experiment_by_name(name):
+            return str(experiment.experiment_id)
         # A server has a place for artifacts; beside a database the default would be ./mlruns,
         # wherever we were started.
-        place = (
-            None
-            if "http" in self._uri.partition(":")[0]
-            else (self._outputs.resolve() / "artifacts").as_uri()
-        )
-        return str(found.experiment_id if found else self._client.create_experiment(name, place))
+        is_server = "http" in self._uri.partition(":")[0]
+        place = None if is_server else (self._outputs.resolve() / "artifacts").as_uri()
+        return str(self._client.create_experiment(name, place))
 
     def open(self) -> None:
         """Find the sweep's run, or make it."""
@@ -180,35 +176,33 @@ class Tracker:
     def log_cell(self, result: Result) -> None:
         """One run with everything. What is there stays as it is; a nested one that was logged by
         half is replaced."""
+        values = derive(result)
         with translated(self._uri):
             if self._is_single:
                 run_id = self.parent_id
                 if self._sweep.reproduces is None:
                     self._client.update_run(run_id, name=result.cell.label)
-                self._set_tags(run_id, logged.cell_tags(result))
+                self._set_tags(run_id, logged.cell_tags(result, values))
             else:
-                run_id = self._new_cell(result)
+                run_id = self._new_cell(result, logged.cell_tags(result, values))
             if not run_id:
                 return
-            self._client.log_batch(run_id, logged.metrics(result), logged.params(result), [])
+            metrics = logged.metrics(result, values)
+            self._client.log_batch(run_id, metrics, logged.params(result), [])
             self._log_artifacts(run_id, result)
             if not self._is_single:
                 self._client.set_terminated(
                     run_id, _run_status(result), milliseconds(result.ended_at)
                 )
 
-    def _new_cell(self, result: Result) -> str:
+    def _new_cell(self, result: Result, cell_tags: dict[str, str]) -> str:
         """A nested run for a result; empty when it has one."""
         same_cell = f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"
         for run in self._client.search_runs([self.experiment_id], same_cell):
             if run.info.status != "RUNNING" and run.info.end_time == milliseconds(result.ended_at):
                 return ""
             self._client.delete_run(run.info.run_id)
-        tags = {
-            "mlflow.parentRunId": self.parent_id,
-            **self._tags("cell"),
-            **logged.cell_tags(result),
-        }
+        tags = {"mlflow.parentRunId": self.parent_id, **self._tags("cell"), **cell_tags}
         started_at = milliseconds(result.started_at)
         run = self._client.create_run(
             self.experiment_id, started_at, tags, run_name=result.cell.label
@@ -222,52 +216,65 @@ class Tracker:
         there = {artifact.path for artifact in self._client.list_artifacts(run_id)}
         # A table that is logged again gets longer
         if result.samples and "samples.json" not in there:
-            # The prompt first: MLflow's comparison of artifacts makes one row for each value of the
-            # first column.
-            columns: dict[str, Any] = {
-                "prompt": [sample.prompt for sample in result.samples],
-                "answer": [sample.answer for sample in result.samples],
-                "new_tokens": [len(sample.tokens) for sample in result.samples],
-                "ended": [sample.ended for sample in result.samples],
-            }
-            if compared := answer_differences(result):
-                columns["first_difference"] = [each.first_difference for each in compared]
-                columns["equal_share"] = [round(each.equal_share, 3) for each in compared]
-            self._client.log_table(run_id, columns, "samples.json")
+            self._client.log_table(run_id, logged.samples(result), "samples.json")
         if result.profile is not None and (folder / TRACE).is_file():
             self._client.log_artifact(run_id, str(folder / TRACE))
         if result.outcome.status != "ok" and (folder / "log.txt").is_file():
-            said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-            self._client.log_text(run_id, redacted(said), "log.txt")
+            text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+            self._client.log_text(run_id, redacted(text), "log.txt")
 
     def close(
-        self, status: str, results: Sequence[Result], ended_at: float, report: Sequence[Path]
+        self,
+        status: str,
+        ended_at: float,
+        comparison: Comparison | None,
+        files: Sequence[Path],
+        summary: str,
     ) -> None:
-        """End the parent run with its description, table and files. ``status`` is MLflow's:
-        FINISHED, FAILED or KILLED."""
-        summary, bound_by = redacted(table.as_text(results, self._sweep)), bottlenecks(results)
-        if self._is_single and status == "FINISHED":
-            status = _run_status(results[0])
+        """End the parent run with its description, table and files.
+
+        Args:
+            status: MLflow's: FINISHED, FAILED or KILLED.
+            comparison: of the results; None where there was no time for one.
+            files: the report's.
+            summary: the table as text.
+        """
+        if comparison is not None and self._is_single and status == "FINISHED":
+            status = _run_status(comparison.results[0])
+        summary = redacted(summary)
         with translated(self._uri):
-            for run in self._client.search_runs(
-                [self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"
-            ):
-                if found := bound_by.get(run.data.tags.get("bench.cell_id", "")):
-                    self._client.set_tag(run.info.run_id, "bench.bottleneck", found.name)
-                    self._client.set_tag(
-                        run.info.run_id, "bench.bottleneck_evidence", found.evidence
-                    )
-            self._client.log_metric(
-                self.parent_id, "sweep_s", round(ended_at - self._sweep.started_at, 3)
-            )
-            self._client.set_tag(self.parent_id, logged.NOTE, logged.sweep_note(report, summary))
+            if comparison is not None:
+                self._name_bottlenecks(comparison)
+                self._prepare_view(comparison, ended_at)
+            took_s = round(ended_at - self._sweep.started_at, 3)
+            self._client.log_metric(self.parent_id, "sweep_s", took_s)
+            self._client.set_tag(self.parent_id, logged.NOTE, logged.sweep_note(files, summary))
             self._client.log_text(self.parent_id, summary, "summary.txt")
-            for file in (self._folder / "sweep.json", self._folder / DIFF, *report):
+            for file in (self._folder / "sweep.json", self._folder / DIFF, *files):
                 if file.is_file():
                     self._client.log_artifact(self.parent_id, str(file))
             self._client.log_artifacts(self.parent_id, str(self._folder / INPUTS), INPUTS)
-            self._prepare_view(results, ended_at)
             self._client.set_terminated(self.parent_id, status, milliseconds(ended_at))
+
+    def _cells(self) -> list[Run]:
+        cells = f"tags.`bench.kind` = 'cell' and {self._mine}"
+        return list(self._client.search_runs([self.experiment_id], cells))
+
+    def _name_bottlenecks(self, comparison: Comparison) -> None:
+        for run in self._cells():
+            if cause := comparison.bound_by.get(run.data.tags.get("bench.cell_id", "")):
+                tags = {
+                    "bench.bottleneck": cause.name,
+                    "bench.bottleneck_evidence": cause.evidence,
+                }
+                self._set_tags(run.info.run_id, tags)
+
+    def _prepare_view(self, comparison: Comparison, ended_at: float) -> None:
+        metrics = {key for values in comparison.values.values() for key in values}
+        axes = [logged.param_of(column) for column in comparison.columns]
+        tags = views.view_tags(self._sweep.sweep_id, metrics, axes, milliseconds(ended_at))
+        for key, value in {**tags, logged.NOTE: views.DESCRIPTION}.items():
+            self._client.set_experiment_tag(self.experiment_id, key, value)
 
     def link(self) -> None:
         """Tag the runs of a reproduction with the originals and the verdict, as its folder has
@@ -275,32 +282,19 @@ class Tracker:
         file = self._folder / REPRODUCTION
         if not file.is_file():
             return
-        found = json.loads(file.read_text(encoding="utf-8"))
+        verdict = json.loads(file.read_text(encoding="utf-8"))
         with translated(self._uri):
-            ours = self._client.search_runs(
-                [self.experiment_id], f"tags.`bench.kind` = 'cell' and {self._mine}"
-            )
-            run_of = {run.data.tags["bench.cell_id"]: run.info.run_id for run in ours}
-            for cell, each in found["cells"].items():
-                tags = {"bench.verdict": each["verdict"], "bench.reproduces": each["reproduces"]}
-                self._set_tags(run_of[cell], tags)
-                for key, value in each["numbers"].items():
-                    self._client.log_metric(run_of[cell], key, logged.rounded(value))
-            note = found["text"][: logged.LONGEST_NOTE]
-            self._set_tags(self.parent_id, {"bench.verdict": found["verdict"], logged.NOTE: note})
+            run_of = {run.data.tags["bench.cell_id"]: run.info.run_id for run in self._cells()}
+            for cell_id, cell in verdict["cells"].items():
+                tags = {"bench.verdict": cell["verdict"], "bench.reproduces": cell["reproduces"]}
+                self._set_tags(run_of[cell_id], tags)
+                for key, value in cell["numbers"].items():
+                    self._client.log_metric(run_of[cell_id], key, logged.rounded(value))
+            note = verdict["text"][: logged.LONGEST_NOTE]
+            tags = {"bench.verdict": verdict["verdict"], logged.NOTE: note}
+            self._set_tags(self.parent_id, tags)
             for name in (REPRODUCTION, "reproduction.md"):
                 self._client.log_artifact(self.parent_id, str(self._folder / name))
-
-    def _prepare_view(self, results: Sequence[Result], ended_at: float) -> None:
-        metrics = {key for result in results for key in derive(result)}
-        columns = varying_columns([result.cell for result in results]) if results else []
-        axes = [logged.param_of(column) for column in columns] or [
-            logged.param_of("quant"),
-            logged.param_of("batch"),
-        ]
-        tags = views.view_tags(self._sweep.sweep_id, metrics, axes, milliseconds(ended_at))
-        for key, value in {**tags, logged.NOTE: views.DESCRIPTION}.items():
-            self._client.set_experiment_tag(self.experiment_id, key, value)
 
 
 def keep_report(run_id: str, sweep_id: str, files: Sequence[Path]) -> None:

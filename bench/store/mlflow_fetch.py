@@ -11,7 +11,8 @@ from mlflow.entities import Run
 
 from bench.errors import ConfigError
 from bench.record.result import Result, from_json
-from bench.store.files import Sweep, read_place, sweep_from_json
+from bench.record.sweep import Sweep
+from bench.store.files import read_place, sweep_from_json
 from bench.store.mlflow import translated
 
 
@@ -68,9 +69,9 @@ def from_mlflow(run_id: str, uri: str) -> Recorded:
             cells = list(
                 client.search_runs([run.info.experiment_id], of_it, max_results=len(sweep.cells))
             )
-            cells.sort(key=lambda each: sweep.cells.index(each.data.tags["bench.cell_id"]))
-        texts = {each.info.run_id: _artifact(client, each, "result.json") for each in cells}
-    results = [from_json(text, f"result.json of run {each}") for each, text in texts.items()]
+            cells.sort(key=lambda cell: sweep.cells.index(cell.data.tags["bench.cell_id"]))
+        texts = {cell.info.run_id: _artifact(client, cell, "result.json") for cell in cells}
+    results = [from_json(text, f"result.json of run {run_id}") for run_id, text in texts.items()]
     if not results:
         raise ConfigError([f"{run_id}: no cell of this sweep has ended"])
     return Recorded(

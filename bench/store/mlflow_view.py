@@ -59,30 +59,7 @@ def _state(sweep_id: str, metrics: Collection[str], axes: Collection[str]) -> di
     columns = [
         key for key in ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", memory) if key in metrics
     ]
-    charts = [_scatter(memory, "output_tok_s")]
-    if "kl_nats" in metrics:
-        charts.append(_scatter("kl_nats", "output_tok_s"))
-    charts += [_chart("BAR", _SPEED, metricKey=key) for key in columns]
-    charts.append(
-        _chart(
-            "PARALLEL", _SPEED, selectedParams=list(axes), selectedMetrics=columns, showAllRuns=True
-        )
-    )
-    charts.append(
-        _chart(
-            "LINE",
-            _DETAIL,
-            metricKey="decode_step_s",
-            selectedMetricKeys=["decode_step_s"],
-            xAxisKey="step",
-            lineSmoothness=0,
-            scaleType="linear",
-            xAxisScaleType="linear",
-            useGlobalXaxisKey=True,
-            useGlobalLineSmoothing=True,
-            range={},
-        )
-    )
+    charts = _charts(metrics, memory, columns, axes)
     numbered = [{"uuid": f"chart-{index}", **chart} for index, chart in enumerate(charts)]
     sections = ((_SPEED, "Speed, memory, quality"), (_DETAIL, "Decode steps"))
     return {
@@ -108,6 +85,36 @@ def _state(sweep_id: str, metrics: Collection[str], axes: Collection[str]) -> di
         "viewMaximized": False,
         "useGroupedValuesInCharts": True,
     }
+
+
+def _charts(
+    metrics: Collection[str], memory: str, columns: Collection[str], axes: Collection[str]
+) -> list[dict[str, Any]]:
+    charts = [_scatter(memory, "output_tok_s")]
+    if "kl_nats" in metrics:
+        charts.append(_scatter("kl_nats", "output_tok_s"))
+    charts += [_chart("BAR", _SPEED, metricKey=key) for key in columns]
+    charts.append(
+        _chart(
+            "PARALLEL", _SPEED, selectedParams=list(axes), selectedMetrics=columns, showAllRuns=True
+        )
+    )
+    charts.append(
+        _chart(
+            "LINE",
+            _DETAIL,
+            metricKey="decode_step_s",
+            selectedMetricKeys=["decode_step_s"],
+            xAxisKey="step",
+            lineSmoothness=0,
+            scaleType="linear",
+            xAxisScaleType="linear",
+            useGlobalXaxisKey=True,
+            useGlobalLineSmoothing=True,
+            range={},
+        )
+    )
+    return charts
 
 
 def _section(uuid: str, name: str) -> dict[str, Any]:

@@ -6,25 +6,27 @@ never the sweep.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.analysis.comparison import Comparison
 from bench.errors import TrackingError
-from bench.record.result import Result, is_complete
-from bench.report.page import try_report
-from bench.store import files as store
+from bench.record.result import Result
+from bench.record.sweep import Sweep
+from bench.store.files import write_result
 from bench.store.mlflow import Tracker, tracking_uri
 
 
 class Recorder:
     """The records of one sweep so far, and what became of them."""
 
-    def __init__(self, folder: Path, sweep: store.Sweep, outputs: Path) -> None:
+    def __init__(self, folder: Path, sweep: Sweep, outputs: Path) -> None:
         self.sweep = sweep
         self.untracked: str | None = None  # why not everything is in MLflow
         self.tracker: Tracker | None = None
         self._folder = folder
         self._records: dict[str, Result] = {}
+        self._unfinished: set[str] = set()
         self._pending: list[str] = []
         if sweep.tracking.enabled:
             with self._untracked_on_error():
@@ -38,22 +40,41 @@ class Recorder:
         """Of all cells that have one, in the order of the grid."""
         return [self._records[cell] for cell in self.sweep.cells if cell in self._records]
 
-    def keep(self, record: Result) -> None:
-        """A record has come or grown; in MLflow it appears when it is complete."""
-        store.write_result(self._folder, record)
+    def keep(self, record: Result, finished: bool) -> None:
+        """Write a record that has come or grown; in MLflow it appears when it is finished.
+
+        Raises:
+            StoreError: when the disk is full or forbids it.
+        """
+        write_result(self._folder, record)
         self._records[record.cell_id] = record
-        if is_complete(record):
+        self._unfinished.add(record.cell_id)
+        if finished:
+            self._unfinished.discard(record.cell_id)
             self._pending.append(record.cell_id)
             self._flush()
 
-    def close(self, status: str, ended_at: float) -> None:
-        """End the sweep; what is incomplete stays so. ``status``: FINISHED or KILLED."""
-        self._pending += [each.cell_id for each in self.results if not is_complete(each)]
+    def close(
+        self,
+        status: str,
+        ended_at: float,
+        comparison: Comparison | None,
+        files: Sequence[Path],
+        summary: str,
+    ) -> None:
+        """End the sweep; what is unfinished stays so.
+
+        Args:
+            status: MLflow's, FINISHED or KILLED.
+            comparison: of all results; None where a Ctrl-C left no time for one.
+            files: the report's.
+            summary: the table as text.
+        """
+        self._pending += [cell for cell in self.sweep.cells if cell in self._unfinished]
         self._flush()  # a Ctrl-C may have come between the disk and MLflow
-        report = try_report(self._folder) if status == "FINISHED" else []  # a Ctrl-C ends at once
         if self.tracker is not None and self.untracked is None:
             with self._untracked_on_error():
-                self.tracker.close(status, self.results, ended_at, report)
+                self.tracker.close(status, ended_at, comparison, files, summary)
 
     def link(self) -> None:
         """Say in MLflow what these runs reproduce, and how well."""

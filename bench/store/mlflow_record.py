@@ -1,5 +1,4 @@
-"""What MLflow is told of a sweep and of a cell: parameters, metrics and tags, with nothing secret
-in them.
+"""A sweep and a cell as MLflow's parameters, metrics, tags and tables, with nothing secret in them.
 
 Units are SI; a value is rounded to six digits, because MLflow's tables show all that they are
 given.
@@ -14,15 +13,15 @@ from typing import Any
 import yaml
 from mlflow.entities import Metric, Param
 
-from bench.analysis.comparison import is_group
-from bench.analysis.metrics import derive
+from bench.analysis.columns import is_group
+from bench.analysis.divergence import answer_differences
+from bench.analysis.metrics import in_words
 from bench.analysis.operators import per_step_s
 from bench.analysis.readings import median_step_s
 from bench.config.cell import identity
 from bench.record.redact import redacted
 from bench.record.result import Result
-from bench.report.advice import in_numbers
-from bench.store.files import Sweep
+from bench.record.sweep import Sweep
 
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
@@ -31,11 +30,11 @@ LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
 
-def metrics(result: Result) -> list[Metric]:
-    """Everything that is derived from a result, its decode steps as a curve, its profile by kind of
-    operation."""
+def metrics(result: Result, values: Mapping[str, float]) -> list[Metric]:
+    """What is derived from a result (``values``), its decode steps as a curve, its profile by kind
+    of operation."""
     at = milliseconds(result.ended_at)
-    logged = [Metric(key, rounded(value), at, 0) for key, value in derive(result).items()]
+    logged = [Metric(key, rounded(value), at, 0) for key, value in values.items()]
     if result.measurements:
         curve = median_step_s(result.measurements)[:_MOST_STEPS]
         logged += [Metric("decode_step_s", rounded(step), at, i) for i, step in enumerate(curve)]
@@ -73,25 +72,25 @@ def param_of(column: str) -> str:
 
 
 def sweep_tags(sweep: Sweep) -> dict[str, str]:
-    """What is known of a sweep before its first cell."""
-    of = sweep.provenance
+    """How a sweep was asked for and which code runs it."""
+    code = sweep.provenance
     tags = {
         "bench.sweep_id": sweep.sweep_id,
         "bench.overrides": " ".join(sweep.overrides),
-        "bench.measuring": of.measuring,
+        "bench.measuring": code.measuring,
     }
-    if of.commit is not None:
-        tags["mlflow.source.git.commit"] = of.commit
-        tags["bench.git_dirty"] = str(bool(of.changed)).lower()
-    if of.lock is not None:
-        tags["bench.lock"] = of.lock
+    if code.commit is not None:
+        tags["mlflow.source.git.commit"] = code.commit
+        tags["bench.git_dirty"] = str(bool(code.changed)).lower()
+    if code.lock is not None:
+        tags["bench.lock"] = code.lock
     if sweep.reproduces is not None:
         tags["bench.reproduces"] = sweep.reproduces
     return _hidden(tags)
 
 
-def cell_tags(result: Result) -> dict[str, str]:
-    """Which cell it is, where it ran and how it ended."""
+def cell_tags(result: Result, values: Mapping[str, float]) -> dict[str, str]:
+    """Which cell it is, where it ran, how it ended, and its numbers in a sentence."""
     tags = {
         "bench.cell_id": result.cell_id,
         "bench.resume_key": result.resume_key,
@@ -104,21 +103,32 @@ def cell_tags(result: Result) -> dict[str, str]:
         tags["bench.reason"] = redacted(result.outcome.reason)[:_LONGEST_VALUE]
         tags[NOTE] = f"**{result.outcome.status}**: {result.outcome.reason}"
     elif result.measurements:
-        tags[NOTE] = in_numbers(result)
+        tags[NOTE] = in_words(result, values)
     return _hidden(tags)
 
 
 def sweep_note(report: Sequence[Path], summary: str) -> str:
     """The advice and the table, as far as a tag holds them."""
-    written = next(
-        (file.read_text(encoding="utf-8") for file in report if file.suffix == ".md"),
-        f"```\n{summary}\n```",
-    )
-    return (
-        written
-        if len(written) < LONGEST_NOTE
-        else written.partition("## Every cell")[0][:LONGEST_NOTE]
-    )
+    tickets = (file.read_text(encoding="utf-8") for file in report if file.suffix == ".md")
+    text = next(tickets, f"```\n{summary}\n```")
+    if len(text) < LONGEST_NOTE:
+        return text
+    return text.partition("## Every cell")[0][:LONGEST_NOTE]
+
+
+def samples(result: Result) -> dict[str, list[Any]]:
+    """The answers as columns. The prompt first: MLflow's comparison of artifacts makes one row for
+    each value of the first column."""
+    columns: dict[str, list[Any]] = {
+        "prompt": [sample.prompt for sample in result.samples],
+        "answer": [sample.answer for sample in result.samples],
+        "new_tokens": [len(sample.tokens) for sample in result.samples],
+        "ended": [sample.ended for sample in result.samples],
+    }
+    if differences := answer_differences(result):
+        columns["first_difference"] = [answer.first_difference for answer in differences]
+        columns["equal_share"] = [round(answer.equal_share, 3) for answer in differences]
+    return columns
 
 
 def rounded(value: float) -> float:
@@ -138,7 +148,7 @@ def _hidden(tags: dict[str, str]) -> dict[str, str]:
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _flatten(each, f"{path}.{key}" if path else key)
+        for key, part in value.items():
+            yield from _flatten(part, f"{path}.{key}" if path else key)
     elif value is not None:
         yield path, json.dumps(value) if isinstance(value, list) else value

@@ -1,0 +1,179 @@
+"""What a reader should know before trusting the numbers of a sweep, and why a cell has none.
+
+A finding is one sentence and the cells that it holds for. The kinds come in the order of what
+matters most: how cells ended, what the speedups mean, doubts about a number.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.analysis.columns import BaselineAxes
+from bench.analysis.divergence import is_above_floor
+from bench.analysis.readings import disturbances, drift, outlying
+from bench.analysis.verdict import Change
+from bench.record.measurement import Measurement
+from bench.record.result import Result
+
+Kind = Literal["outcome", "speedup", "doubt"]
+Doubt = tuple[str, str]  # the sentence, and how much of it; "" where there is no more to say
+
+_CLOCKS_AGREE = 0.01
+_STEADY = 0.10  # reference kernels move by some percent on a quiet machine
+_PROFILED_ALIKE = 1.5
+_LIBRARY = {"answers_looping": "answers that end in a loop", "answers_empty": "empty answers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence about some cells; ``cells`` is empty where it is about the whole sweep."""
+
+    kind: Kind
+    sentence: str
+    cells: tuple[tuple[str, str], ...] = ()  # cell_id, and how much of it
+
+
+def findings(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+    speedups: Mapping[str, Mapping[str, Change]],
+    against: BaselineAxes | None,
+) -> list[Finding]:
+    """Outcomes first, then what speedups mean, then doubts. ``values``: derived, by cell_id."""
+    outcomes = {r.cell_id: _outcome(r) for r in results}
+    doubts = {r.cell_id: list(_doubts(r, values[r.cell_id])) for r in results}
+    return [
+        *_shared("outcome", outcomes),
+        *(_about_speedups(speedups, against) if speedups else ()),
+        *_about_references(results),
+        *_shared("doubt", doubts),
+    ]
+
+
+def _shared(kind: Kind, doubts: Mapping[str, Sequence[Doubt]]) -> list[Finding]:
+    """One sentence often holds for many cells."""
+    cells: dict[str, list[tuple[str, str]]] = {}
+    for cell_id, of_cell in doubts.items():
+        for sentence, amount in of_cell:
+            cells.setdefault(sentence, []).append((cell_id, amount))
+    return [Finding(kind, sentence, tuple(where)) for sentence, where in cells.items()]
+
+
+def _about_speedups(
+    speedups: Mapping[str, Mapping[str, Change]], against: BaselineAxes | None
+) -> Iterator[Finding]:
+    words = {change.word for of_metric in speedups.values() for change in of_metric.values()}
+    text = f"speedup: how many times as fast as {against}"
+    if "uncalibrated" not in words:
+        yield Finding("speedup", f"{text}; intervals at 95 % for all comparisons together")
+        return
+    yield Finding("speedup", text)
+    yield Finding(
+        "speedup",
+        "?: one process per cell, so the noise between processes is unknown; use measure=standard,"
+        " or run `python -m bench doctor --calibrate` once",
+    )
+
+
+def _about_references(results: Sequence[Result]) -> Iterator[Finding]:
+    names = {r.divergence.reference for r in results if r.divergence is not None}
+    if len(names) > 1:
+        yield Finding(
+            "doubt",
+            f"divergence: the references differ ({', '.join(sorted(names))}), so it cannot be"
+            " compared",
+        )
+
+
+def _outcome(result: Result) -> list[Doubt]:
+    status, reason = result.outcome.status, result.outcome.reason
+    if status != "ok":
+        return [(f"{status}: {reason}", "")]
+    return [] if reason is None else [(reason, "")]
+
+
+def _doubts(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
+    if not result.measurements:
+        return
+    yield from _of_requests(result)
+    yield from _of_machine(result)
+    yield from _of_record(result)
+    yield from _of_instruments(result, values)
+    yield from _of_quality(result, values)
+
+
+def _of_requests(result: Result) -> Iterator[Doubt]:
+    """At its worst over the processes, as all doubts."""
+    measured, measure = result.measurements, result.cell.measure
+    could_settle = measure.warmups >= 2 * measure.window
+    if could_settle and not all(m.settled for m in measured):
+        yield "the warm-ups never settled", ""
+    if measure.target is not None and any(m.stopped != "target" for m in measured):
+        yield (
+            "stopped at its request or time limit before TTFT and TPOT were known to"
+            f" +-{measure.target:.0%}",
+            "",
+        )
+    outliers, of = max((len(outlying(m)), len(m.repeats)) for m in measured)
+    if outliers:
+        yield "requests that are outliers, kept", f"{outliers} of {of}"
+
+
+def _of_machine(result: Result) -> Iterator[Doubt]:
+    moved = max((drift(m) for m in result.measurements), key=abs)
+    if abs(moved) > _STEADY:
+        yield (
+            "the machine's speed changed during this cell, by its reference kernels",
+            f"{moved:+.0%}",
+        )
+    for text, share in disturbances(result.measurements):
+        yield text, f"{share:.0%}"
+    throttled = {reason for m in result.measurements for reason in _throttling(m)}
+    if throttled:
+        yield "the GPU's clocks were held down", ", ".join(sorted(throttled))
+
+
+def _throttling(m: Measurement) -> list[str]:
+    windows = () if m.energy is None else (m.energy.prefill, m.energy.request)
+    return [reason for window in windows if window for reason in window.throttled or ()]
+
+
+def _of_record(result: Result) -> Iterator[Doubt]:
+    if result.reused_from is not None:
+        yield (
+            "taken from an earlier sweep; the machine may have changed since",
+            result.reused_from,
+        )
+    wanted, had = result.cell.measure.passes, len(result.measurements)
+    if had < wanted and result.outcome.reason is None:
+        yield "fewer processes than wanted", f"{had} of {wanted}"
+
+
+def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
+    mismatch = max(m.clock_mismatch or 0.0 for m in result.measurements)
+    if mismatch > _CLOCKS_AGREE:
+        yield "host and device clocks differ", f"{mismatch:.1%}"
+    beyond = max((values.get(key, 0.0) for key in ("mbu", "mfu")), default=0.0)
+    if beyond > 1 and result.peaks is not None and not result.peaks.measured:
+        yield (
+            "more than the data sheet allows: another device, or a wrong count",
+            f"{beyond:.2f}",
+        )
+    if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
+        slowdown = f"{result.profile.slowdown:.1f}x"
+        yield "the profiler made its request slower, in host time above all", slowdown
+    syncs = None if result.attestation is None else result.attestation.decode_syncs
+    if syncs and result.cell.decode.strategy == "loop":
+        yield "operations waited for the device while decoding", str(syncs)
+
+
+def _of_quality(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
+    divergence = result.divergence
+    if divergence is not None and len(divergence.windows) > 1 and not is_above_floor(divergence):
+        yield (
+            "its divergence cannot be told from what another batch size does to the reference",
+            "",
+        )
+    for key, sentence in _LIBRARY.items():
+        if values.get(key):
+            yield sentence, f"{values[key]:.0f} of {len(result.samples)}"
