@@ -19,6 +19,15 @@ TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workloa
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
 
 
+def interpreter(python: str | None) -> str | None:
+    """The Python that ``engine.python`` means: a relative path is below the checkout; None: this
+    one.
+
+    Links are not followed: a virtual environment knows itself by the link's place.
+    """
+    return None if python is None else str(ROOT / Path(python).expanduser())
+
+
 def cache_folder() -> Path:
-    """Converted models; BENCH_CACHE moves it."""
+    """Converted models, references, descriptions, peaks; BENCH_CACHE moves it."""
     return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("llm-bench"))

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,17 +16,12 @@ from bench.paths import CONF
 if TYPE_CHECKING:  # it imports mlflow
     from bench.store.mlflow_fetch import Recorded
 
-Compose = Callable[[list[str]], list[Mapping[str, Any]]]
-
-_SWEEPS = Path("outputs/sweeps")
 _OF_THE_MACHINE = ("quant", "attn", "decode")  # axes whose values may not work on every machine
 
 
-def run_command(name: str, arguments: list[str], compose: Compose) -> int:
+def run_command(name: str, arguments: list[str]) -> int:
     """Run the command ``name``; returns the exit code.
 
-    Args:
-        compose: gives the configurations that a command line describes.
     Raises:
         ConfigError: when there is no such command.
     """
@@ -36,8 +31,8 @@ def run_command(name: str, arguments: list[str], compose: Compose) -> int:
         "gate": _gate,
         "advise": _advise,
         "report": _report,
-        "reproduce": lambda rest: _reproduce(rest, compose),
-        "doctor": lambda rest: _doctor(rest, compose),
+        "reproduce": _reproduce,
+        "doctor": _doctor,
     }
     if name not in commands:
         raise ConfigError(
@@ -49,19 +44,34 @@ def run_command(name: str, arguments: list[str], compose: Compose) -> int:
     return commands[name](arguments)
 
 
-def _push(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "bench push", description="Send a sweep's results to MLflow (again)."
+def _parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """Of a command that reads the folder of a sweep."""
+    parser = argparse.ArgumentParser(f"bench {name}", description=description, **options)
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help="the output_dir that sweeps were run with (default outputs)",
     )
+    return parser
+
+
+def _sweep_parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = _parser(name, description)
     parser.add_argument(
         "folder",
         nargs="?",
-        help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out",
+        help="folder of a sweep, or its name in DIR/sweeps; the newest one there if left out",
     )
-    given = parser.parse_args(arguments).folder
+    return parser
+
+
+def _push(arguments: list[str]) -> int:
+    given = _sweep_parser("push", "Send a sweep's results to MLflow (again).").parse_args(arguments)
     from bench.commands.push import push
 
-    return push(_newest() if given is None else _place(given))
+    return push(_sweep_folder(given))
 
 
 def _fetch(arguments: list[str]) -> int:
@@ -73,11 +83,9 @@ def _fetch(arguments: list[str]) -> int:
 
 
 def _gate(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "bench gate", description="Exit code 1 when something has become slower."
-    )
+    parser = _parser("gate", "Exit code 1 when something has become slower.")
     parser.add_argument(
-        "current", help=f"folder of a sweep or of one of its cells, or a sweep's name in {_SWEEPS}"
+        "current", help="folder of a sweep or of one of its cells, or a sweep's name in DIR/sweeps"
     )
     parser.add_argument(
         "--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise"
@@ -86,13 +94,16 @@ def _gate(arguments: list[str]) -> int:
         "--threshold",
         type=_share,
         default=0.05,
-        help="slowdown that is let through (default 0.05: 5 %%)",
+        help="largest slowdown to accept (default 0.05: 5 %%)",
     )
     given = parser.parse_args(arguments)
     from bench.commands.gate import gate
 
+    current, baseline = (
+        _existing(name, given.output_dir) for name in (given.current, given.baseline)
+    )
     try:
-        return gate(_place(given.current), _place(given.baseline), given.threshold)
+        return gate(current, baseline, given.threshold)
     except StoreError as error:
         raise ConfigError([str(error)]) from error  # exit code 1 is for regressions
 
@@ -101,14 +112,7 @@ def _advise(arguments: list[str]) -> int:
     # Imports numpy, which no other command line needs to wait for
     from bench.analysis.advice import Goal, Limits
 
-    parser = argparse.ArgumentParser(
-        "bench advise", description="Which configuration to take, and how sure that is."
-    )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out",
-    )
+    parser = _sweep_parser("advise", "Which configuration to take, and how sure that is.")
     parser.add_argument(
         "--goal", choices=get_args(Goal), help="without it the usual questions are answered"
     )
@@ -135,17 +139,19 @@ def _advise(arguments: list[str]) -> int:
         help="output tokens per second of the batch",
     )
     given = parser.parse_args(arguments)
-    from bench.report.advice import advise_on
+    from bench.analysis.comparison import compare
+    from bench.report.advice import print_advice
+    from bench.store.files import read_place
 
     limits = Limits(
         given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
     )
-    return advise_on(
-        _newest() if given.folder is None else _place(given.folder), limits, given.goal
-    )
+    sweep, results = read_place(_sweep_folder(given))
+    print_advice(compare(results, sweep), limits, given.goal)
+    return 0
 
 
-def _doctor(arguments: list[str], compose: Compose) -> int:
+def _doctor(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "bench doctor", description="What this machine is, and what works on it."
     )
@@ -153,7 +159,7 @@ def _doctor(arguments: list[str], compose: Compose) -> int:
         "--calibrate", action="store_true", help="find the spread between processes (a few minutes)"
     )
     calibrate = parser.parse_args(arguments).calibrate
-    (default,) = compose([])
+    default = _default()
     variants = [
         (
             axis,
@@ -169,19 +175,14 @@ def _doctor(arguments: list[str], compose: Compose) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "bench report", description="Write a sweep's report (again): HTML, Markdown, CSV, PNG."
-    )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        help=f"folder of a sweep, or its name in {_SWEEPS}; the newest if left out",
-    )
-    given = parser.parse_args(arguments).folder
+    parser = _sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
+    folder = _sweep_folder(parser.parse_args(arguments))
+    from bench.analysis.comparison import compare
     from bench.report.page import write_report
+    from bench.store.files import read_results, read_sweep
 
-    folder = _newest() if given is None else _place(given)
-    files = write_report(folder)
+    sweep = read_sweep(folder)
+    files = write_report(folder, compare(list(read_results(folder)), sweep))
     # By `mlflow run -e report`
     if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
         from bench.store.mlflow import keep_report
@@ -192,20 +193,18 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
-def _reproduce(arguments: list[str], compose: Compose) -> int:
+def _reproduce(arguments: list[str]) -> int:
     about = "Run a cell or a sweep once more: does the same come out?"
-    parser = argparse.ArgumentParser("bench reproduce", description=about, allow_abbrev=False)
+    parser = _parser("reproduce", about, allow_abbrev=False)
     parser.add_argument(
         "run",
-        help=(
-            f"id of an MLflow run, folder of a sweep or of one of its cells, or a name in {_SWEEPS}"
-        ),
+        help="id of an MLflow run, or folder of a sweep or cell, or a sweep's name in DIR/sweeps",
     )
     parser.add_argument(
         "--margin",
         type=_margin,
         default=0.05,
-        help="times within it are alike (default 0.05: 5 %%)",
+        help="relative difference that counts as equal (default 0.05: 5 %%)",
     )
     parser.add_argument(
         "--processes",
@@ -219,8 +218,7 @@ def _reproduce(arguments: list[str], compose: Compose) -> int:
         help="in a temporary worktree of the commit that is recorded",
     )
     given = parser.parse_args(arguments)
-    (default,) = compose([])
-    settings = parse_config(default).settings
+    settings = replace(parse_config(_default()).settings, output_dir=str(given.output_dir))
     recorded = _recorded(given.run, settings)
     from bench.commands.reproduce import in_worktree, reproduce
 
@@ -242,8 +240,9 @@ def _recorded(given: str, settings: Settings) -> "Recorded":
     from bench.store.mlflow_fetch import from_folder, from_mlflow
 
     try:
-        if _place(given).exists():
-            return from_folder(_place(given))
+        folder = _find(given, Path(settings.output_dir))
+        if folder is not None:
+            return from_folder(folder)
         return from_mlflow(given, _store_of_runs(given, settings))
     except StoreError as error:
         raise ConfigError([str(error)]) from error  # exit code 1 is for what differs
@@ -266,6 +265,14 @@ def _store_of_runs(given: str, settings: Settings) -> str:
             ]
         )
     return uri
+
+
+def _default() -> Mapping[str, Any]:
+    """The configuration that an empty command line describes."""
+    from bench.config.compose import collect  # imports hydra
+
+    (default,) = collect([])
+    return default
 
 
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}
@@ -316,16 +323,35 @@ def _share(text: str) -> float:
     return value
 
 
-def _place(given: str) -> Path:
-    return (
-        Path(given) if Path(given).exists() or not (_SWEEPS / given).exists() else _SWEEPS / given
-    )
+def _find(given: str, outputs: Path) -> Path | None:
+    """A folder by its path, or by its name among the sweeps of an output_dir."""
+    places = (Path(given), outputs / "sweeps" / given)
+    return next((place for place in places if place.exists()), None)
 
 
-def _newest() -> Path:
-    sweeps: Sequence[Path] = sorted(_SWEEPS.glob("*/sweep.json"))
+def _existing(given: str, outputs: Path) -> Path:
+    folder = _find(given, outputs)
+    if folder is None:
+        raise ConfigError(
+            [
+                f"{given}: no such folder, and no such sweep in {outputs / 'sweeps'};"
+                " --output-dir DIR looks in DIR/sweeps"
+            ]
+        )
+    return folder
+
+
+def _sweep_folder(given: argparse.Namespace) -> Path:
+    """The one that is named, or the newest."""
+    if given.folder is not None:
+        return _existing(given.folder, given.output_dir)
+    place: Path = given.output_dir / "sweeps"
+    sweeps = sorted(place.glob("*/sweep.json"))
     if not sweeps:
         raise ConfigError(
-            [f"no sweep in {_SWEEPS}; want a folder like {_SWEEPS}/2026-01-31_12-00-00"]
+            [
+                f"no sweep in {place}; want the folder of one, or"
+                " --output-dir DIR to look in DIR/sweeps"
+            ]
         )
     return sweeps[-1].parent

@@ -7,7 +7,6 @@ of a single pass is judged by from then on.
 
 import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,20 +15,21 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.comparison import COMPARED
 from bench.analysis.readings import process_times_s
-from bench.analysis.verdict import spread
-from bench.config.cell import Cell
-from bench.driver import plan, signals
-from bench.driver.lock import machine_lock
-from bench.driver.probe import find_peaks, look_around
-from bench.driver.worker import begin, run_pass
+from bench.analysis.verdict import COMPARED, spread
+from bench.config.cell import Cell, cell_id
+from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.plan import resolve, why_not
+from bench.driver.policy import Job, Records
+from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
+from bench.driver.process import run_isolated
+from bench.driver.recording import say
+from bench.driver.worker import PhaseTimes, begin, take, task_of
 from bench.errors import BenchError
-from bench.record.afterwards import Afterwards
 from bench.record.result import Host, Peaks
-from bench.report import terminal as table
+from bench.report import terminal
 from bench.report.progress import ProgressLine
-from bench.store import calibration
+from bench.store import files
 
 _PROCESSES, _REPEATS = 8, 5
 
@@ -41,12 +41,14 @@ def doctor(default: Cell, variants: Sequence[tuple[str, str, Cell]], calibrate: 
         default: the cell that an empty command line describes.
         variants: axis, value and cell: the default with that one value.
     """
-    with signals.as_interrupts(), machine_lock(_say), ProgressLine() as progress:
-        host = look_around(progress.show)
-        peaks = find_peaks(host, host.device, host.cpus, progress.show)
+    with signals_as_interrupts(), machine_lock(say), ProgressLine() as progress:
+        probe = Probe(run_isolated, progress.show)
+        start_server([default.engine], progress.show, with_mlflow=False)
+        host = hosts_of([default.engine], probe)[default.engine.name]
+        peaks = find_peaks(default.engine, host, host.device, host.cpus, probe)
         if calibrate:
-            _calibrate(plan.resolve(default, host), host, progress)
-    console = table.console()
+            _calibrate(default, host, progress)
+    console = terminal.console()
     console.print(_machine(host, peaks))
     console.print(_values(host, variants))
     return 0
@@ -70,7 +72,7 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
         rows["peaks"] = (
             f"reads {peaks.read_bytes_s / 1e9:.1f} GB/s, matrix products {flops} ({peaks.source})"
         )
-    found = calibration.read(host)
+    found = files.read_calibration(host)
     rows["calibration"] = (
         ", ".join(
             f"{metric} {each.deviation:.1%} between processes" for metric, each in found.items()
@@ -88,37 +90,36 @@ def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
     for heading in ("axis", "value", "can run here"):
         shown.add_column(heading)
     for axis, value, cell in variants:
-        obstacle = plan.why_not(plan.resolve(cell, host), host)
+        obstacle = why_not(resolve(cell, host), host, None)
         shown.add_row(axis, value, Text("yes" if obstacle is None else f"no: {obstacle.reason}"))
     return shown
 
 
-def _calibrate(cell: Cell, host: Host, progress: ProgressLine) -> None:
+def _calibrate(default: Cell, host: Host, progress: ProgressLine) -> None:
     progress.plan(_PROCESSES)
     folder = Path(tempfile.mkdtemp(prefix="bench-calibration-"))
-    record = begin(
-        replace(cell, measure=replace(cell.measure, repeats=_REPEATS)), host, "calibration"
+    cell = resolve(default, host)
+    cell = replace(cell, measure=replace(cell.measure, repeats=_REPEATS))
+    key = cell_id(default)
+    records = Records(
+        {key: begin(default, cell, host, "calibration")}, {cell.engine.name: host}, {}
     )
     for index in range(_PROCESSES):
         progress.cell(f"calibration {index + 1}/{_PROCESSES}, {cell.label}")
-        record, interrupted = run_pass(record, Afterwards(), folder / "log.txt", progress.show)
-        if interrupted:
-            raise KeyboardInterrupt
-        if record.outcome.status != "ok":
-            raise BenchError(
-                f"{cell.label}: {record.outcome.status}: {record.outcome.reason}; log in {folder}"
-            )
+        job, times = Job("time", key, cell), PhaseTimes(progress.show)
+        findings = run_isolated(task_of(job, host, folder), times.on_phase, folder / "log.txt")
+        take(records, job, findings, times)
+        outcome = records.results[key].outcome
+        if outcome.status != "ok":
+            text = f"{cell.label}: {outcome.status}: {outcome.reason}"
+            raise BenchError(f"{text}; log in {folder}")
         progress.finished()
-    times = process_times_s(record.measurements)
-    logs = {metric: [math.log(value) for value in times[metric]] for metric in COMPARED}
-    found = {
+    times_s = process_times_s(records.results[key].measurements)
+    logs = {metric: [math.log(value) for value in times_s[metric]] for metric in COMPARED}
+    spreads = {
         metric: noise
         for metric, row in logs.items()
         if (noise := spread([row], blocked=False)) is not None
     }
-    _say(f"calibrated: {calibration.write(host, found)}")
+    say(f"calibrated: {files.write_calibration(host, spreads)}")
     shutil.rmtree(folder)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -4,10 +4,12 @@ there already stays."""
 import os
 from pathlib import Path
 
+from bench.analysis.comparison import compare
 from bench.errors import ConfigError
 from bench.record.redact import HIDDEN, redacted
-from bench.record.result import is_complete
+from bench.record.result import is_timed
 from bench.report.page import try_report
+from bench.report.terminal import as_text
 from bench.store.files import read_results, read_sweep
 from bench.store.mlflow import Tracker, tracking_uri
 
@@ -34,9 +36,11 @@ def push(folder: Path) -> int:
     for result in results:
         tracker.log_cell(result)
     ended_at = max((result.ended_at for result in results), default=sweep.started_at)
-    complete = len(results) == len(sweep.cells) and all(map(is_complete, results))
+    complete = len(results) == len(sweep.cells) and all(map(is_timed, results))
     complete = complete and all(result.outcome.status != "killed" for result in results)
-    tracker.close("FINISHED" if complete else "KILLED", results, ended_at, try_report(folder))
+    comparison = compare(results, sweep)
+    status, files = "FINISHED" if complete else "KILLED", try_report(folder, comparison)
+    tracker.close(status, ended_at, comparison, files, as_text(comparison))
     tracker.link()
     print(
         f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at"

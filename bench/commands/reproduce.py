@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,31 +23,38 @@ from bench.analysis.differences import Difference, differences
 from bench.analysis.reproduction import Word, overall, reproductions
 from bench.config.compose import missing_files
 from bench.config.settings import Settings
-from bench.driver import plan, signals
-from bench.driver.lock import machine_lock
-from bench.driver.probe import look_around
+from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.plan import why_not
+from bench.driver.policy import Records
+from bench.driver.process import run_isolated
 from bench.driver.provenance import provenance
-from bench.driver.sweep import measure, say_what_next, writable_outputs
+from bench.driver.recording import Request, say
+from bench.driver.sweep import (
+    Ended,
+    Runner,
+    look_around,
+    measure,
+    say_what_next,
+    writable_outputs,
+)
 from bench.driver.worker import begin
 from bench.errors import ConfigError
 from bench.record.result import Host, Result
-from bench.report import reproduced
-from bench.report import terminal as table
+from bench.report import reproduced, terminal
 from bench.report.progress import ProgressLine
 from bench.store.files import write_reproduction
 
 if TYPE_CHECKING:  # it imports mlflow
     from bench.store.mlflow_fetch import Recorded
 
-# With 1.5 % between processes, 5 against 3 tell a margin of 5 % nearly always, 3 against 3 often
+# With 1.5 % between processes, 5 against 3 tell a margin of 5 % nearly always, 3 against 3 often.
 _FEWEST_PROCESSES = 5
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXIT_CODES: dict[Word, int] = {"reproduced": 0, "differs": 1, "cannot tell": 4}
 
 
 def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -> int:
-    """Measure every cell of ``recorded`` again and say how it compares, within ``settings.margin``;
-    returns the exit code.
+    """Measure every cell of ``recorded`` again and say how it compares; returns the exit code.
 
     Args:
         processes: of each cell; None: as many as were recorded, and at least five.
@@ -56,50 +63,65 @@ def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -
     """
     problems = [problem for then in recorded.results for problem in missing_files(then.cell)]
     if problems:
-        raise ConfigError(
-            [f"{problem}; --checkout takes the version that had it" for problem in problems]
-        )
-    outputs, code = writable_outputs(settings), provenance()
+        raise ConfigError([f"{p}; --checkout takes the version that had it" for p in problems])
+    words = ("reproduce", recorded.name)
+    code = provenance([then.cell for then in recorded.results])
+    request = Request(settings, writable_outputs(settings), words, code, recorded.name)
     elsewhere: list[Difference] = []
-    with signals.as_interrupts():
+    with signals_as_interrupts():
         try:
-            with machine_lock(_say), ProgressLine() as progress:
-                host = look_around(progress.show, with_mlflow=True)
-                elsewhere += differences(
-                    recorded.results[0].host, host, recorded.sweep.provenance, code
-                )
-                for line in reproduced.surroundings(elsewhere):
-                    _say(line)
-                begun = [_again(then, host, processes) for then in recorded.results]
+            with machine_lock(say), ProgressLine() as progress:
+                runner = Runner(run_isolated, progress)
+                asked = [then.asked for then in recorded.results]
+                machine = look_around(asked, settings, runner.probe, with_mlflow=True)
+                host = machine.hosts[asked[0].engine.name]
+                then_host, then_code = recorded.results[0].host, recorded.sweep.provenance
+                elsewhere += differences(then_host, host, then_code, request.code)
+                for line in reproduced.environment(elsewhere):
+                    say(line)
+                begun = [_again(then, machine.hosts, processes) for then in recorded.results]
                 # Cells that differed only in the number of their processes are one now.
-                again = list({record.cell_id: record for record in begun}.values())
-                overrides = ("reproduce", recorded.name)
-                ended = measure(again, settings, overrides, outputs, progress, code, recorded.name)
+                results = {result.cell_id: result for result in begun}
+                records = Records(results, machine.hosts, machine.descriptions)
+                ended = measure(records, request, runner)
         except KeyboardInterrupt:
-            _say("interrupted before the first cell")
+            say("interrupted before the first cell")
             return 130
     if ended.interrupted:
-        say_what_next(ended.recorder, ended.folder)
+        say_what_next(ended)
         return 130
     now = {result.cell_id: result for result in ended.recorder.results}
-    pairs = [
-        (then, now[record.cell_id]) for then, record in zip(recorded.results, begun, strict=True)
-    ]
-    found = reproductions(pairs, settings.margin)
-    out = table.console()
-    for line in reproduced.findings(found, elsewhere, settings.margin):
+    again = [now[result.cell_id] for result in begun]
+    return _conclude(recorded, again, elsewhere, settings.margin, ended)
+
+
+def _conclude(
+    recorded: "Recorded",
+    again: Sequence[Result],
+    elsewhere: Sequence[Difference],
+    margin: float,
+    ended: Ended,
+) -> int:
+    """Say and record the verdict; returns the exit code."""
+    pairs = list(zip(recorded.results, again, strict=True))
+    verdicts = reproductions(pairs, margin)
+    out = terminal.console()
+    for line in reproduced.findings(verdicts, elsewhere, margin):
         out.print(line, markup=False)
-    record = reproduced.as_record(recorded.name, found, recorded.runs, elsewhere, settings.margin)
+    record = reproduced.as_record(recorded.name, verdicts, recorded.runs, elsewhere, margin)
     write_reproduction(ended.folder, record)
     ended.recorder.link()
-    say_what_next(ended.recorder, ended.folder)
-    return _EXIT_CODES[overall(found)] or (3 if ended.recorder.untracked else 0)
+    say_what_next(ended)
+    return _EXIT_CODES[overall(verdicts)] or (3 if ended.recorder.untracked else 0)
 
 
-def _again(then: Result, host: Host, processes: int | None) -> Result:
+def _again(then: Result, hosts: Mapping[str, Host], processes: int | None) -> Result:
+    """The record of a cell that is to run as it ran then."""
     passes = processes or max(then.cell.measure.passes, _FEWEST_PROCESSES)
     cell = replace(then.cell, measure=replace(then.cell.measure, passes=passes))
-    return begin(cell, host, "", plan.why_not(cell, host))
+    asked = replace(then.asked, measure=replace(then.asked.measure, passes=passes))
+    host = hosts[cell.engine.name]
+    return begin(asked, cell, host, outcome=why_not(cell, host, None))
 
 
 def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[str]) -> int:
@@ -118,7 +140,7 @@ def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[
             [f"--checkout: wants git and a clone of the project to take {commit} from"]
         )
     if changed:
-        _say(f"the run had changes on top of its commit that are not in it: {', '.join(changed)}")
+        say(f"the run had changes on top of its commit that are not in it: {', '.join(changed)}")
     git = ["git", "-C", str(paths.ROOT), "worktree"]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         place = Path(folder) / commit[:12]
@@ -157,7 +179,3 @@ def _run_there(place: Path, arguments: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
