@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from bench.paths import ROOT
 from bench.record.result import Result
 from bench.store.files import read_results
+
+if TYPE_CHECKING:  # it imports mlflow, which most tests need not wait for
+    from mlflow.entities import Run
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
@@ -72,9 +74,11 @@ def results(folder: Path) -> list[Result]:
     return list(read_results(sweep_folder(folder)))
 
 
-def runs(folder: Path) -> tuple[list[Run], list[Run]]:
+def runs(folder: Path) -> "tuple[list[Run], list[Run]]":
     """Parents and cells in the SQLite store that a sweep in ``folder`` made, in the order of their
     start."""
+    from mlflow import MlflowClient
+
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
     experiments = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
     found = list(

@@ -14,32 +14,35 @@ import yaml
 from bench.config.cell import Cell, cell_id
 from bench.config.parse import parse
 from bench.config.settings import Baseline, Tracking
+from bench.driver import plan
 from bench.paths import CONF
+from bench.record.description import Description, Matrix
 from bench.record.measurement import (
-    Contamination,
+    Canary,
     Divergence,
+    Interference,
     Measurement,
     Memory,
     Repeat,
     Sample,
-    Sentinel,
     Window,
 )
 from bench.record.result import (
     SCHEMA,
+    Answers,
     Attestation,
     Host,
     ModelShape,
     Outcome,
-    Pass,
     Peaks,
-    Provenance,
+    Replicate,
     Result,
 )
-from bench.store.files import Sweep
+from bench.record.sweep import Provenance, Sweep
 
 _NAMES = {
     "model": "smollm2-135m",
+    "engine": "transformers",
     "quant": "bf16",
     "attn": "sdpa",
     "decode": "loop",
@@ -77,6 +80,25 @@ def cell_mapping(**changes: Any) -> dict[str, Any]:
 def cell(**changes: Any) -> Cell:
     """A cell like ``cell(quant="nf4", batch=8)``."""
     return parse(Cell, cell_mapping(**changes))
+
+
+def resolved(**changes: Any) -> Cell:
+    """The same without ``auto``, as it runs on the CPU of ``host``."""
+    return plan.resolve(cell(**changes), host())
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of transformers' own kind with one token a byte, to save beside a model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: i for i, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    options: dict[str, Any] = {"eos_token": "<eos>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
 def config_mapping(**changes: Any) -> dict[str, Any]:
@@ -134,7 +156,6 @@ def provenance(**changes: Any) -> Provenance:
     values: dict[str, Any] = {
         "commit": "0123abc",
         "changed": ("README.md",),
-        "changes": "0123456789ab",
         "measuring": "ab0123456789",
         "lock": "ba9876543210",
         "packages": {"torch": "2.9.0", "tqdm": "4.66.0"},
@@ -169,7 +190,9 @@ def measurement(**changes: Any) -> Measurement:
     of one request."""
     values: dict[str, Any] = {
         "prompt_tokens": 8,
+        "provide_s": 0.0,
         "load_s": 3.0,
+        "ready_s": 0.0,
         "warmups": (Repeat(6.0, (1.0, 1.0, 1.0), 9.0), Repeat(2.0, (1.0, 1.0, 1.0), 5.0)),
         "repeats": (
             Repeat(0.5, (1.0, 1.5, 2.0), 5.0),
@@ -178,20 +201,46 @@ def measurement(**changes: Any) -> Measurement:
         ),
         "settled": True,
         "stopped": "target",
-        "before": Sentinel(read_s=0.01, matmul_s=0.002, steps_s=0.004),
-        "after": Sentinel(read_s=0.011, matmul_s=0.002, steps_s=0.003),
-        "contamination": Contamination(
+        "before": Canary(read_s=0.01, matmul_s=0.002, steps_s=0.004),
+        "after": Canary(read_s=0.011, matmul_s=0.002, steps_s=0.003),
+        "interference": Interference(
             wall_s=10.0, throttled_s=0.0, steal_s=0.05, involuntary_switches=20, pressure_s=0.05
         ),
         "load_memory": memory(rss_peak_bytes=7000),
         "run_memory": memory(rss_peak_bytes=5000),
         "rss_before_load_bytes": 1000,
-        "threads": 2,
-        "precision": {"float32_matmul_precision": "highest"},
         "clock_mismatch": None,
-        "decode_syncs": None,
     }
     return Measurement(**values | changes)
+
+
+def description(**changes: Any) -> Description:
+    """Two layers of one matrix each, 1000 bytes of weights in bf16: 800 in the table that is both
+    embedding and head, 160 in the layers, 40 besides; and 16 bytes of cache a token."""
+    values: dict[str, Any] = {
+        "matrices": (
+            Matrix("model.embed", 1, 100, 4, "embedding", stored_bytes=800, workspace_bytes=0),
+            Matrix("model.layers.*.up", 2, 10, 4, "layer", stored_bytes=80, workspace_bytes=0),
+        ),
+        "plain_bytes": 40,
+        "buffer_bytes": 0,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 1,
+        "hidden": 4,
+        "intermediate": 10,
+        "mlp_copies": 3,
+        "vocabulary": 100,
+        "windows": (None, None),
+        "context_tokens": 1000,
+        "is_tied": True,
+        "dtype_bytes": 2,
+        "kv_bytes_per_token_layer": 8,
+        "product_bytes": 0,
+        "attention": ("eager", "sdpa"),
+    }
+    return Description(**values | changes)
 
 
 def attestation(**changes: Any) -> Attestation:
@@ -207,19 +256,15 @@ def attestation(**changes: Any) -> Attestation:
             vocabulary=100,
             sliding_windows=(None, None),
         ),
-        "layers": {"Linear": 14},
-        "bytes_by_dtype": {"bfloat16": 1000},
         "weight_bytes": 1000,
         "gathered_bytes": 200,
         "head_bytes": 400,
         "logical_weights": 500,
         "matmul_weights": 300,
         "kv_bytes_per_token": 8,
-        "attention": "sdpa",
-        "attention_operators": ("aten::scaled_dot_product_attention",),
-        "kernels": (),
-        "compute_dtypes": (),
-        "outlier_share": None,
+        "executed_dtype": "bf16",
+        "is_quantized": False,
+        "details": {"layers": {"Linear": 14}, "attention": "sdpa"},
     }
     return Attestation(**values | changes)
 
@@ -250,9 +295,9 @@ def divergence(*windows: Window, answers: tuple[Sample, ...] = ()) -> Divergence
     return Divergence("fp32", False, windows or (window(), window()), answers)
 
 
-def process(**changes: Any) -> Pass:
+def process(**changes: Any) -> Replicate:
     """One process of a cell; its measurement takes the changes."""
-    return Pass(
+    return Replicate(
         started_at=1_750_000_000.25,
         wall_s=12.5,
         phases_s={"load": 3.0, "measure": 9.5},
@@ -260,24 +305,32 @@ def process(**changes: Any) -> Pass:
     )
 
 
+def answers(**changes: Any) -> Answers:
+    """What a quality job found: nothing but what is given."""
+    return Answers(**{"outcome": Outcome("ok")} | changes)
+
+
 def result(**changes: Any) -> Result:
     """What was measured of a cell, by one process (``measurement``); nothing was when the outcome
-    is not ok."""
+    is not ok. ``samples``, ``divergence`` and ``tasks`` become its answers."""
     of: Cell = changes.get("cell") or cell()
     ok = changes.get("outcome", Outcome("ok")).status == "ok"
-    passes = (
-        (replace(process(), measurement=changes.pop("measurement", measurement())),) if ok else ()
-    )
+    said = {
+        name: changes.pop(name) for name in ("samples", "divergence", "tasks") if name in changes
+    }
+    of_it = changes.pop("measurement", measurement())
     values: dict[str, Any] = {
         "schema": SCHEMA,
         "cell_id": cell_id(of),
         "resume_key": "0123456789ab",
         "sweep_id": "2026-01-31_12-00-00",
+        "asked": of,
         "cell": of,
         "host": host(),
         "outcome": Outcome("ok"),
         "started_at": 1_750_000_000.25,
-        "passes": passes,
+        "replicates": (replace(process(), measurement=of_it),) if ok else (),
+        "predicted_bytes": 900,
         "peaks": Peaks(
             read_bytes_s=4000.0,
             flops={"bf16": 40_000.0},
@@ -285,6 +338,7 @@ def result(**changes: Any) -> Result:
             measured=False,
         ),
         "attestation": attestation() if ok else None,
+        "answers": answers(**said) if said else None,
     }
     return Result(**values | changes)
 
@@ -297,4 +351,4 @@ def paced(of: Cell, *steps_s: float, **changes: Any) -> Result:
     """A result of a cell with one process for each of ``steps_s``, which is the time of its every
     decode step."""
     steady = [Repeat(1.0, (step_s, step_s, step_s), 1.0 + 3 * step_s) for step_s in steps_s]
-    return result(cell=of, passes=tuple(process(repeats=(each,)) for each in steady), **changes)
+    return result(cell=of, replicates=tuple(process(repeats=(each,)) for each in steady), **changes)

@@ -21,11 +21,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.commands.push import push
 from bench.record.measurement import Sample
-from bench.report.page import write_report
+from bench.store.files import write_result, write_sweep
 from bench.store.mlflow_view import LATEST, page
 from tests import fakes
 from tests.analysis.test_advice import KNOWN, SWEEP
-from tests.report.test_page import answering, kept
+from tests.report.test_page import answering, written
 
 CHROMIUM = next(
     (
@@ -81,7 +81,7 @@ class Seen:
 def test_the_report_shows_its_pictures_and_asks_nothing_of_the_network(
     browser: Browser, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    file = write_report(kept(tmp_path, KNOWN))[0]
+    file = written(tmp_path, KNOWN)[0]
     seen = Seen(browser, width, color_scheme=scheme)
     seen.page.goto(file.as_uri())
     assert seen.requests == [file.as_uri()]
@@ -102,7 +102,7 @@ def test_a_click_sorts_the_table_by_number_and_another_one_turns_it(
     browser: Browser, tmp_path: Path
 ) -> None:
     seen = Seen(browser, 1400)
-    seen.page.goto(write_report(kept(tmp_path, KNOWN))[0].as_uri())
+    seen.page.goto(written(tmp_path, KNOWN)[0].as_uri())
 
     def column(index: int) -> list[str]:
         return seen.page.locator(f"#cells tbody tr td:nth-child({index})").all_inner_texts()
@@ -118,14 +118,14 @@ def test_a_click_sorts_the_table_by_number_and_another_one_turns_it(
 
 def test_the_changed_part_of_an_answer_is_marked(browser: Browser, tmp_path: Path) -> None:
     seen = Seen(browser, 1400)
-    seen.page.goto(write_report(kept(tmp_path, SAID))[0].as_uri())
+    seen.page.goto(written(tmp_path, SAID)[0].as_uri())
     assert seen.page.locator("#texts h3").all_inner_texts() == ["two", "one"]  # most changed first
     assert seen.page.locator("#texts td mark").all_inner_texts() == ["z", "x d"]
     seen.keep("report-texts")
 
 
 def test_it_is_readable_in_a_frame_without_any_rights(browser: Browser, tmp_path: Path) -> None:
-    file = write_report(kept(tmp_path, KNOWN))[0]
+    file = written(tmp_path, KNOWN)[0]
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe sandbox srcdoc="" src="{file.name}" width="1200" height="800"></iframe>'.replace(
@@ -145,7 +145,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     outputs = tmp_path_factory.mktemp("mlflow") / "outputs"
     folder = outputs / "sweeps" / SWEEP.sweep_id
     folder.mkdir(parents=True)
-    kept(folder, [fakes.in_sweep(result, SWEEP.sweep_id) for result in KNOWN])
+    write_sweep(folder, SWEEP)
+    for result in KNOWN:
+        write_result(folder, fakes.in_sweep(result, SWEEP.sweep_id))
     push(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -80,9 +80,3 @@ def test_a_sweep_from_an_empty_folder_writes_there(installed: Path, tmp_path: Pa
         None,
     )
     assert {file for file in installed.rglob("*") if "__pycache__" not in file.parts} == before
-
-
-def test_a_mistake_is_a_line_there_too(installed: Path, tmp_path: Path) -> None:
-    done = run(installed, tmp_path, "sweeps=headlin")
-    assert done.returncode == 2
-    assert done.stderr.startswith("sweeps=headlin: no such value; want one of ")

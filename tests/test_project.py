@@ -12,10 +12,10 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from bench.__main__ import collect
+from bench.__main__ import words
+from bench.config.compose import collect
 from bench.errors import ConfigError
 from bench.paths import ROOT
-from bench.project import command_line
 from tests.command_line import environment, from_readme
 
 TINY = "workload.new_tokens=4 measure.warmups=1 measure.repeats=2"
@@ -23,14 +23,14 @@ ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))[
 
 
 def filled_in(entry: str, **values: str) -> list[str]:
-    """The words after ``python -m bench.project`` as a shell gets them from MLflow, which quotes
-    each value."""
+    """The words after ``python -m bench`` as a shell gets them from MLflow, which quotes each
+    value."""
     point = ENTRY_POINTS[entry]
     defaults = {name: str(spec.get("default", "")) for name, spec in point["parameters"].items()}
     quoted = {name: shlex.quote(value) for name, value in (defaults | values).items()}
-    words = shlex.split(point["command"].format(**quoted))
-    assert words[:3] == ["python", "-m", "bench.project"]
-    return words[3:]
+    command = shlex.split(point["command"].format(**quoted))
+    assert command[:3] == ["python", "-m", "bench"]
+    return command[3:]
 
 
 @pytest.mark.parametrize(
@@ -55,36 +55,34 @@ def filled_in(entry: str, **values: str) -> list[str]:
 def test_parameters_become_our_command_line(
     entry: str, values: dict[str, str], wanted: str
 ) -> None:
-    name, *given = filled_in(entry, **values)
-    assert command_line(name, given) == shlex.split(wanted)
+    assert words(filled_in(entry, **values)) == shlex.split(wanted)
 
 
-def test_a_sweep_s_entry_point_runs_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = from_readme("mlflow run . --env-manager=local -e sweep -P name=headline")
-    entry = words[words.index("-e") + 1]
-    values = dict(word.split("=", 1) for flag, word in itertools.pairwise(words) if flag == "-P")
-    name, *given = filled_in(entry, **values)
-    monkeypatch.chdir(tmp_path)  # Hydra writes below it
-    monkeypatch.setattr(sys, "argv", ["bench"])
-    assert collect(command_line(name, given)) == collect(["sweeps=headline"])
+def test_a_sweep_s_entry_point_is_the_sweep_s_command() -> None:
+    command = from_readme("mlflow run . --env-manager=local -e sweep -P name=headline")
+    entry = command[command.index("-e") + 1]
+    values = dict(w.split("=", 1) for flag, w in itertools.pairwise(command) if flag == "-P")
+    assert words(filled_in(entry, **values)) == ["-m", "sweeps=headline"]
 
 
 @pytest.mark.parametrize(
     ("entry", "values", "said"),
     [
-        ("main", {"quant": "fp16,nf4"}, '-e sweep -P overrides="quant=fp16,nf4"'),
-        ("sweep", {}, "want -P name=headline"),
+        ("main", {"quant": "fp16,nf4"}, "quant=fp16,nf4: several values; add -m to measure each"),
         ("main", {"overrides": "workload.prompt=it's"}, "quote it as for a shell"),
     ],
 )
 def test_parameters_that_make_no_command_are_a_mistake(
-    entry: str, values: dict[str, str], said: str
+    entry: str,
+    values: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, *given = filled_in(entry, **values)
+    monkeypatch.chdir(tmp_path)  # Hydra writes below it
+    monkeypatch.setattr(sys, "argv", ["bench"])
     with pytest.raises(ConfigError, match=said):
-        command_line(name, given)
+        collect(words(filled_in(entry, **values)))
 
 
 def test_every_parameter_stands_in_its_command() -> None:

@@ -5,19 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.advice import Goal, Limits, advise
-from bench.analysis.crossover import crossovers, sentences
-from bench.analysis.pareto import pareto_front
-from bench.analysis.plausible import DRAWS, plausible
-from bench.analysis.verdict import Spread
+from bench.analysis.advice import DRAWS, Advice, Goal, Limits, advise
+from bench.analysis.comparison import compare
+from bench.analysis.crossover import sentence
 from bench.config.cell import Workload, cell_id
 from bench.config.parse import parse
 from bench.config.settings import Baseline, Tracking
-from bench.driver import plan
 from bench.record.measurement import Repeat
 from bench.record.result import Outcome, Result
-from bench.report.advice import answer, command, turning_points, use_cases
-from bench.store.files import Sweep
+from bench.record.sweep import Spread, Sweep
+from bench.report.advice import Answer, answer, command, turning_points, use_cases
 from tests import fakes
 
 MIB = 2**20
@@ -47,8 +44,8 @@ def measured(
         [fakes.window(kl_nats=kl * (1 + 0.1 * i)) for i in (-1, 0, 1)] if kl is not None else []
     )
     divergence = fakes.divergence(*windows) if windows else None
-    cell = plan.resolve(fakes.cell(quant=quant, batch=batch), fakes.host())
-    return fakes.result(cell=cell, passes=tuple(passes), divergence=divergence)
+    cell = fakes.resolved(quant=quant, batch=batch)
+    return fakes.result(cell=cell, replicates=tuple(passes), divergence=divergence)
 
 
 # int8 is dominated everywhere; nf4 decodes faster than bf16 up to batch 8 and slower from 32 on,
@@ -77,6 +74,14 @@ SWEEP = Sweep(
 )
 
 
+def advised(results: list[Result], limits: Limits, goal: Goal, margin: float = 0.03) -> Advice:
+    return advise(compare(results, SWEEP).plausible, limits, goal, margin)
+
+
+def answered(results: list[Result], limits: Limits, goal: Goal, of: Sweep = SWEEP) -> Answer:
+    return answer(compare(results, of), advised(results, limits, goal), limits)
+
+
 @pytest.mark.parametrize(
     ("goal", "limits", "wanted"),
     [
@@ -93,16 +98,16 @@ SWEEP = Sweep(
     ],
 )
 def test_the_planted_answer_is_found(goal: Goal, limits: Limits, wanted: tuple[str, int]) -> None:
-    found = advise(plausible(KNOWN, {}), limits, goal, 0.03)
+    found = advised(KNOWN, limits, goal)
     assert found.word == "recommended"
     (best,) = [result.cell for result in KNOWN if result.cell_id == found.best]
     assert (best.quant.name, best.batch) == wanted
 
 
 def test_a_limit_that_nothing_keeps_is_said() -> None:
-    found = advise(plausible(KNOWN, {}), Limits(max_ttft_s=0.001), "throughput", 0.03)
+    found = advised(KNOWN, Limits(max_ttft_s=0.001), "throughput")
     assert (found.word, found.best) == ("nothing fits", None)
-    said = answer(plausible(KNOWN, {}), SWEEP, Limits(max_ttft_s=0.001), "throughput")
+    said = answered(KNOWN, Limits(max_ttft_s=0.001), "throughput")
     assert said.headline == "no measured cell keeps these limits"
     assert (
         said.why[0] == "would be first, but: quant=bf16 batch=32: TTFT at most 1 ms, it has 900 ms"
@@ -117,23 +122,19 @@ def test_noise_gets_no_advice_but_a_command() -> None:
     sweep = replace(
         SWEEP, overrides=("-m", "quant=fp16,bf16,nf4,fp4,int8", "batch=1", "workload=chat")
     )
-    found = advise(plausible(alike, {}), Limits(), "tpot", 0.03)
+    found = advised(alike, Limits(), "tpot")
     assert found.word == "not enough data"
     assert len(found.in_question) > 1
-    said = answer(plausible(alike, {}), sweep, Limits(), "tpot")
-    assert said.headline.startswith("not enough data; likeliest quant=")
+    said = answered(alike, Limits(), "tpot", sweep)
+    assert said.headline.startswith("not enough data; best guess quant=")
     asked = [line for line in said.why if line.startswith("run this to tell: ")]
     assert len(asked) == 1
     assert "batch=1 workload=chat measure=rigorous" in asked[0]
 
 
 def test_what_would_be_better_and_breaks_a_limit_binds() -> None:
-    found = advise(
-        plausible(KNOWN, {}),
-        Limits(max_kl_nats=0.05, max_memory_bytes=900 * MIB),
-        "throughput",
-        0.03,
-    )
+    limits = Limits(max_kl_nats=0.05, max_memory_bytes=900 * MIB)
+    found = advised(KNOWN, limits, "throughput")
     names = {result.cell_id: (result.cell.quant.name, result.cell.batch) for result in KNOWN}
     assert found.best is not None
     assert names[found.best] == ("bf16", 8)
@@ -145,9 +146,7 @@ def test_what_would_be_better_and_breaks_a_limit_binds() -> None:
 
 def test_quality_that_was_not_evaluated_keeps_no_limit_of_it() -> None:
     unknown = [measured("bf16", 1, tpot_s=0.04), measured("nf4", 1, tpot_s=0.02)]
-    assert (
-        advise(plausible(unknown, {}), Limits(max_kl_nats=0.1), "tpot", 0.03).word == "nothing fits"
-    )
+    assert advised(unknown, Limits(max_kl_nats=0.1), "tpot").word == "nothing fits"
 
 
 def test_cells_within_the_margin_are_as_good_and_the_better_one_is_named() -> None:
@@ -155,41 +154,37 @@ def test_cells_within_the_margin_are_as_good_and_the_better_one_is_named() -> No
         measured("bf16", 1, tpot_s=0.0400, noise=0.001),
         measured("fp16", 1, tpot_s=0.0396, noise=0.001),
     ]
-    found = advise(plausible(close, {}), Limits(), "tpot", 0.03)
+    found = advised(close, Limits(), "tpot")
     assert found.best == close[1].cell_id
     assert found.probability == 1.0
     assert set(found.in_question) == {each.cell_id for each in close}
 
 
 def test_one_process_each_is_judged_by_the_calibration_or_by_an_assumption_that_is_said() -> None:
-    single = [replace(each, passes=each.passes[:1]) for each in KNOWN]
-    assert plausible(single, {}).is_assumed
-    assert not plausible(single, {"ttft_s": Spread(0.01, 7), "tpot_s": Spread(0.01, 7)}).is_assumed
-    said = answer(plausible(single, {}), SWEEP, Limits(), "tpot")
+    single = [replace(each, replicates=each.replicates[:1]) for each in KNOWN]
+    calibration = {"ttft_s": Spread(0.01, 7), "tpot_s": Spread(0.01, 7)}
+    assert compare(single, SWEEP).plausible.is_assumed
+    assert not compare(single, replace(SWEEP, calibration=calibration)).plausible.is_assumed
+    said = answered(single, Limits(), "tpot")
     assert any("assuming that processes differ by 5%" in line for line in said.why)
-    assert not any(
-        "assuming" in line for line in answer(plausible(KNOWN, {}), SWEEP, Limits(), "tpot").why
-    )
+    assert not any("assuming" in line for line in answered(KNOWN, Limits(), "tpot").why)
 
 
 def test_draws_are_the_same_for_the_same_results() -> None:
-    one, other = plausible(KNOWN, {}), plausible(KNOWN, {})
+    one, other = compare(KNOWN, SWEEP).plausible, compare(KNOWN, SWEEP).plausible
     assert one.ttft_s.shape == (9, DRAWS)
     assert (one.kl_nats == other.kl_nats).all()
 
 
 def test_without_a_number_there_is_no_advice() -> None:
     failed = fakes.result(outcome=Outcome("failed", "it broke"))
-    assert advise(plausible([failed], {}), Limits(), "tpot", 0.03).word == "nothing measured"
-    assert (
-        answer(plausible([failed], {}), SWEEP, Limits(), "tpot").headline == "no cell has a number"
-    )
+    assert advised([failed], Limits(), "tpot").word == "nothing measured"
+    assert answered([failed], Limits(), "tpot").headline == "no cell has a number"
 
 
 def test_usual_questions_are_answered_within_the_usual_divergence() -> None:
     found = {
-        name.partition(" (")[0]: each.headline
-        for name, each in use_cases(plausible(KNOWN, {}), SWEEP)
+        name.partition(" (")[0]: each.headline for name, each in use_cases(compare(KNOWN, SWEEP))
     }
     assert found == {
         "single-user chat": "quant=bf16 batch=1",
@@ -203,7 +198,7 @@ def test_usual_questions_are_answered_within_the_usual_divergence() -> None:
 def test_the_planted_crossover_is_found_between_the_batches_around_it() -> None:
     found = [
         each
-        for each in crossovers(plausible(KNOWN, {}), "quant")
+        for each in compare(KNOWN, SWEEP).crossovers
         if each.metric == "tpot_s" and {each.first, each.second} == {"bf16", "nf4"}
     ]
     (each,) = found
@@ -215,7 +210,7 @@ def test_the_planted_crossover_is_found_between_the_batches_around_it() -> None:
     assert each.next_point == 16
     assert any(
         sentence.startswith("quant=bf16 decodes faster than nf4 from batch 14.2 on (")
-        for sentence in turning_points(plausible(KNOWN, {}), SWEEP)
+        for sentence in turning_points(compare(KNOWN, SWEEP))
     )
 
 
@@ -225,14 +220,11 @@ def test_a_crossover_in_noise_cannot_be_told() -> None:
         for quant in ("bf16", "nf4")
         for batch in (1, 8, 32)
     ]
-    assert all(
-        "cannot tell" in sentence
-        for sentence in sentences(crossovers(plausible(noisy, {}), "quant"))
-    )
+    assert all("cannot tell" in sentence(change) for change in compare(noisy, SWEEP).crossovers)
 
 
 def test_dominated_cells_are_not_on_the_front() -> None:
-    front = {result.cell.label for result in KNOWN if result.cell_id in pareto_front(KNOWN)}
+    front = {result.cell.label for result in KNOWN if result.cell_id in compare(KNOWN, SWEEP).front}
     assert not any("int8" in label for label in front)
     assert {label.rpartition("/")[2] for label in front if "bf16" in label} == {"b1", "b8", "b32"}
     assert {label.rpartition("/")[2] for label in front if "nf4" in label} == {"b1", "b8", "b32"}
@@ -240,20 +232,31 @@ def test_dominated_cells_are_not_on_the_front() -> None:
 
 def test_equal_cells_are_both_on_the_front() -> None:
     twins = [measured("bf16", 1, tpot_s=0.04), measured("fp16", 1, tpot_s=0.04)]
-    assert len(pareto_front(twins)) == 2
+    assert len(compare(twins, SWEEP).front) == 2
 
 
 def test_the_command_names_what_is_in_question_and_keeps_the_rest() -> None:
     in_question = [KNOWN[1], KNOWN[7]]
     assert (
-        command(in_question, KNOWN, SWEEP)
+        command(compare(KNOWN, SWEEP), in_question)
         == "python -m bench -m quant=bf16,nf4 batch=8 workload=chat measure=rigorous"
     )
     of_a_file = replace(
         SWEEP, overrides=("sweeps=small_batch_quant", "measure.passes=1", "resume=true")
     )
     wanted = "python -m bench -m quant=bf16,nf4 batch=8 sweeps=small_batch_quant measure=rigorous"
-    assert command(in_question, KNOWN, of_a_file) == wanted
+    assert command(compare(KNOWN, of_a_file), in_question) == wanted
+
+
+def test_the_command_gives_a_field_that_varies_once() -> None:
+    cells = [
+        fakes.resolved(quant=fakes.group("quant", "int8", parameters={"threshold": t}))
+        for t in (6.0, 3.0)
+    ]
+    results = [fakes.paced(cell, 0.5) for cell in cells]
+    of_a_field = replace(SWEEP, overrides=("quant=int8", "quant.parameters.threshold=6.0,3.0"))
+    wanted = "python -m bench -m quant.parameters.threshold=6.0,3.0 quant=int8 measure=rigorous"
+    assert command(compare(results, of_a_field), results) == wanted
 
 
 def test_workloads_are_no_choice_and_models_have_references_of_their_own() -> None:
@@ -262,14 +265,16 @@ def test_workloads_are_no_choice_and_models_have_references_of_their_own() -> No
         replace(each, cell=replace(each.cell, workload=parse(Workload, chat))) for each in KNOWN[:1]
     ]
     other = [replace(each, cell_id=cell_id(each.cell)) for each in other]
-    names = [name for name, _ in use_cases(plausible([*KNOWN, *other], {}), SWEEP)]
+    both = compare([*KNOWN, *other], SWEEP)
+    names = [name for name, _ in use_cases(both)]
     assert names[0].startswith("few: single-user chat")
     assert names[4].startswith("chat: single-user chat")
-    assert set(pareto_front(KNOWN)) | {other[0].cell_id} == set(pareto_front([*KNOWN, *other]))
+    assert set(compare(KNOWN, SWEEP).front) | {other[0].cell_id} == set(both.front)
 
 
 def test_many_cells_alike_are_no_reason_to_say_that_nothing_fits() -> None:
     alike = [measured("bf16", batch, tpot_s=0.04, noise=0.2) for batch in range(1, 101)]
-    found = advise(plausible(alike, {"tpot_s": Spread(0.05, 30)}), Limits(), "tpot", 0.001)
+    calibrated = replace(SWEEP, calibration={"tpot_s": Spread(0.05, 30)})
+    found = advise(compare(alike, calibrated).plausible, Limits(), "tpot", 0.001)
     assert found.word == "not enough data"
     assert found.best in found.in_question

@@ -1,24 +1,16 @@
-"""What a cell will need: computed by hand, counted in loaded models, and as transformers lays
-models out."""
+"""What a cell will need: computed by hand, from a made-up description and from those of
+transformers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.analysis import cost
-from bench.analysis.footprint import Footprint, layout_of, max_batch, predict, stored_bytes
+from bench.analysis.footprint import Footprint, max_batch, predict
 from bench.config.cell import Cell
-from bench.driver.plan import resolve
-from bench.engine import sources
-from bench.engine.transformers.attest import attest
-from bench.engine.transformers.load import load
-from bench.paths import CONF
+from bench.engine.transformers.describe import describe
+from bench.record.description import Matrix
 from tests import fakes
-
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 
 # 36,864 weights and 512 outputs a layer in seven matrices, 6,400 in the embedding, 320 in norms, 16
 # rotary frequencies.
@@ -33,35 +25,6 @@ TOY = {
     "tie_word_embeddings": True,
 }
 PLAIN = 2 * (6400 + 320) + 4 * 16
-SMALL: dict[str, dict[str, Any]] = {
-    "llama-2-7b": {
-        "vocab_size": 100,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 3,
-    }
-    | {
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "attention_bias": True,
-        "mlp_bias": True,
-    },
-    "mistral-7b": {
-        "vocab_size": 100,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-    }
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    "qwen2.5-3b": {
-        "vocab_size": 100,
-        "hidden_size": 128,
-        "intermediate_size": 320,
-        "num_hidden_layers": 2,
-    }
-    | {"num_attention_heads": 4, "num_key_value_heads": 1},
-    "gpt2": {"vocab_size": 100, "n_positions": 50, "n_embd": 128, "n_layer": 2, "n_head": 2},
-}
 
 
 def resolved(
@@ -70,24 +33,16 @@ def resolved(
     """A cell of random weights with device and dtypes as they are on a machine with a GPU or
     without one."""
     model = {"name": "toy", "architecture": architecture, "weights": "random"}
-    host = fakes.host() if device == "cpu" else fakes.gpu_host()
-    return resolve(fakes.cell(model=model, quant=quant, device=device, **changes), host)
+    return fakes.resolved(model=model, quant=quant, device=device, **changes)
 
 
 def predicted(cell: Cell) -> Footprint:
-    found = predict(cell)
-    assert found is not None
-    return found
+    """From the description that the engine makes."""
+    return predict(cell, describe(cell))
 
 
 def tokens(prompt: int, new: int) -> dict[str, Any]:
     return {"name": "few", "text": "prose", "prompt_tokens": prompt, "new_tokens": new}
-
-
-def repacks() -> bool:
-    from bitsandbytes.functional import has_avx512bf16
-
-    return bool(has_avx512bf16())
 
 
 @pytest.mark.parametrize(
@@ -143,39 +98,19 @@ def test_a_cache_ends_one_token_before_the_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kept"),
-    [
-        ({"model_type": "mistral", "sliding_window": 10}, 2 * 10),
-        ({"model_type": "mistral", "sliding_window": None}, 2 * 27),
-        ({"model_type": "mistral"}, 2 * 27),  # transformers' default is 4,096
-        ({"model_type": "qwen2", "sliding_window": 10}, 2 * 27),
-        (
-            {
-                "model_type": "qwen2",
-                "sliding_window": 10,
-                "use_sliding_window": True,
-                "max_window_layers": 1,
-            },
-            27 + 10,
-        ),
-        ({"model_type": "llama"}, 2 * 27),
-    ],
+    ("windows", "kept"),
+    [((None, None), 2 * 27), ((10, 10), 2 * 10), ((None, 10), 27 + 10), ((0, None), 27)],
 )
-def test_windows_are_those_that_transformers_fills_in(changes: dict[str, Any], kept: int) -> None:
-    architecture = TOY | changes
-    assert (
-        predicted(resolved(architecture, workload=tokens(24, 4))).kv_bytes == kept * 2 * 2 * 16 * 2
-    )
-    rest = {key: value for key, value in architecture.items() if key != "model_type"}
-    config = AutoConfig.for_model(architecture["model_type"], **rest)
-    layout = layout_of(architecture)
-    assert layout is not None
-    kinds = (
-        getattr(config, "layer_types", None)
-        or ["sliding_attention" if getattr(config, "sliding_window", 0) else ""] * 2
-    )
-    sliding = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
-    assert list(layout.windows) == sliding
+def test_a_layer_keeps_no_more_than_its_window(windows: tuple[int | None, ...], kept: int) -> None:
+    cell = fakes.cell(workload=tokens(24, 4))
+    assert predict(cell, fakes.description(windows=windows)).kv_bytes == kept * 8
+
+
+def test_a_prompt_of_unknown_length_is_estimated() -> None:
+    asked = {"name": "few", "prompt": "x" * 100, "prompt_tokens": None, "new_tokens": 4}
+    cells = [fakes.cell(workload=workload) for workload in (asked, tokens(20, 4))]
+    estimated, exact = (predict(cell, fakes.description()) for cell in cells)
+    assert estimated == exact
 
 
 def test_what_prefill_holds_is_as_computed_by_hand() -> None:
@@ -191,10 +126,32 @@ def test_what_prefill_holds_is_as_computed_by_hand() -> None:
     assert wide.activation_bytes == stream + 10_000 * (2 + 4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({"mlp_copies": 13}, 10 * 8 * 10 * 2),
+        ({"product_bytes": 12}, 8 * 10 * 12),
+        ({"matrices": (Matrix("up", 2, 10, 4, "layer", 500, workspace_bytes=320),)}, 320),
+    ],
+)
+def test_what_the_architecture_and_the_scheme_need_in_prefill_counts(
+    changes: dict[str, Any], more: int
+) -> None:
+    cell = fakes.cell()
+    narrow = {"heads": 0, "kv_heads": 0, "vocabulary": 1}  # so that the MLP holds most
+    plain, other = (
+        predict(cell, fakes.description(**narrow | each)).activation_bytes for each in ({}, changes)
+    )
+    assert other - plain == more
+
+
 def test_a_prompt_beyond_its_window_is_held_until_the_first_decode_step() -> None:
-    sliding = TOY | {"model_type": "mistral", "sliding_window": 10}
-    there, absent = (predicted(resolved(a, workload=tokens(24, 4))) for a in (sliding, TOY))
-    assert there.activation_bytes - absent.activation_bytes == 2 * 14 * 2 * 2 * 16 * 2
+    cell = fakes.cell(workload=tokens(24, 4))
+    there, absent = (
+        predict(cell, fakes.description(windows=windows)).activation_bytes
+        for windows in ((10, 10), (None, None))
+    )
+    assert there - absent == 2 * 14 * 8
 
 
 def test_loading_holds_one_unquantized_matrix_and_is_apart_from_running() -> None:
@@ -206,85 +163,38 @@ def test_loading_holds_one_unquantized_matrix_and_is_apart_from_running() -> Non
     assert found.least_bytes == found.weight_bytes + found.kv_bytes
 
 
-@pytest.mark.parametrize(
-    "changes", [{"model_type": "mamba"}, {"num_key_value_heads": None}, {"hidden_size": None}]
-)
-def test_nothing_is_predicted_of_what_is_not_known(changes: dict[str, Any]) -> None:
-    assert predict(resolved(TOY | changes)) is None
-    assert max_batch(resolved(TOY | changes), 10**9) is None
-
-
 @pytest.mark.parametrize("quant", ["bf16", "nf4"])
 def test_the_largest_batch_fits_and_one_more_does_not(quant: str) -> None:
     available = 2_000_000
-    largest = max_batch(resolved(TOY, quant), available)
-    assert largest is not None
+    cell = resolved(TOY, quant)
+    description = describe(cell)
+
+    def total_bytes(batch: int) -> int:
+        return predict(replace(cell, batch=batch), description).total_bytes
+
+    largest = max_batch(cell, description, available)
     assert largest > 50
-    assert predicted(resolved(TOY, quant, batch=largest)).total_bytes <= available
-    assert predicted(resolved(TOY, quant, batch=largest + 1)).total_bytes > available
+    assert total_bytes(largest) <= available < total_bytes(largest + 1)
+    assert max_batch(replace(cell, batch="max"), description, available) == largest
 
 
 @pytest.mark.parametrize("missing_bytes", [0, 1])
 def test_a_single_row_fits_to_the_byte(missing_bytes: int) -> None:
+    cell = fakes.cell(workload=tokens(500, 4))
     one, two = (
-        predicted(resolved(TOY, workload=tokens(500, 4), batch=batch)).total_bytes
-        for batch in (1, 2)
+        predict(replace(cell, batch=batch), fakes.description()).total_bytes for batch in (1, 2)
     )
     assert one < two
-    assert (
-        max_batch(resolved(TOY, workload=tokens(500, 4)), one - missing_bytes) == 1 - missing_bytes
-    )
+    assert max_batch(cell, fakes.description(), one - missing_bytes) == 1 - missing_bytes
 
 
 def test_no_batch_fits_into_nothing() -> None:
-    assert max_batch(resolved(TOY), 0) == 0
+    assert max_batch(fakes.cell(), fakes.description(), 0) == 0
 
 
-def compare(cell: Cell) -> None:
-    """The prediction against what is in memory after the first forward."""
-    subject = load(cell, sources.fetch(cell.model))
-    ids = torch.arange(6)[None]
-    with torch.inference_mode():
-        found = attest(cell, subject.model, ids)
-    layout = layout_of(cell.model.architecture)
-    assert layout is not None
-    assert stored_bytes(layout, cell, repacks()) == found.weight_bytes
-    foreseen = predicted(cell)
-    assert foreseen.kv_bytes == cost.kv_bytes(found, 8 + 4 - 1, cell.batch)
-    real = found.weight_bytes + foreseen.kv_bytes
-    assert real <= foreseen.least_bytes
-    if layout.hidden > 500:  # a table for each matrix is much for the matrices of a toy
-        assert foreseen.least_bytes <= 1.1 * real
-
-
-@pytest.mark.parametrize(
-    ("model", "quant"),
-    [("tiny", quant) for quant in QUANTS]
-    + [(m, q) for m in SMALL for q in ("bf16", "int8_nodecomp", "nf4_double")],
-)
-def test_small_models_are_stored_as_predicted_to_the_byte(model: str, quant: str) -> None:
-    compare(
-        resolved(fakes.group("model", model)["architecture"] | SMALL.get(model, {}), quant, batch=2)
-    )
-
-
-# A load and its quantization take up to ten seconds each.
-@pytest.mark.parametrize(
-    "quant",
-    [q if q in ("bf16", "nf4_double") else pytest.param(q, marks=pytest.mark.slow) for q in QUANTS],
-)
-def test_smollm2_is_stored_as_predicted_to_the_byte(quant: str) -> None:
-    compare(resolve(fakes.cell(model="smollm2-135m", quant=quant, batch=2), fakes.host()))
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_weights_are_those_of_transformers_own_layout(model: str) -> None:
-    architecture = fakes.group("model", model)["architecture"]
-    rest = {key: value for key, value in architecture.items() if key != "model_type"}
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(architecture["model_type"], **rest)
-        )
-    parameters = sum(parameter.numel() for parameter in built.parameters())
-    buffers = sum(buffer.nbytes for buffer in built.buffers())
-    assert predicted(resolved(architecture)).weight_bytes == 2 * parameters + buffers
+def test_shares_of_a_description_add_up() -> None:
+    tied = fakes.description()
+    assert (tied.weight_bytes, tied.head_bytes, tied.layer_weights) == (1000, 800, 80)
+    head = Matrix("head", 1, 100, 4, "head", stored_bytes=700, workspace_bytes=0)
+    untied = replace(tied, matrices=(*tied.matrices, head), is_tied=False)
+    assert (untied.weight_bytes, untied.head_bytes) == (1700, 700)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.metrics import METRICS, derive
+from bench.analysis.metrics import METRIC, METRICS, derive, peak_memory_bytes
 from bench.analysis.readings import median_step_s, outlying, tpot_s
-from bench.record.measurement import Energy, Repeat, Telemetry
+from bench.record.measurement import Energy, Repeat, TaskScore, Telemetry
 from bench.record.result import Outcome, Result
 from tests import fakes
 
@@ -51,9 +51,9 @@ BY_HAND = {
     "step_bytes": 960.0,  # 1000 - 200 + 2 x 8 x (8 + 4 / 2)
     "head_share": 0.5,  # 400 / (1000 - 200)
     "kv_bytes": 176.0,  # 2 x 8 x (8 + 4 - 1)
-    "predicted_bytes": 269_537_152.0,  # 134,515,008 x 2 + 256 + 2 x 11 x 30 x 2 x 3 x 64 x 2
-    "vram_peak_bytes": 2000.0,
-    "vram_peak_reserved_bytes": 3000.0,
+    "predicted_bytes": 900.0,
+    "vram_peak_bytes": 3000.0,
+    "vram_allocated_peak_bytes": 2000.0,
     "device_used_bytes": 4000.0,
     "rss_peak_bytes": 5000.0,
     "rss_growth_bytes": 4000.0,  # 5000 - 1000
@@ -109,7 +109,7 @@ def test_a_metric_is_what_the_readings_say(key: str, value: float | None) -> Non
     "key",
     [
         "vram_peak_bytes",
-        "vram_peak_reserved_bytes",
+        "vram_allocated_peak_bytes",
         "device_used_bytes",
         "enqueue_share",
         "outlier_share",
@@ -222,3 +222,38 @@ def test_an_outlier_is_counted_and_kept() -> None:
     )
     assert outlying(fakes.measurement(repeats=repeats)) == [5]
     assert derive(fakes.result(measurement=fakes.measurement(repeats=repeats)))["n"] == 6
+
+
+def test_what_a_cell_takes_is_the_gpu_s_memory_or_the_whole_process() -> None:
+    assert peak_memory_bytes(ON_GPU, derive(ON_GPU)) == 3000
+    assert peak_memory_bytes(ON_CPU, derive(ON_CPU)) == 5000
+    assert math.isnan(peak_memory_bytes(ON_GPU, {"rss_peak_bytes": 5000}))
+
+
+def test_a_score_has_an_interval_where_the_harness_gives_an_error() -> None:
+    scores = (TaskScore("arc", "acc", 0.4, 0.1), TaskScore("arc", "acc_norm", 0.5, None))
+    metrics = derive(fakes.result(tasks=scores))
+    assert metrics["task_arc_acc_low"] == pytest.approx(0.4 - 1.95996 * 0.1, abs=1e-5)
+    assert metrics["task_arc_acc_high"] == pytest.approx(0.4 + 1.95996 * 0.1, abs=1e-5)
+    assert metrics["task_arc_acc_norm"] == 0.5
+    assert "task_arc_acc_norm_low" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("ttft_s", 1.25, "1,250.0"),
+        ("weight_bytes", 3 * 2**20, "3.0"),
+        ("kl_nats", 0.00123, "0.0012"),
+        ("top1_agreement", 0.9876, "98.8"),
+    ],
+)
+def test_people_see_a_value_in_the_unit_of_its_heading(key: str, value: float, text: str) -> None:
+    assert METRIC[key].text(value) == text
+
+
+def test_bandwidth_use_is_called_after_its_peak() -> None:
+    assert ON_GPU.peaks is not None
+    measured = derive(replace(ON_GPU, peaks=replace(ON_GPU.peaks, measured=True)))
+    assert measured["bw_attained"] == pytest.approx(0.48)
+    assert "mbu" not in measured

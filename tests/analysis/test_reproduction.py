@@ -15,7 +15,7 @@ from bench.analysis.reproduction import (
     overall,
     reproductions,
 )
-from bench.record.measurement import Contamination, Repeat, Sentinel
+from bench.record.measurement import Canary, Interference, Repeat
 from bench.record.result import Outcome, Result
 from bench.report.reproduced import findings, numbers
 from tests import fakes
@@ -38,15 +38,16 @@ def test_processes_that_lie_close_on_both_sides_are_reproduced() -> None:
     assert found.word == "reproduced"
     tpot, ttft = found.changes
     assert (tpot.metric, ttft.metric) == ("tpot_s", "ttft_s")
-    assert tpot.ratio == pytest.approx(1.0)
-    assert tpot.low is not None
-    assert 1 / 1.05 < tpot.low < 1
+    ratio, low, _ = tpot.change.slowdown
+    assert ratio == pytest.approx(1.0)
+    assert low is not None
+    assert 1 / 1.05 < low < 1
 
 
 def test_a_change_that_lies_beyond_the_margin_differs_either_way() -> None:
     slow = once_more(paced(0.100, 0.101, 0.099), paced(0.115, 0.116, 0.114))
     assert slow.word == "differs"
-    assert slow.changes[0].ratio == pytest.approx(1.15, rel=0.01)
+    assert slow.changes[0].change.slowdown[0] == pytest.approx(1.15, rel=0.01)
     assert once_more(paced(0.115, 0.116, 0.114), paced(0.100, 0.101, 0.099)).word == "differs"
 
 
@@ -98,7 +99,7 @@ def test_how_often_it_errs() -> None:
         return fakes.result(
             cell=CELL,
             cell_id=name,
-            passes=tuple(fakes.process(repeats=(each,)) for each in requests),
+            replicates=tuple(fakes.process(repeats=(each,)) for each in requests),
         )
 
     def words(then_s: float, now_s: float) -> list[str]:
@@ -159,12 +160,15 @@ def test_how_it_ended_is_compared_where_that_says_something(
 
 def test_what_only_one_side_has_cannot_be_told() -> None:
     steady = paced(0.100, 0.101, 0.099)
-    answered = replace(steady, samples=(fakes.sample(1, 2),))
+    answered = replace(steady, answers=fakes.answers(samples=(fakes.sample(1, 2),)))
     assert once_more(answered, steady).word == "cannot tell"
     assert "on one side only" in "\n".join(findings([once_more(answered, steady)], [], 0.05))
-    against_fp32 = replace(steady, divergence=fakes.divergence())
+    against_fp32 = replace(steady, answers=fakes.answers(divergence=fakes.divergence()))
     assert once_more(against_fp32, steady).word == "cannot tell"
-    against_bf16 = replace(steady, divergence=replace(fakes.divergence(), reference="bf16"))
+    against_bf16 = replace(
+        steady,
+        answers=fakes.answers(divergence=replace(fakes.divergence(), reference="bf16")),
+    )
     found = once_more(against_fp32, against_bf16)
     assert (found.word, found.exactness.windows) == ("cannot tell", 0)
 
@@ -203,32 +207,32 @@ def test_answers_are_compared_to_the_last_token_where_that_is_promised() -> None
 def test_divergence_is_compared_to_the_last_digit() -> None:
     then = paced(0.100, 0.101, 0.099, divergence=fakes.divergence())
     moved = fakes.divergence(fakes.window(), fakes.window(kl_nats=0.5 + 1e-12))
-    found = once_more(then, replace(then, divergence=moved))
+    found = once_more(then, replace(then, answers=fakes.answers(divergence=moved)))
     assert (found.exactness.windows, found.exactness.other_windows, found.word) == (2, 1, "differs")
 
 
 def test_a_busy_neighbour_is_warned_of_whatever_the_verdict() -> None:
-    crowded = Contamination(
+    crowded = Interference(
         wall_s=10.0, throttled_s=0.0, steal_s=0.0, involuntary_switches=9, pressure_s=4.0
     )
     then = paced(0.100, 0.101, 0.099)
-    busy = tuple(fakes.process(repeats=m.repeats, contamination=crowded) for m in then.measurements)
-    found = once_more(then, fakes.result(cell=CELL, passes=busy))
+    busy = tuple(fakes.process(repeats=m.repeats, interference=crowded) for m in then.measurements)
+    found = once_more(then, fakes.result(cell=CELL, replicates=busy))
     assert found.word == "reproduced"
     assert any(
-        "warning: contaminated" in line and "40%" in line for line in findings([found], [], 0.05)
+        "warning: interference" in line and "40%" in line for line in findings([found], [], 0.05)
     )
-    assert not any("contaminated" in line for line in findings([once_more(then, then)], [], 0.05))
+    assert not any("interference" in line for line in findings([once_more(then, then)], [], 0.05))
 
 
-def test_requests_that_were_slowed_down_are_told_of() -> None:
+def test_medians_that_moved_alone_are_warned_of() -> None:
     """In two processes of three most requests take 1.4 times as long: the medians say so, the
     quickest do not."""
     quick, slow = Repeat(1.0, (0.1, 0.1, 0.1), 1.3), Repeat(1.0, (0.14, 0.14, 0.14), 1.42)
     steady = fakes.process(repeats=(quick,) * 9)
     disturbed = fakes.process(repeats=(quick,) * 3 + (slow,) * 6)
-    then = fakes.result(cell=CELL, passes=(steady,) * 3)
-    found = once_more(then, fakes.result(cell=CELL, passes=(steady, disturbed, disturbed)))
+    then = fakes.result(cell=CELL, replicates=(steady,) * 3)
+    found = once_more(then, fakes.result(cell=CELL, replicates=(steady, disturbed, disturbed)))
     assert found.word == "reproduced"
     assert found.changes[0].medians_ratio == pytest.approx(1.4 ** (2 / 3), rel=0.01)
     assert numbers(found)["reproduction/tpot_ratio_of_medians"] == found.changes[0].medians_ratio
@@ -305,7 +309,7 @@ def test_the_likeliest_reason() -> None:
     readme = differences(HOST, HOST, CODE, fakes.provenance(commit="fedcba9"))
     assert likeliest_reason(slow, readme).startswith("commit: ")
     assert likeliest_reason(slow, []).startswith("nothing that is recorded differs")
-    hot = fakes.process(before=Sentinel(read_s=0.013, matmul_s=0.002, steps_s=0.004))
-    heated = replace(slow, now=replace(slow.now, passes=(hot,)))
+    hot = fakes.process(before=Canary(read_s=0.013, matmul_s=0.002, steps_s=0.004))
+    heated = replace(slow, now=replace(slow.now, replicates=(hot,)))
     assert kernel_change(heated.then, heated.now) == pytest.approx(1.3)
     assert "reference kernels take 1.30 times as long" in likeliest_reason(heated, readme)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.analysis.verdict import Spread, compare, spread
+from bench.analysis.verdict import compare_pairs, spread
+from bench.record.sweep import Spread
 
 NOISE = json.loads(
     (Path(__file__).parents[1] / "data" / "process_noise.json").read_text(encoding="utf-8")
@@ -43,7 +44,7 @@ def verdict(
     """Of a cell that is ``gain`` faster (in logs), one process each, known noise with many degrees
     of freedom."""
     noise = Spread(deviation / math.sqrt(2), 1e6)
-    found = compare(
+    found = compare_pairs(
         {"base": [0.0], "cell": [-gain]},
         [("cell", "base")],
         blocked=True,
@@ -84,7 +85,7 @@ def test_more_comparisons_ask_for_more() -> None:
 
 
 def test_nothing_to_judge_by_is_uncalibrated() -> None:
-    found = compare(
+    found = compare_pairs(
         {"a": [0.0], "b": [-1.0]}, [("b", "a")], blocked=True, margin=0.03, comparisons=1
     )["b"]
     assert (found.word, found.low, found.high) == ("uncalibrated", None, None)
@@ -109,7 +110,9 @@ def sweeps_with(
             logs = rng.choice(noise, size=(CELLS, passes)) + rng.normal(0, 0.02, size=passes)
             logs[3] += planted if metric == 0 else 0.0
             rows = {str(i): list(map(float, row)) for i, row in enumerate(logs)}
-            found = compare(rows, PAIRS, blocked=True, margin=0.03, comparisons=2 * len(PAIRS))
+            found = compare_pairs(
+                rows, PAIRS, blocked=True, margin=0.03, comparisons=2 * len(PAIRS)
+            )
             words[-1] += [found[cell].word for cell, _ in PAIRS]
     return np.array(words)
 
@@ -139,12 +142,14 @@ def test_a_planted_difference_of_five_percent_is_found(metric: str) -> None:
 
 def test_a_calibration_counts_where_it_knows_more_than_the_sweep() -> None:
     logs = {"base": [0.0, 0.5], "cell": [-1.0, -0.9]}  # one degree of freedom
-    alone = compare(logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=400)["cell"]
+    alone = compare_pairs(logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=400)[
+        "cell"
+    ]
     assert alone.word == "cannot tell"
     assert alone.high is not None
     assert math.isfinite(alone.high)
     calm = Spread(0.01, 7)
-    helped = compare(
+    helped = compare_pairs(
         logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=4, calibration=calm
     )["cell"]
     assert helped.word == "faster"

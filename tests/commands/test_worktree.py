@@ -55,7 +55,7 @@ def test_the_package_of_the_commit_runs_and_its_worktree_goes(
 def test_half_a_flag_is_none(flag: str) -> None:
     """It would be passed on, and make a worktree within a worktree, without end."""
     with pytest.raises(SystemExit):
-        run_command("reproduce", ["RUN", flag], lambda arguments: [])
+        run_command("reproduce", ["RUN", flag])
 
 
 def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,31 +1,24 @@
-"""Every question in sweeps/ says what it asks and how; its whole grid composes, parses, and runs on
-a tiny model."""
+"""Every question in sweeps/ says what it asks and how, and its grid composes and parses."""
 
 import re
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from bench.__main__ import collect
 from bench.config.cell import Cell, cell_id
+from bench.config.compose import collect
 from bench.config.settings import parse_config
-from bench.driver import plan
-from bench.meter.cell import run_cell
-from bench.meter.host import probe_host
-from bench.paths import ROOT
-from bench.record.afterwards import Afterwards
-from bench.record.result import Host, Outcome
-from tests import fakes
+from bench.paths import CONF, ROOT
 from tests.command_line import from_readme
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
-TINY = fakes.cell(model="tiny").model
-NOTHING = fakes.cell().quality
-ONE_REQUEST = replace(fakes.cell().measure, warmups=1, repeats=1, target=None)
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +31,34 @@ def an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench"])
 
 
-_GRIDS: dict[str, list[Cell]] = {}  # composing the largest takes a quarter of a minute
+def axes(file: Path) -> dict[str, list[str]]:
+    """The values of each axis, as they are written."""
+    sweeper = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
+    return {axis: str(values).split(",") for axis, values in sweeper.items()}
 
 
-def grid(name: str) -> list[Cell]:
-    if name not in _GRIDS:
-        _GRIDS[name] = [parse_config(mapping).cell for mapping in collect([f"sweeps={name}"])]
-    return _GRIDS[name]
+def representatives(file: Path) -> Iterator[list[str]]:
+    """Overrides for the first cell, and for each other value of an axis the cell that has it."""
+    first = {axis: values[0] for axis, values in axes(file).items()}
+    yield [f"{axis}={value}" for axis, value in first.items()]
+    for axis, values in axes(file).items():
+        for value in values[1:]:
+            yield [f"{name}={chosen}" for name, chosen in (first | {axis: value}).items()]
+
+
+def cells_of(file: Path) -> list[Cell]:
+    """A cell for each value of each axis: composing whole grids takes a quarter of a minute."""
+    found = []
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        patch.setenv("BENCH_ROOT", str(ROOT))
+        for overrides in representatives(file):
+            config = compose("config", [f"sweeps={file.stem}", *overrides])
+            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            found.append(parse_config(plain).cell)
+    return found
 
 
 def header(file: Path) -> dict[str, str]:
@@ -78,102 +92,41 @@ def test_help_names_every_sweep() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_sweep_asks_a_question(file: Path) -> None:
-    assert header(file)["Question"].endswith("?")
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_sweep_says_on_what_and_for_how_long(file: Path) -> None:
+def test_a_sweep_says_what_it_asks_where_it_runs_and_how(file: Path) -> None:
     said = header(file)
+    assert said["Question"].endswith("?")
     assert said["Hardware"].startswith(("any", "a GPU"))
     assert re.match(r"\d+ cells.* min|\d+ cells.* h ", said["Duration"])
     assert "measured" in said["Duration"] or "guess" in said["Duration"]
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_sweep_gives_the_command_that_runs_it(file: Path) -> None:
-    words = header(file)["Command"].split()
+    words = said["Command"].split()
     assert words[:3] == ["python", "-m", "bench"]
     assert f"sweeps={file.stem}" in words[3:]
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_grid_of_a_sweep_composes_and_parses(file: Path) -> None:
-    cells = grid(file.stem)
-    axes = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"].values()
-    assert (
-        len({cell_id(cell) for cell in cells})
-        == prod(len(str(values).split(",")) for values in axes)
-        >= 2
-    )
-    assert header(file)["Duration"].startswith(f"{len(cells)} cells")
-
-
-def smallest(cell: Cell, host: Host) -> Cell:
-    """The cell with a tiny model, one row of few tokens, one request; what then is alike in two
-    sweeps runs once."""
-    few = (
-        {"new_tokens": 2, "prompt_tokens": 16, "name": "few"}
-        if cell.workload.text
-        else {"new_tokens": 2}
-    )
-    small = replace(
-        cell,
-        model=TINY,
-        workload=replace(cell.workload, **few),
-        measure=ONE_REQUEST,
-        quality=NOTHING,
-        batch=1,
-    )
-    return plan.resolve(small, host)
+    count = prod(len(values) for values in axes(file).values())
+    assert count >= 2
+    assert said["Duration"].startswith(f"{count} cells")
 
 
 @pytest.fixture(scope="module")
-def this_host() -> Host:
-    return probe_host()
+def cells() -> dict[str, list[Cell]]:
+    """By sweep."""
+    return {file.stem: cells_of(file) for file in FILES}
 
 
-@pytest.fixture(scope="module")
-def ran() -> dict[str, Outcome]:
-    """By cell_id, what became of the cells of all sweeps so far: many have the same."""
-    return {}
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_cell_of_a_sweep_runs_with_a_tiny_model_or_says_why_not(
-    file: Path, ran: dict[str, Outcome], this_host: Host
-) -> None:
-    cells = {
-        cell_id(cell): cell for cell in (smallest(each, this_host) for each in grid(file.stem))
-    }
-    for key, cell in cells.items():
-        if key not in ran:
-            ran[key] = plan.why_not(cell, this_host) or run(cell)
-    outcomes = [ran[key] for key in cells]
-    assert {outcome.status for outcome in outcomes} <= {"ok", "skipped", "not_engaged"}
-    assert all(outcome.reason for outcome in outcomes if outcome.status != "ok")
-    assert sum(outcome.status == "ok" for outcome in outcomes) >= 2
-
-
-def run(cell: Cell) -> Outcome:
-    found = run_cell(lambda *_: None, cell, Afterwards())
-    assert found.measurement is not None
-    assert len(found.measurement.repeats) == 1
-    return Outcome("ok")
+def test_the_axes_of_a_sweep_make_different_cells(cells: dict[str, list[Cell]]) -> None:
+    for name, found in cells.items():
+        assert len({cell_id(cell) for cell in found}) == len(found) >= 2, name
 
 
 def test_a_sweep_takes_another_model_from_the_command_line() -> None:
-    cells = [
+    found = [
         parse_config(mapping).cell for mapping in collect(["sweeps=seed_mistral", "model=tiny"])
     ]
-    assert [(cell.model.name, cell.quant.name) for cell in cells] == [
+    assert [(cell.model.name, cell.quant.name) for cell in found] == [
         ("tiny", q) for q in ("fp16", "fp16", "nf4", "nf4")
     ]
 
 
 def test_the_headline_is_the_grid_of_the_readme() -> None:
-    command = from_readme("python -m bench sweeps=headline")
-    assert [parse_config(mapping).cell for mapping in collect(command)] == grid("headline")
-    assert [(cell.quant.name, cell.batch) for cell in grid("headline")] == [
-        (quant, batch) for quant in ("fp16", "int8", "nf4") for batch in (1, 8, 32)
-    ]
+    assert from_readme("python -m bench sweeps=headline") == ["sweeps=headline"]
+    grid = {"quant": ["fp16", "int8", "nf4"], "batch": ["1", "8", "32"]}
+    assert axes(ROOT / "sweeps" / "headline.yaml") == grid

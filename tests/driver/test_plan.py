@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bench.config.cell import Cell
-from bench.driver.plan import RULES, resolve, why_not
+from bench.driver.plan import resolve, unknown_names, why_not
 from bench.record.result import Host, Outcome
 from tests import fakes
 
@@ -33,14 +33,13 @@ def test_device_auto_is_the_hosts(changes: dict[str, Any], host: Host, device: s
         ("nf4", "cuda", "fp16", "fp16"),
         ("int8", "cuda", "fp16", None),
         ("fp32", "cuda", "fp32", None),
-        (fakes.group("quant", "nf4", dtype="fp32", compute_dtype="bf16"), "cuda", "fp32", "bf16"),
     ],
 )
 def test_dtype_auto_follows_the_device(
     quant: Any, device: str, dtype: str, compute_dtype: str | None
 ) -> None:
     resolved = resolve(fakes.cell(quant=quant, device=device), GPU).quant
-    assert (resolved.dtype, resolved.compute_dtype) == (dtype, compute_dtype)
+    assert (resolved.dtype, resolved.parameters.get("compute_dtype")) == (dtype, compute_dtype)
 
 
 def test_dtype_auto_follows_the_cells_device_and_not_the_hosts() -> None:
@@ -62,122 +61,84 @@ def test_a_resolved_cell_stays_as_it_is() -> None:
     assert resolve(once, CPU) == once
 
 
-NO_BITSANDBYTES = fakes.host(missing={"bitsandbytes": "not installed"})
-LONG = {"name": "long", "text": "prose", "prompt_tokens": 8000, "new_tokens": 193}
+LONG = {"name": "long", "text": "prose", "prompt_tokens": 900, "new_tokens": 101}
+SCRIPTED = {"name": "scripted"}
 
-LLAMA_7B = fakes.group("model", "llama-2-7b", weights="random")
-OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
+
+def skipped(reason: str) -> Outcome:
+    return Outcome("skipped", reason)
+
+
+OBJECTIONS: list[tuple[Cell, Host, Outcome]] = [
     (
-        "_memory",
-        fakes.cell(model=LLAMA_7B, quant="bf16"),
-        CPU,
-        Outcome(
-            "skipped",
-            "weights (12.6 GiB) and KV cache (0.0 GiB) take 12.6 GiB at batch 1, this machine has"
-            " 7.5 GiB; not even one row fits",
-        ),
-    ),
-    (
-        "_device",
         fakes.cell(device="cuda"),
         CPU,
-        Outcome("skipped", "device=cuda: torch sees no CUDA device here"),
+        skipped("device=cuda: engine=transformers sees no CUDA device here"),
     ),
     (
-        "_requirements",
+        fakes.cell(device="cuda", engine=SCRIPTED),
+        CPU,
+        skipped("device=cuda: engine=scripted sees no CUDA device here"),
+    ),
+    (
         fakes.cell(attn="sdpa_efficient"),
         CPU,
-        Outcome("skipped", "attn=sdpa_efficient needs device cuda, this cell runs on cpu"),
+        skipped("attn=sdpa_efficient needs device cuda, this cell runs on cpu"),
     ),
     (
-        "_requirements",
         fakes.cell(quant=fakes.group("quant", "bf16", requires={"device": "cpu"}), device="cuda"),
         GPU,
-        Outcome("skipped", "quant=bf16 needs device cpu, this cell runs on cuda"),
+        skipped("quant=bf16 needs device cpu, this cell runs on cuda"),
     ),
     (
-        "_requirements",
+        fakes.cell(decode=fakes.group("decode", "loop", requires={"package": "flash_attn"})),
+        CPU,
+        skipped("decode=loop needs the package flash_attn (not installed)"),
+    ),
+    (
         fakes.cell(attn="flash3", device="cuda"),
         fakes.gpu_host(capability=8.9),
-        Outcome("skipped", "attn=flash3 needs compute capability 9.0, Some GPU has 8.9"),
+        skipped("attn=flash3 needs compute capability 9.0, Some GPU has 8.9"),
     ),
     (
-        "_requirements",
         fakes.cell(attn="flash2", quant="fp32", device="cuda"),
         GPU,
-        Outcome("skipped", "attn=flash2 needs dtype fp16 or bf16, quant=fp32 computes in fp32"),
+        skipped("attn=flash2 needs dtype fp16 or bf16, quant=fp32 computes in fp32"),
     ),
     (
-        "_requirements",
-        fakes.cell(attn="flash2", device="cuda"),
-        fakes.gpu_host(missing={"flash_attn": "not installed"}),
-        Outcome("skipped", "attn=flash2 needs the package flash_attn (not installed)"),
-    ),
-    (
-        "_requirements",
         fakes.cell(attn="flex"),
         fakes.host(compiler=False),
-        Outcome("skipped", "attn=flex needs a C++ compiler (g++ or clang++), none was found"),
+        skipped("attn=flex needs a C++ compiler (g++ or clang++), none was found"),
     ),
     (
-        "_library",
-        fakes.cell(quant="int8_nodecomp"),
-        NO_BITSANDBYTES,
-        Outcome("skipped", "quant=int8_nodecomp needs the package bitsandbytes (not installed)"),
-    ),
-    (
-        "_tasks",
         fakes.cell(quality=fakes.group("quality", "none", tasks=["hellaswag"])),
         fakes.host(missing={"lm_eval": "not installed"}),
-        Outcome(
-            "skipped",
-            "quality.tasks needs the package lm_eval (not installed); pip install lm-eval",
-        ),
+        skipped("quality.tasks needs the package lm_eval (not installed); pip install lm-eval"),
     ),
+    (fakes.cell(threads=3), CPU, skipped("threads=3: only 2 CPUs can be used")),
+    (fakes.cell(threads=2, cpus=[1]), CPU, skipped("threads=2: only 1 CPUs can be used")),
     (
-        "_context",
-        fakes.cell(workload=LONG),
-        CPU,
-        Outcome("skipped", "workload=long takes 8193 positions, model=smollm2-135m has 8192"),
-    ),
-    (
-        "_context",
-        fakes.cell(model="gpt2", workload="summarize"),
-        CPU,
-        Outcome("skipped", "workload=summarize takes 1152 positions, model=gpt2 has 1024"),
-    ),
-    (
-        "_cpus",
-        fakes.cell(threads=3),
-        CPU,
-        Outcome("skipped", "threads=3: only 2 CPUs can be used"),
-    ),
-    (
-        "_cpus",
-        fakes.cell(threads=2, cpus=[1]),
-        CPU,
-        Outcome("skipped", "threads=2: only 1 CPUs can be used"),
-    ),
-    (
-        "_cpus",
         fakes.cell(threads=1, cpus=[1, 7]),
         CPU,
-        Outcome("skipped", "cpus=[1, 7]: this machine lets us use [0, 1]"),
+        skipped("cpus=[1, 7]: this machine lets us use [0, 1]"),
+    ),
+    # The engine's own rules
+    (
+        fakes.cell(quant="int8_nodecomp"),
+        fakes.host(missing={"bitsandbytes": "not installed"}),
+        skipped("quant=int8_nodecomp needs the package bitsandbytes (not installed)"),
     ),
     (
-        "_sdpa_flash",
         fakes.cell(attn="sdpa_flash", quant="fp32", device="cuda"),
         GPU,
-        Outcome("skipped", "attn=sdpa_flash needs dtype fp16 or bf16, quant=fp32 computes in fp32"),
+        skipped("attn=sdpa_flash needs dtype fp16 or bf16, quant=fp32 computes in fp32"),
     ),
     (
-        "_sdpa_flash",
         fakes.cell(attn="sdpa_flash", quant="fp16", device="cuda"),
         fakes.gpu_host(capability=7.5),
-        Outcome("skipped", "attn=sdpa_flash needs compute capability 8.0, Some GPU has 7.5"),
+        skipped("attn=sdpa_flash needs compute capability 8.0, Some GPU has 7.5"),
     ),
     (
-        "_outliers",
         fakes.cell(model="tiny", quant="int8"),
         CPU,
         Outcome(
@@ -189,50 +150,112 @@ OBJECTIONS: list[tuple[str, Cell, Host, Outcome]] = [
 ]
 
 
-def test_every_rule_objects_to_something_below() -> None:
-    assert {name for name, *_ in OBJECTIONS} == {rule.__name__ for _, rule in RULES}
-
-
-@pytest.mark.parametrize(("name", "cell", "host", "outcome"), OBJECTIONS)
-def test_a_rule_objects_with_the_reason(
-    name: str, cell: Cell, host: Host, outcome: Outcome
-) -> None:
-    assert why_not(resolve(cell, host), host) == outcome
-
-
-@pytest.mark.parametrize(("name", "cell", "host", "outcome"), OBJECTIONS)
-def test_no_other_rule_objects_to_the_same_cell(
-    name: str, cell: Cell, host: Host, outcome: Outcome
-) -> None:
-    resolved = resolve(cell, host)
-    assert [rule.__name__ for _, rule in RULES if rule(resolved, host) is not None] == [name]
+@pytest.mark.parametrize(("cell", "host", "outcome"), OBJECTIONS)
+def test_a_rule_objects_with_the_reason(cell: Cell, host: Host, outcome: Outcome) -> None:
+    assert why_not(resolve(cell, host), host, None) == outcome
 
 
 @pytest.mark.parametrize(
     ("cell", "host"),
     [
         (fakes.cell(), CPU),
-        (fakes.cell(), NO_BITSANDBYTES),
+        (fakes.cell(), fakes.host(missing={"bitsandbytes": "not installed"})),
         (fakes.cell(device="cpu"), GPU),
         (fakes.cell(quant="int8"), CPU),
         (fakes.cell(model="tiny", quant="int8_nodecomp"), CPU),
-        (fakes.cell(model="tiny", quant="nf4"), CPU),
-        (fakes.cell(attn="flex"), CPU),
+        (fakes.cell(model="tiny", quant="int8", engine=SCRIPTED), CPU),
         (fakes.cell(attn="flex", device="cuda"), fakes.gpu_host(compiler=False)),
         (fakes.cell(attn="sdpa_flash", quant="fp32"), CPU),
         (fakes.cell(attn="flash2", quant="nf4", device="cuda"), fakes.gpu_host(capability=8.0)),
         (fakes.cell(attn="flash3", quant="fp16", device="cuda"), fakes.gpu_host(capability=12.0)),
-        (fakes.cell(workload=LONG | {"new_tokens": 192}), CPU),
         (fakes.cell(threads=2), CPU),
         (fakes.cell(threads=3, device="cuda"), GPU),
+        (fakes.cell(batch="max"), CPU),
     ],
 )
 def test_a_cell_that_may_run_meets_no_objection(cell: Cell, host: Host) -> None:
-    assert why_not(resolve(cell, host), host) is None
+    assert why_not(resolve(cell, host), host, fakes.description()) is None
 
 
-def test_the_first_objection_is_the_one_that_is_told() -> None:
-    cell = fakes.cell(model="tiny", quant="int8", attn="flash2", device="cuda")
-    assert why_not(resolve(cell, CPU), CPU) == Outcome(
-        "skipped", "device=cuda: torch sees no CUDA device here"
+def test_the_first_objection_is_the_one_that_counts() -> None:
+    cell = fakes.cell(model="tiny", quant="int8", attn="flash2", device="cuda", threads=99)
+    found = why_not(resolve(cell, CPU), CPU, None)
+    assert found == skipped("device=cuda: engine=transformers sees no CUDA device here")
+
+
+def test_a_prompt_must_fit_the_context_as_far_as_it_is_known() -> None:
+    cell = fakes.resolved(workload=LONG)
+    assert why_not(cell, CPU, fakes.description()) == skipped(
+        "workload=long takes 1001 positions, model=smollm2-135m has 1000"
     )
+    for context in (1001, None):
+        assert why_not(cell, CPU, fakes.description(context_tokens=context)) is None
+    of_a_text = {"name": "asked", "prompt": "x" * 5000, "new_tokens": 4}  # about 1000 tokens
+    assert why_not(fakes.resolved(workload=of_a_text), CPU, fakes.description()) == skipped(
+        "workload=asked takes 1004 positions, model=smollm2-135m has 1000"
+    )
+
+
+def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> None:
+    gib = 2**30
+    large = fakes.description(matrices=(), plain_bytes=6 * gib, kv_bytes_per_token_layer=gib // 22)
+    # Two layers, 11 tokens a row are cached: 1 GiB a row
+    host = fakes.host(memory_bytes=8 * gib)
+    assert why_not(fakes.resolved(batch=2), host, large) is None
+    assert why_not(fakes.resolved(batch="max"), host, large) is None
+    found = why_not(fakes.resolved(batch=4), host, large)
+    assert found is not None
+    assert str(found.reason).startswith(
+        "weights (6.0 GiB) and KV cache (4.0 GiB) take 10.0 GiB at batch 4, this machine has"
+        " 8.0 GiB; "
+    )
+    small = fakes.host(memory_bytes=4 * gib)
+    assert str(why_not(fakes.resolved(batch="max"), small, large).reason).endswith(  # type: ignore[union-attr]
+        "at batch 1, this machine has 4.0 GiB; not even one row fits"
+    )
+    assert why_not(fakes.resolved(batch=4), small, None) is None  # nobody knows: it is tried
+    gpu = fakes.gpu_host(device_memory_bytes=4 * gib)
+    on_gpu = why_not(fakes.resolved(device="cuda", batch=1), gpu, large)
+    assert on_gpu is not None
+    assert "Some GPU has 4.0 GiB" in str(on_gpu.reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"engine": {"name": "magic"}},
+            "engine.name=magic: no such engine; there are transformers, llama_cpp, scripted",
+        ),
+        (
+            {"engine": {"name": "transformers", "options": {"speed": 9}}},
+            "engine.options.speed: transformers has no options",
+        ),
+        (
+            {"engine": {"name": "scripted", "options": {"script": "steps often"}}},
+            "engine.options.script=steps often: could not convert string to float: 'often'; want"
+            ' one like "ttft 1 steps 0.5"',
+        ),
+        (
+            {"quant": {"name": "x", "scheme": "magic", "dtype": "fp16"}},
+            "quant.scheme=magic: no such scheme; engine=transformers has none, bnb_int8, bnb_4bit",
+        ),
+        (
+            {"attn": {"name": "x", "implementation": "magic"}},
+            "attn.implementation=magic: no such one; engine=transformers has eager, sdpa,"
+            " flex_attention, flash_attention_2, flash_attention_3",
+        ),
+        (
+            {"attn": {"name": "x", "implementation": "sdpa", "backend": "magic"}},
+            "attn.backend=magic: no such one; engine=transformers has math, flash, efficient,"
+            " cudnn",
+        ),
+        (
+            {"decode": {"name": "x", "strategy": "magic"}},
+            "decode.strategy=magic: no such one; engine=transformers has loop, generate",
+        ),
+    ],
+)
+def test_a_name_that_no_registry_has_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    assert unknown_names(fakes.cell(**changes)) == [sentence]
+    assert unknown_names(fakes.cell()) == []

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.driver import process as isolate
-from bench.driver.process import Announce
+from bench.driver.process import Task, begin_server, check_server, run_isolated
+from bench.engine.protocol import Announce
 from bench.errors import CellFailure
 
 NO_PHASE = lambda phase, detail: None  # noqa: E731
@@ -19,8 +20,8 @@ LIMITS = {"measure": 1.5}
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
-    isolate.begin_server()
-    assert isolate.check_server(NO_PHASE) is None
+    begin_server(())
+    assert check_server((), NO_PHASE) is None
 
 
 def add(announce: Announce, a: int, b: int) -> tuple[int, int]:
@@ -37,9 +38,9 @@ def refuse(announce: Announce) -> None:
 
 
 def run_out_of_memory(announce: Announce) -> None:
-    import torch
+    import numpy as np
 
-    torch.empty(2**60, dtype=torch.uint8)
+    np.zeros(2**50, dtype=np.uint8)
 
 
 def die(announce: Announce, number: int) -> None:
@@ -63,17 +64,16 @@ def write(announce: Announce) -> None:
     os.write(2, b"from native code\n")
 
 
-def die_after_handing_over(announce: Announce) -> None:
-    announce("measure", "", "what was found")
-    os._exit(3)
-
-
 def oom_score(announce: Announce) -> str:
     return Path("/proc/self/oom_score_adj").read_text().strip()
 
 
-def run(task: object, *arguments: object, log: str = os.devnull) -> object:
-    return isolate.run_isolated(task, arguments, LIMITS, NO_PHASE, Path(log))  # type: ignore[arg-type]
+def task(function: Callable[..., object], *arguments: object, python: str | None = None) -> Task:
+    return Task(f"{__name__}:{function.__name__}", arguments, LIMITS, python)
+
+
+def run(function: Callable[..., object], *arguments: object, log: str = os.devnull) -> object:
+    return run_isolated(task(function, *arguments), NO_PHASE, Path(log))
 
 
 def is_running(pid: int) -> bool:
@@ -97,7 +97,7 @@ def test_the_value_comes_back_from_another_process() -> None:
 
 def test_phases_are_announced_in_order() -> None:
     seen: list[tuple[str, str]] = []
-    isolate.run_isolated(add, (1, 1), LIMITS, lambda *phase: seen.append(phase), Path(os.devnull))
+    run_isolated(task(add, 1, 1), lambda *phase: seen.append(phase), Path(os.devnull))
     assert seen[-1] == ("measure", "adding")
 
 
@@ -145,12 +145,6 @@ def test_a_phase_that_takes_too_long_is_timeout_and_its_process_group_is_gone(
     wait_until_gone(*map(int, (tmp_path / "pids").read_text().split()))
 
 
-def test_what_was_handed_over_survives_the_process() -> None:
-    with pytest.raises(CellFailure) as caught:
-        run(die_after_handing_over)
-    assert caught.value.kept == "what was found"
-
-
 def test_output_goes_to_the_log_from_python_and_from_native_code(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,10 +159,13 @@ def test_the_out_of_memory_killer_is_told_to_prefer_the_child() -> None:
 
 def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path\nfrom bench.meter import isolate\nfrom tests.driver.test_process"
-        " import hang\nisolate.begin_server()\npids ="
-        f" {str(tmp_path / 'pids')!r}\nisolate.run_isolated(hang, (pids,), {{'measure': 600}},"
-        " lambda *_: None, Path('/dev/null'))\n"
+        "from pathlib import Path\n"
+        "from bench.driver.process import begin_server, run_isolated\n"
+        "from tests.driver.test_process import hang, task\n"
+        "begin_server(())\n"
+        f"hanging = task(hang, {str(tmp_path / 'pids')!r})\n"
+        "object.__setattr__(hanging, 'limits_s', {'measure': 600})\n"
+        "run_isolated(hanging, lambda *_: None, Path('/dev/null'))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     try:
@@ -184,3 +181,20 @@ def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     wait_until_gone(child, grandchild)
+
+
+def test_another_interpreter_runs_a_task_too() -> None:
+    pid, total = run_isolated(task(add, 2, 3, python=sys.executable), NO_PHASE, Path(os.devnull))
+    assert total == 5
+    assert pid != os.getpid()
+
+
+def test_an_interpreter_that_is_not_there_is_failed_with_its_name() -> None:
+    with pytest.raises(CellFailure, match=r"engine\.python=/no/such/python cannot be started"):
+        run_isolated(task(add, 2, 3, python="/no/such/python"), NO_PHASE, Path(os.devnull))
+
+
+def test_another_interpreter_that_dies_is_failed_too() -> None:
+    dying = task(die, int(signal.SIGKILL), python=sys.executable)
+    with pytest.raises(CellFailure, match="SIGKILL in phase measure"):
+        run_isolated(dying, NO_PHASE, Path(os.devnull))

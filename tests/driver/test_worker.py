@@ -1,199 +1,181 @@
 """Records that grow by one process at a time, and what ends them."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.driver import worker as attempt
-from bench.driver.policy import schedule
-from bench.errors import CellFailure, Interrupted
-from bench.record.afterwards import Afterwards
-from bench.record.result import Findings, Outcome, Pass, Result, is_complete
-from bench.store.files import find_earlier, last_wall_s, write_result, write_sweep
+from bench.config.cell import Cell, cell_id, sample_key
+from bench.driver.policy import Job, Kind, Records
+from bench.driver.worker import PhaseTimes, begin, grown, outcome_of, take, task_of
+from bench.errors import CellFailure
+from bench.record.measurement import Profile
+from bench.record.result import Answers, Findings, Outcome, Result, is_timed
 from tests import fakes
 
 THRICE = fakes.cell(measure=fakes.group("measure", "quick", passes=3))
-FOUND = Findings("0.1.2", fakes.attestation(), fakes.measurement())
-NO_MEASUREMENT = Pass(1_750_000_000.0, 1.0, {}, None)
+ASKED = fakes.group("quality", "samples", texts=[])
+FINDINGS = Findings("0.1.2", fakes.attestation(), fakes.measurement())
 
 
-def begun() -> Result:
-    return attempt.begin(THRICE, fakes.host(), "now")
+def times() -> PhaseTimes:
+    return PhaseTimes(lambda phase, detail: None)
 
 
-def after(record: Result, ending: Any, monkeypatch: pytest.MonkeyPatch) -> Result:
-    """The record after a process that returns or raises ``ending``."""
-
-    def run_isolated(*_: Any) -> Findings:
-        if isinstance(ending, BaseException):
-            raise ending
-        assert isinstance(ending, Findings)
-        return ending
-
-    monkeypatch.setattr(attempt.isolate, "run_isolated", run_isolated)
-    grown, interrupted = attempt.run_pass(
-        record, Afterwards(), Path("/dev/null"), lambda phase, detail: None
-    )
-    assert interrupted is isinstance(ending, KeyboardInterrupt)
-    return grown
+def after(*endings: Any) -> Result:
+    """The record of a cell of three processes that ended in these ways."""
+    result = begin(THRICE, THRICE, fakes.host())
+    for ending in endings:
+        result = grown(result, ending, times())
+    return result
 
 
-def test_a_cell_is_complete_with_its_last_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = begun()
-    for done in range(1, 4):
-        assert not is_complete(record)
-        record = after(record, FOUND, monkeypatch)
-        assert len(record.measurements) == done
-    assert is_complete(record)
-    assert record.revision == "0.1.2"
+def test_a_cell_is_timed_with_its_last_process() -> None:
+    records = [after(*[FINDINGS] * count) for count in range(4)]
+    assert [len(record.measurements) for record in records] == [0, 1, 2, 3]
+    assert [is_timed(record) for record in records] == [False, False, False, True]
+    assert records[3].revision == "0.1.2"
 
 
-def test_a_failure_in_a_later_process_takes_the_number_and_keeps_the_readings(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    record = after(after(begun(), FOUND, monkeypatch), CellFailure("oom", "no memory"), monkeypatch)
+def test_a_failure_in_a_later_process_takes_the_number_and_keeps_the_readings() -> None:
+    record = after(FINDINGS, CellFailure("oom", "no memory"))
     assert record.outcome == Outcome("oom", "no memory")
-    assert is_complete(record)
+    assert is_timed(record)
     assert record.measurements == ()
-    assert [each.measurement is None for each in record.passes] == [False, True]
+    assert [each.measurement is None for each in record.replicates] == [False, True]
 
 
-def test_what_is_not_engaged_keeps_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Findings(None, fakes.attestation(), None)
-    record = after(begun(), CellFailure("not_engaged", "14 layers are Linear", seen), monkeypatch)
-    assert record.outcome.status == "not_engaged"
-    assert record.attestation == fakes.attestation()
+def test_what_mismatches_is_not_engaged_and_keeps_what_was_counted() -> None:
+    seen = fakes.attestation(mismatches=("14 layers are Linear", "attention is eager"))
+    record = after(Findings(None, seen, None))
+    assert record.outcome == Outcome("not_engaged", "14 layers are Linear; attention is eager")
+    assert record.attestation == seen
 
 
-def test_a_process_that_ends_after_its_last_timed_request_has_a_number(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    record = after(begun(), CellFailure("failed", "no samples", FOUND), monkeypatch)
-    assert record.outcome.status == "ok"
-    assert record.outcome.reason == "ended after its last timed request: failed: no samples"
-    assert len(record.measurements) == 1
+def test_the_attestation_is_the_first_processs() -> None:
+    record = after(FINDINGS, Findings("0.1.2", fakes.attestation(weight_bytes=1), None))
+    assert record.attestation == FINDINGS.attestation
 
 
-def test_ctrl_c_kills_a_cell_without_a_process_and_keeps_one_with_some(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert after(begun(), Interrupted(None), monkeypatch).outcome.status == "killed"
-    record = after(after(begun(), FOUND, monkeypatch), Interrupted(None), monkeypatch)
+def test_ctrl_c_kills_a_cell_without_a_process_and_keeps_one_with_some() -> None:
+    assert after(KeyboardInterrupt()).outcome == Outcome("killed", "ended by the user")
+    record = after(FINDINGS, KeyboardInterrupt())
     assert record.outcome == Outcome("ok", "1 of 3 processes: ended by the user")
     assert len(record.measurements) == 1
 
 
-def test_ctrl_c_after_the_last_timed_request_keeps_what_was_handed_over(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_failure_keeps_its_traceback() -> None:
+    failure = CellFailure("failed", "it broke")
+    failure.add_note("Traceback: ...")
+    assert outcome_of(failure) == Outcome("failed", "it broke", "Traceback: ...")
+
+
+def test_phases_last_until_the_next_one_is_announced() -> None:
+    shown: list[tuple[str, str]] = []
+    phases = PhaseTimes(lambda *phase: shown.append(phase))
+    for phase in (("load", ""), ("measure", "1/2"), ("measure", "2/2")):
+        phases.on_phase(*phase)
+    assert list(phases.seconds()) == ["load", "measure"]
+    assert shown == [("load", ""), ("measure", "1/2"), ("measure", "2/2")]
+
+
+# What comes out of jobs that only ask
+
+
+@pytest.fixture
+def answered() -> Records:
+    """A cell with a number, one that gives the same answers and has none, and another model."""
+    cells = [fakes.cell(batch=batch, quality=ASKED) for batch in (1, 2)]
+    other = fakes.cell(quant="nf4", quality=ASKED)
+    results = {cell_id(cell): begin(cell, cell, fakes.host()) for cell in (*cells, other)}
+    for cell in (cells[0], other):
+        results[cell_id(cell)] = fakes.result(cell=cell)
+    return Records(results, {}, {})
+
+
+def job_of(records: Records, kind: Kind, **changes: Any) -> Job:
+    key, result = next(iter(records.results.items()))
+    return Job(kind, key, result.cell, **changes)
+
+
+def test_answers_go_to_every_cell_of_the_sample_key_that_has_a_number(answered: Records) -> None:
+    first, second, other = answered.results
+    said = fakes.answers(samples=(fakes.sample(1, 2),))
+    assert take(answered, job_of(answered, "quality"), said, times()) == [first]
+    assert answered.results[first].samples == said.samples
+    assert answered.results[other].answers is None
+    timed = Job("time", second, answered.results[second].cell)
+    assert take(answered, timed, FINDINGS, times()) == [second]
+    assert answered.results[second].answers == said  # without being asked
+
+
+def test_a_quality_job_that_fails_costs_no_number(answered: Records) -> None:
+    first, *_ = answered.results
+    take(answered, job_of(answered, "quality"), CellFailure("oom", "no memory"), times())
+    result = answered.results[first]
+    assert (result.outcome.status, len(result.measurements)) == ("ok", 1)
+    assert result.answers == Answers(Outcome("oom", "no memory"))
+    assert sample_key(result.cell) in answered.answers  # so nobody asks again
+
+
+def test_a_profile_that_fails_costs_no_number(
+    answered: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = after(begun(), Interrupted(FOUND), monkeypatch)
-    assert (record.outcome, len(record.measurements)) == (Outcome("ok"), 1)
+    first, *_ = answered.results
+    profile = Profile((), 1.5)
+    take(answered, job_of(answered, "profile"), profile, times())
+    assert answered.results[first].profile == profile
+    take(answered, job_of(answered, "profile"), CellFailure("failed", "no trace"), times())
+    assert answered.results[first].outcome == Outcome("ok")
+    assert "profile: failed: no trace" in capsys.readouterr().err
 
 
-def test_every_pass_holds_every_cell_in_an_order_of_its_own() -> None:
-    cells = [
-        fakes.cell(batch=batch, measure=fakes.group("measure", "quick", passes=3))
-        for batch in range(1, 9)
-    ]
-    records = [attempt.begin(cell, fakes.host(), "now") for cell in cells]
-    jobs = schedule(records)
-    passes = [jobs[i : i + 8] for i in range(0, 24, 8)]
-    assert [sorted(each) for each in passes] == [sorted(record.cell_id for record in records)] * 3
-    assert len({tuple(each) for each in passes}) == 3
-    assert schedule(records) == jobs
-    reseeded = [replace(record, cell=replace(record.cell, seed=1)) for record in records]
-    assert schedule(reseeded) != jobs
+def test_a_try_tells_whether_it_fits(answered: Records) -> None:
+    first, *_ = answered.results
+    job = job_of(answered, "try")
+    for value, fits in ((None, True), (CellFailure("timeout", "too slow"), False)):
+        assert take(answered, job, value, times()) == []
+        assert answered.fits[first, 1] is fits
 
 
-def test_what_is_done_is_not_scheduled() -> None:
-    done = replace(begun(), passes=(fakes.process(),) * 3)
-    partly = replace(
-        attempt.begin(replace(THRICE, batch=2), fakes.host(), "now"), passes=(fakes.process(),) * 2
-    )
-    skipped = attempt.begin(
-        replace(THRICE, batch=4), fakes.host(), "now", Outcome("skipped", "because")
-    )
-    assert schedule([done, partly, skipped]) == [partly.cell_id]
+def test_a_reference_that_cannot_be_made_is_kept_in_mind(answered: Records) -> None:
+    job = job_of(answered, "reference", reference="/a/file")
+    take(answered, job, CellFailure("failed", "no head"), times())
+    assert answered.no_reference == {"/a/file": "no head"}
 
 
-def earlier(outputs: Path, name: str, result: Result) -> None:
-    place = outputs / "sweeps" / name
-    place.mkdir(parents=True)
-    write_sweep(place, fakes.sweep(result.cell_id, sweep_id=name))
-    write_result(place, replace(result, sweep_id=name))
+@pytest.mark.parametrize("kind", ["quality", "profile", "reference", "try"])
+def test_ctrl_c_in_a_job_that_asks_changes_no_record(answered: Records, kind: Kind) -> None:
+    before = dict(answered.results)
+    assert take(answered, job_of(answered, kind), KeyboardInterrupt(), times()) == []
+    assert (answered.results, answered.answers, answered.fits) == (before, {}, {})
 
 
-def taken(outputs: Path, result: Result) -> Result | None:
-    return find_earlier(outputs, result.cell_id, result.resume_key)
-
-
-def test_the_newest_result_of_the_same_cell_is_taken(tmp_path: Path) -> None:
-    result = fakes.result()
-    assert taken(tmp_path, result) is None
-    earlier(tmp_path, "2026-01-01_00-00-00", result)
-    earlier(tmp_path, "2026-01-02_00-00-00", replace(result, started_at=7.0))
-    found = taken(tmp_path, result)
-    assert found is not None
-    assert (found.reused_from, found.started_at) == ("2026-01-02_00-00-00", 7.0)
-    assert taken(tmp_path, replace(result, resume_key="another")) is None
-
-
-def test_a_result_that_was_taken_itself_names_the_sweep_that_measured_it(tmp_path: Path) -> None:
-    earlier(tmp_path, "2026-01-02_00-00-00", fakes.result(reused_from="2026-01-01_00-00-00"))
-    found = taken(tmp_path, fakes.result())
-    assert found is not None
-    assert found.reused_from == "2026-01-01_00-00-00"
+# Which process a job is
 
 
 @pytest.mark.parametrize(
-    ("status", "is_taken"),
+    ("kind", "place", "arguments"),
     [
-        ("oom", True),
-        ("failed", False),
-        ("timeout", False),
-        ("killed", False),
-        ("skipped", False),
-        ("not_engaged", False),
+        ("time", "bench.meter.cell:measure_cell", lambda cell: (cell,)),
+        ("try", "bench.meter.cell:try_cell", lambda cell: (cell,)),
+        ("profile", "bench.meter.cell:profile_cell", lambda cell: (cell, "/x/trace.json.gz")),
+        ("quality", "bench.meter.answers:answer_cell", lambda cell: (cell, "/file")),
     ],
 )
-def test_only_what_would_come_out_the_same_is_taken(
-    tmp_path: Path, status: Any, is_taken: bool
+def test_a_job_is_a_task_of_the_meter(
+    kind: Kind, place: str, arguments: Callable[[Cell], tuple[Any, ...]]
 ) -> None:
-    result = replace(fakes.result(outcome=Outcome(status, "because")), passes=(NO_MEASUREMENT,))
-    earlier(tmp_path, "2026-01-01_00-00-00", result)
-    assert (taken(tmp_path, result) is not None) is is_taken
+    cell = fakes.resolved(engine={"name": "scripted", "python": "/other/python"})
+    task = task_of(Job(kind, "0", cell, "/file"), fakes.host(), Path("/x"))
+    assert (task.place, task.python) == (place, "/other/python")
+    assert task.arguments == ("bench.engine.scripted:ENGINE", *arguments(cell))
+    assert task.limits_s == cell.measure.limits_s
 
 
-def test_processes_of_an_interrupted_cell_are_taken_without_the_interrupted_one(
-    tmp_path: Path,
-) -> None:
-    cut = replace(
-        begun(), outcome=Outcome("ok", "1 of 3 processes"), passes=(fakes.process(), NO_MEASUREMENT)
-    )
-    earlier(tmp_path, "2026-01-01_00-00-00", cut)
-    found = taken(tmp_path, cut)
-    assert found is not None
-    assert (len(found.passes), found.outcome) == (1, Outcome("ok"))
-    assert not is_complete(found)
-
-
-def test_a_damaged_result_is_passed_over(tmp_path: Path) -> None:
-    earlier(tmp_path, "2026-01-01_00-00-00", fakes.result())
-    earlier(tmp_path, "2026-01-02_00-00-00", fakes.result())
-    file = tmp_path / "sweeps" / "2026-01-02_00-00-00" / fakes.result().cell_id / "result.json"
-    file.write_text(file.read_text()[:99])
-    found = taken(tmp_path, fakes.result())
-    assert found is not None
-    assert found.reused_from == "2026-01-01_00-00-00"
-
-
-def test_how_long_a_cell_took_is_known_from_this_machine_only(tmp_path: Path) -> None:
-    result = fakes.result()
-    earlier(
-        tmp_path, "2026-01-01_00-00-00", replace(result, passes=(fakes.process(), fakes.process()))
-    )
-    assert last_wall_s(tmp_path, result.cell_id, result.host) == 12.5
-    assert last_wall_s(tmp_path, result.cell_id, fakes.host(cpus=64)) is None
-    assert last_wall_s(tmp_path, "0" * 12, result.host) is None
+def test_a_reference_is_compared_with_itself_in_16_bits() -> None:
+    cell = fakes.resolved(quant="fp32")
+    task = task_of(Job("reference", "0", cell, "/file"), fakes.host(), Path("/x"))
+    *_, floor, file = task.arguments
+    assert (floor.name, file) == ("bf16", "/file")

@@ -75,16 +75,17 @@ def test_an_unknown_model_to_fetch_is_a_mistake(tmp_path: Path) -> None:
 def test_a_killed_conversion_and_two_at_once_leave_nothing_broken(tmp_path: Path) -> None:
     environment = {**os.environ, "BENCH_CACHE": str(tmp_path)}
     killed = subprocess.Popen(FETCH, env=environment, start_new_session=True)
-    while not list(tmp_path.glob("models/.converting-*/model.gguf")):
+    while not list(tmp_path.glob("models/*.gguf")):
         assert killed.poll() is None
         time.sleep(0.1)
     time.sleep(3)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert [f.name for f in (tmp_path / "models").iterdir() if not f.name.startswith(".")] == []
+    (gguf,) = [f for f in (tmp_path / "models").iterdir() if not f.name.startswith(".")]
+    assert gguf.suffix == ".gguf"  # kept: only the conversion was under way
     both = [subprocess.Popen(FETCH, env=environment) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
-    (folder,) = [f for f in (tmp_path / "models").iterdir() if not f.name.startswith(".")]
+    (folder,) = {f for f in (tmp_path / "models").iterdir() if not f.name.startswith(".")} - {gguf}
     known = sources.fetch(DEFAULT)
     assert known is not None
     for file in known.iterdir():

@@ -7,8 +7,7 @@ import pytest
 
 from bench.analysis.metrics import derive
 from bench.engine import sources
-from bench.engine.transformers.load import load
-from bench.engine.transformers.tasks import evaluate_tasks, read_scores
+from bench.engine.transformers.session import open_session, read_scores
 from bench.record.measurement import TaskScore
 from tests import fakes
 
@@ -24,7 +23,8 @@ def test_a_task_is_scored_on_the_loaded_model(
         (tmp_path / file.name).write_text(file.read_text().replace("TASK_FOLDER", str(tmp_path)))
     asked = fakes.group("quality", "none", tasks=["two_words"], task_folder=str(tmp_path))
     cell = fakes.cell(quant="fp32", quality=asked)
-    scores = evaluate_tasks(cell, load(cell, sources.fetch(cell.model)))
+    session = open_session(cell, sources.fetch(cell.model))
+    scores = session.tasks(cell.quality, cell.seed)
     (accuracy,) = [score for score in scores if score.metric == "acc"]
     assert accuracy.task == "two_words"
     assert accuracy.value >= 0.75  # a real model knows where fish live

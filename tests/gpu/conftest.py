@@ -13,25 +13,27 @@ from typing import Any
 
 import pytest
 
-from bench.driver import process as isolate
-from bench.driver.probe import probe
+from bench.driver.process import begin_server, check_server
+from bench.engine.transformers import ENGINE
+from bench.meter.cell import probe_host
 from bench.paths import ROOT
 from bench.record.result import Host
+from tests.gpu.running import PLACE, run
 
 
 @pytest.fixture(scope="session")
 def server_notice() -> str | None:
     """What the fork server had to say; None when it can be used."""
-    isolate.begin_server()
-    return isolate.check_server(lambda phase, detail: None)
+    begin_server(ENGINE.preload)
+    return check_server(ENGINE.preload, lambda phase, detail: None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def host(server_notice: str | None) -> Host:
-    found: Host = isolate.run_isolated(probe, (), {}, lambda phase, detail: None, Path(os.devnull))
-    if found.device != "cuda":
-        pytest.skip(f"no CUDA device: torch {found.versions['torch']} sees the CPU only")
-    return found
+    here: Host = run(probe_host, PLACE, log=Path(os.devnull))
+    if here.device != "cuda":
+        pytest.skip(f"no CUDA device: torch {here.versions['torch']} sees the CPU only")
+    return here
 
 
 @pytest.fixture(scope="session")

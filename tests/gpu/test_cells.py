@@ -6,36 +6,35 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from bench.config.cell import Cell
 from bench.driver import plan
-from bench.driver.process import Announce
-from bench.driver.references import make, reference_cell
-from bench.driver.worker import measure
+from bench.driver.policy import Records, reference_cell, sixteen_bits, unquantized
+from bench.engine.protocol import Announce
 from bench.errors import CellFailure
+from bench.meter.answers import answer_cell
+from bench.meter.cell import profile_cell
+from bench.meter.reference import keep_reference
 from bench.paths import CONF, ROOT
-from bench.record.afterwards import Afterwards
-from bench.record.result import Host
+from bench.record.measurement import Profile
+from bench.record.result import Answers, Findings, Host
 from bench.store.files import read_results
 from tests import fakes
-from tests.gpu.running import QUICK, RANDOM_GPT2, few_repeats, gpu_cell, measured, run
-
-if TYPE_CHECKING:
-    from bench.meter.cell import Findings
+from tests.gpu.running import PLACE, QUICK, RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 pytestmark = pytest.mark.gpu
 
 
 def test_a_profile_gives_kernels_the_kind_of_what_launched_them(host: Host, tmp_path: Path) -> None:
     cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant="fp16"))
-    trace = tmp_path / "trace.json.gz"
-    found: Findings = run(measure, cell, Afterwards(trace=str(trace)), log=tmp_path / "log.txt")
-    assert found.profile is not None
+    trace, log = tmp_path / "trace.json.gz", tmp_path / "log.txt"
+    profile: Profile | None = run(profile_cell, PLACE, cell, str(trace), log=log)
+    assert profile is not None
     assert trace.is_file()
-    for phase in found.profile.phases:
+    for phase in profile.phases:
         assert sum(phase.seconds.values()) == pytest.approx(phase.wall_s)
         assert phase.seconds["matrix product"] > 0
         assert phase.seconds["attention"] > 0
@@ -45,17 +44,18 @@ def test_a_profile_gives_kernels_the_kind_of_what_launched_them(host: Host, tmp_
 
 @pytest.mark.parametrize(("quant", "least", "most"), [("bf16", -1e-6, 1e-3), ("nf4", 0.05, 1.0)])
 def test_divergence_is_read_on_the_gpu(
-    host: Host, tmp_path: Path, quant: str, least: float, most: float
+    host: Host, smollm2: str, tmp_path: Path, quant: str, least: float, most: float
 ) -> None:
     asked = fakes.group("quality", "samples", text_tokens=512, max_new_tokens=8)
-    cell = few_repeats(gpu_cell(host, model="smollm2-135m", quant=quant, quality=asked))
-    reference = reference_cell(cell, host, None)
+    cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant, quality=asked))
+    reference = reference_cell(Records({}, {}), cell, host, None)
     assert reference is not None
-    file, log = tmp_path / "reference.safetensors", tmp_path / "log.txt"
-    run(make, reference, replace(reference.quant, name="floor"), str(file), log=log, limits_s={})
-    found: Findings = run(measure, cell, Afterwards(reference=str(file)), log=log)
-    assert found.divergence is not None
-    for window in found.divergence.windows:
+    file, log = str(tmp_path / "reference.safetensors"), tmp_path / "log.txt"
+    floor = unquantized(cell, sixteen_bits(cell, host)).quant
+    run(keep_reference, PLACE, reference, floor, file, log=log)
+    answers: Answers = run(answer_cell, PLACE, replace(cell, batch=1), file, log=log)
+    assert answers.divergence is not None
+    for window in answers.divergence.windows:
         assert least <= window.kl_nats <= most
         assert 0 <= window.floor_kl_nats < 0.05
 
@@ -94,18 +94,21 @@ def places(announce: Announce, cell: Cell) -> set[str]:
     import torch
 
     from bench.engine import sources
-    from bench.engine.transformers.attest import _stored_tensors
     from bench.engine.transformers.load import load
+    from bench.engine.transformers.schemes import SCHEMES
 
-    model = load(cell, sources.fetch(cell.model)).model
+    model, scheme = load(cell, sources.fetch(cell.model)), SCHEMES[cell.quant.scheme]
     with torch.inference_mode():
         model(torch.zeros(1, 4, dtype=torch.int64, device="cuda"))
-    return {str(tensor.device) for tensor in _stored_tensors(model)}
+    layers = [m for m in model.modules() if type(m).__name__ == scheme.layer_class]
+    state = [tensor for layer in layers for tensor in scheme.state(layer)]
+    return {str(tensor.device) for tensor in (*model.parameters(), *model.buffers(), *state)}
 
 
-def sane(findings: "Findings", cell: Cell) -> None:
+def sane(findings: Findings, cell: Cell) -> None:
     """What holds for every cell that was measured on a GPU."""
     found, measurement = findings.attestation, findings.measurement
+    assert measurement is not None
     memory = measurement.run_memory
     assert memory.allocated_peak_bytes is not None
     assert memory.reserved_peak_bytes is not None
@@ -129,14 +132,14 @@ def test_every_quantization_is_what_it_says_and_lies_on_the_device(
     host: Host, smollm2: str, quant: str, log: Path
 ) -> None:
     cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant))
-    assert plan.why_not(cell, host) is None
+    assert plan.why_not(cell, host, None) is None
     findings = measured(cell, log)
     sane(findings, cell)
     found = findings.attestation
-    assert found.layers[_CLASSES[cell.quant.scheme]] >= _LINEAR
+    assert found.details["layers"][_CLASSES[cell.quant.scheme]] >= _LINEAR
     assert found.logical_weights == 134_515_008
     if cell.quant.scheme == "bnb_4bit":
-        assert found.compute_dtypes == ("torch.float16",)
+        assert found.details["compute_dtypes"] == ["torch.float16"]
     if quant == "int8":
         assert found.outlier_share is not None
         assert 0 < found.outlier_share < 0.5
@@ -159,7 +162,7 @@ def test_every_attention_runs_with_its_operator_or_is_skipped_with_the_reason(
     host: Host, smollm2: str, attn: str, log: Path
 ) -> None:
     cell = few_repeats(gpu_cell(host, model=smollm2, quant="fp16", attn=attn))
-    obstacle = plan.why_not(cell, host)
+    obstacle = plan.why_not(cell, host, None)
     if obstacle is not None:
         assert obstacle.status == "skipped"
         package, capability = cell.attn.requires.package, cell.attn.requires.capability
@@ -172,18 +175,17 @@ def test_every_attention_runs_with_its_operator_or_is_skipped_with_the_reason(
     findings = measured(cell, log)
     sane(findings, cell)
     found, operator = findings.attestation, _OPERATORS[attn]
-    assert found.attention == cell.attn.implementation
+    assert found.details["attention"] == cell.attn.implementation
+    ran = found.details["attention_operators"]
     if operator is None:
-        assert not [name for name in found.attention_operators if "scaled_dot_product" in name]
+        assert not [name for name in ran if "scaled_dot_product" in name]
     else:
-        assert any(operator in name for name in found.attention_operators), (
-            found.attention_operators
-        )
+        assert any(operator in name for name in ran), ran
 
 
 @pytest.mark.parametrize("attn", ["sdpa_flash", "sdpa_cudnn", "flash2", "flash3"])
 def test_attention_that_takes_16_bits_only_is_skipped_in_fp32(host: Host, attn: str) -> None:
-    obstacle = plan.why_not(gpu_cell(host, model=RANDOM_GPT2, quant="fp32", attn=attn), host)
+    obstacle = plan.why_not(gpu_cell(host, model=RANDOM_GPT2, quant="fp32", attn=attn), host, None)
     assert obstacle is not None
     assert obstacle.status == "skipped"
 
@@ -196,7 +198,7 @@ def test_random_weights_are_quantized_on_the_device(host: Host, quant: str, log:
     assert run(places, cell, log=log) == {"cuda:0"}
     if cell.quant.scheme != "none":
         # Conv1D layers, all replaced
-        assert findings.attestation.layers[_CLASSES[cell.quant.scheme]] == 4 * 12
+        assert findings.attestation.details["layers"][_CLASSES[cell.quant.scheme]] == 4 * 12
 
 
 @pytest.mark.parametrize("loop", ["loop", "generate"])
@@ -209,6 +211,7 @@ def test_clocks_agree_within_one_percent_in_a_measured_cell(
     host: Host, smollm2: str, log: Path
 ) -> None:
     findings = measured(few_repeats(gpu_cell(host, model=smollm2, quant="fp16"), repeats=5), log)
+    assert findings.measurement is not None
     assert findings.measurement.clock_mismatch is not None
     assert findings.measurement.clock_mismatch < 0.01
 

@@ -9,27 +9,24 @@ from typing import Any
 import pytest
 
 from bench.config.cell import Cell
-from bench.driver.process import Announce
+from bench.engine.prompts import Ids
+from bench.engine.protocol import Announce, Clock, Untimed
+from bench.meter.cell import begin, ids_of
+from bench.meter.requests import time_requests
 from bench.record.measurement import Repeat
 from bench.record.result import Host
-from tests.gpu.running import QUICK, RANDOM_GPT2, gpu_cell, run
+from tests.gpu.running import PLACE, QUICK, RANDOM_GPT2, gpu_cell, run
 
 pytestmark = pytest.mark.gpu
 
 LONG = QUICK | {"new_tokens": 64}
 
 
-def ready(cell: Cell) -> tuple[Any, Any]:
-    """The loaded model and its prompts."""
-    from bench.engine import sources
-    from bench.engine.prompts import prompt_ids
-    from bench.engine.transformers.load import load
-    from bench.meter.host import prepare_process
-
-    folder = sources.fetch(cell.model)
-    prepare_process(cell)
-    subject = load(cell, folder)
-    return subject, prompt_ids(cell, subject.tokenizer, subject.model.config.vocab_size)
+def opened(announce: Announce, cell: Cell) -> tuple[Any, Ids]:
+    """A session and its prompts."""
+    engine, files, _ = begin(announce, PLACE, cell)
+    session = engine.open(cell, files)
+    return session, ids_of(cell, session)
 
 
 def time_both_ways(
@@ -39,10 +36,7 @@ def time_both_ways(
     whole requests."""
     import torch
 
-    from bench.engine.transformers.strategies import loop
-    from bench.meter.requests import time_requests
-
-    class Waiting:
+    class Waiting(Untimed):
         """Synchronizes at each token: simple, and slower."""
 
         def __init__(self) -> None:
@@ -51,66 +45,49 @@ def time_both_ways(
         def start(self) -> None:
             torch.cuda.synchronize()
 
-        def first_token(self) -> None:
-            self.token()
-
-        def token(self) -> None:
+        def token(self, count: int = 1) -> None:
             torch.cuda.synchronize()
             self.stamps.append(time.perf_counter())
 
-    class Blind:
-        def start(self) -> None: ...
-        def first_token(self) -> None: ...
-        def token(self) -> None: ...
-
-    subject, ids = ready(cell)
+    session, ids = opened(announce, cell)
     new_tokens = cell.workload.new_tokens
     waiting_steps, whole = [], []
-    with torch.inference_mode():
-        time_requests(cell, subject, ids, lambda done: len(done) < 3)
-        repeats, mismatch = time_requests(cell, subject, ids, lambda done: len(done) < 10)
-        for _ in range(10):
-            clock = Waiting()
-            loop(subject.model, ids, new_tokens, clock)
-            waiting_steps.append((clock.stamps[-1] - clock.stamps[0]) / (new_tokens - 1))
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            loop(subject.model, ids, new_tokens, Blind())
-            torch.cuda.synchronize()
-            whole.append(time.perf_counter() - started)
+    time_requests(session, ids, new_tokens, lambda done: len(done) < 3)
+    repeats, mismatch = time_requests(session, ids, new_tokens, lambda done: len(done) < 10)
+    for _ in range(10):
+        clock = Waiting()
+        session.request(ids, new_tokens, clock)
+        waiting_steps.append((clock.stamps[-1] - clock.stamps[0]) / (new_tokens - 1))
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        session.request(ids, new_tokens, Untimed())
+        torch.cuda.synchronize()
+        whole.append(time.perf_counter() - started)
     assert mismatch is not None
     return repeats, mismatch, waiting_steps, whole
 
 
 def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
+    """Waits of one request after its first token, as the attestation counts them."""
     import torch
 
-    from bench.engine.transformers.attention import pinned
-    from bench.engine.transformers.strategies import LOOPS
-    from bench.meter.requests import decode_syncs
+    from bench.engine.transformers.probes import decode_syncs
 
-    def loop_with_item(model: Any, ids: Any, new_tokens: int, clock: Any) -> Any:
+    session, ids = opened(announce, cell)
+    for _ in range(2):  # what happens once only is not counted
+        session.request(ids, cell.workload.new_tokens, Untimed())
+
+    def with_items(ids: Ids, new_tokens: int, clock: Clock) -> Ids:
         clock.start()
         token = torch.zeros(1, device="cuda")
-        clock.first_token()
+        clock.token()
         for _ in range(new_tokens - 1):
             token.item()
-        return token
+            clock.token()
+        return ids
 
-    subject, ids = ready(cell)
-    with torch.inference_mode(), pinned(cell.attn):
-        for _ in range(2):  # what happens once only is not counted
-            LOOPS[cell.decode.loop](subject.model, ids, cell.workload.new_tokens, _Silent())
-        if with_item:
-            # In this process only, which ends with this function
-            LOOPS[cell.decode.loop] = loop_with_item
-        return decode_syncs(cell, subject.model, ids)
-
-
-class _Silent:
-    def start(self) -> None: ...
-    def first_token(self) -> None: ...
-    def token(self) -> None: ...
+    request = with_items if with_item else session.request
+    return decode_syncs(request, ids, cell.workload.new_tokens)
 
 
 @pytest.fixture(scope="module", params=[1, 8])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from bench.driver.process import Announce
+from bench.engine.protocol import Announce
 from bench.errors import CellFailure
 from bench.paths import ROOT
 from bench.record.measurement import Memory
@@ -63,31 +63,44 @@ def bad_fork(announce: Announce) -> bool:
 def context_after_reading(announce: Announce) -> tuple[str, int | None, bool]:
     import torch
 
-    from bench.meter.device import nvml_used_bytes
-    from bench.meter.memory import cuda_uuid
+    from bench.engine.transformers.probes import accelerator
+    from bench.meter.nvml import nvml_uuid
+    from bench.meter.nvml import used_bytes as nvml_used_bytes
 
-    uuid = cuda_uuid()
+    device = accelerator()
+    assert device is not None
+    uuid = nvml_uuid(device.uuid)
     used = nvml_used_bytes(uuid)
     has_context = torch._C._cuda_hasPrimaryContext  # type: ignore[attr-defined]  # only in CUDA builds
     return uuid, used, bool(has_context(torch.cuda.current_device()))
 
 
+class Allocator:
+    """As much of a session as the memory of a phase asks."""
+
+    def allocated_peaks(self) -> tuple[int | None, int | None]:
+        from bench.engine.transformers.probes import allocated_peaks
+
+        return allocated_peaks()
+
+
 def allocate(announce: Announce) -> tuple[Memory, Memory]:
     import torch
 
-    from bench.meter.device import nvml_used_bytes
-    from bench.meter.memory import cuda_uuid, read_peaks, reset_peaks
+    from bench.engine.transformers.probes import accelerator
+    from bench.meter.memory import PhaseMemory
 
-    before = nvml_used_bytes(cuda_uuid())
-    reset_peaks("cuda")
+    phase, session = PhaseMemory(accelerator()), Allocator()
+    phase.begin()
     block = torch.ones(GIB, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
-    with_block = read_peaks("cuda", before, True)
+    with_block = phase.end(session)  # type: ignore[arg-type]
     del block
     torch.cuda.empty_cache()
-    reset_peaks("cuda")
+    session.allocated_peaks()
+    phase.begin()
     torch.ones(1024, device="cuda")
-    return with_block, read_peaks("cuda", before, True)
+    return with_block, phase.end(session)  # type: ignore[arg-type]
 
 
 def multiply_until_killed(announce: Announce, number: int) -> None:
@@ -113,12 +126,11 @@ def index_out_of_range(announce: Announce) -> None:
 def precision(announce: Announce, matrix_of: float) -> tuple[float, dict[str, str]]:
     import torch
 
-    from bench.meter.host import precision_flags, prepare_process
-    from tests import fakes
+    from bench.engine.transformers.probes import flags_in_force, set_flags
 
-    prepare_process(fakes.cell(device="cuda", threads=1))
+    set_flags(1)
     found = torch.full((256, 256), matrix_of, device="cuda") @ torch.eye(256, device="cuda")
-    return float(found.max()), precision_flags()
+    return float(found.max()), flags_in_force()
 
 
 def test_the_fork_server_is_used_and_its_children_can_use_cuda(
@@ -158,7 +170,11 @@ def test_the_device_that_is_made_visible_is_the_one_that_is_named(host: Host, by
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": str(count - 1) if by == "index" else last,
     }
-    code = "from bench.meter.memory import cuda_uuid; print(cuda_uuid())"
+    code = (
+        "from bench.engine.transformers.probes import accelerator\n"
+        "from bench.meter.nvml import nvml_uuid\n"
+        "print(nvml_uuid(accelerator().uuid))\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

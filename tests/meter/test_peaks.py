@@ -1,40 +1,39 @@
 """The data sheets that are shipped, and the peaks that are measured where there is none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
+from bench.engine.kernels import Kernel, PeakKernels, numpy_peaks
 from bench.meter import peaks
-from bench.record.result import Peaks
+from bench.record.result import Host, Peaks
 from tests import fakes
 
 ROWS: list[dict[str, Any]] = yaml.safe_load(peaks.SHEETS.read_text(encoding="utf-8"))
 NAMES = [(name, row) for row in ROWS for name in row["names"]]
 A100 = "NVIDIA A100-SXM4-80GB"
 RTX_3060_TI = "NVIDIA GeForce RTX 3060 Ti"  # sold with two memories
-MADE_UP = Peaks(10.0, {"fp32": 20.0}, "measured here: not at all", measured=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "row"), NAMES, ids=[f"{name} {row['read_bytes_s']:.3g}" for name, row in NAMES]
-)
-def test_a_data_sheet_is_complete_and_plausible(name: str, row: dict[str, Any]) -> None:
-    assert set(row) == {"names", "read_bytes_s", "flops", "source"}
-    assert set(row["flops"]) <= {"fp32", "fp16", "bf16", "int8"}
-    for number in (row["read_bytes_s"], *row["flops"].values()):
-        assert isinstance(number, float)  # YAML reads 1e12 as a text and 1.0e+12 as a number
-    assert 1e11 < row["read_bytes_s"] < 1e13
-    fp32, fp16 = row["flops"]["fp32"], row["flops"]["fp16"]
-    assert 5e12 < fp32 < fp16 < 3e15
-    assert row["flops"].get("bf16", fp16) == fp16
-    assert 1.99 * fp16 <= row["flops"].get("int8", 2 * fp16) <= 4.1 * fp16
-    assert name == name.strip()
-    assert name.startswith(("NVIDIA ", "Tesla "))
-    assert len(row["source"].split()) >= 4
+def test_each_data_sheet_is_plausible() -> None:
+    for row in ROWS:
+        assert set(row) == {"names", "read_bytes_s", "flops", "source"}
+        assert set(row["flops"]) <= {"fp32", "fp16", "bf16", "int8"}
+        for number in (row["read_bytes_s"], *row["flops"].values()):
+            assert isinstance(number, float)  # YAML reads 1e12 as a text and 1.0e+12 as a number
+        assert 1e11 < row["read_bytes_s"] < 1e13
+        fp32, fp16 = row["flops"]["fp32"], row["flops"]["fp16"]
+        assert 5e12 < fp32 < fp16 < 3e15
+        assert row["flops"].get("bf16", fp16) == fp16
+        assert 1.99 * fp16 <= row["flops"].get("int8", 2 * fp16) <= 4.1 * fp16
+        for name in row["names"]:
+            assert name == name.strip()
+            assert name.startswith(("NVIDIA ", "Tesla "))
+        assert len(row["source"].split()) >= 4
 
 
 def test_a_name_and_a_bandwidth_belong_to_one_row() -> None:
@@ -75,64 +74,90 @@ def test_the_memory_decides_between_cards_of_one_name() -> None:
     assert peaks.sheet_peaks("NVIDIA GeForce RTX 3080", 2 * 9501e6 * 48) is None
 
 
-def test_a_known_gpu_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks, "_bus_bytes_s", lambda: 2.04e12)
-    monkeypatch.setattr(peaks, "measure_peaks", lambda device: pytest.fail("measured"))
-    found = peaks.host_peaks(fakes.gpu_host(device_name=A100), "cuda", tmp_path)
+class Device:
+    """Kernels that take no time but say what was run; ``answers`` are the dtypes it multiplies."""
+
+    def __init__(self, *answers: str, bus_bytes_s: float | None = None) -> None:
+        self.ran: list[str] = []
+        self.answers = answers
+        self.kernels = PeakKernels(
+            readers={name: self.kernel(name) for name in ("slow", "fast")},
+            product=self.product,
+            where="2 threads of a toy",
+            bus_bytes_s=bus_bytes_s,
+        )
+
+    def kernel(self, name: str) -> Kernel:
+        # Adding up a list of ten thousand numbers takes far longer than one of ten
+        work = list(range(10 if name == "fast" else 100_000))
+
+        def run() -> None:
+            self.ran.append(name)
+            sum(work)
+
+        return run
+
+    def product(self, dtype: str, side: int) -> Kernel:
+        if dtype not in self.answers:
+            raise RuntimeError(f"not implemented for {dtype}")
+        return self.kernel(f"{dtype} {side}")
+
+
+def test_the_best_reader_counts_and_its_name_is_told() -> None:
+    device = Device("fp32")
+    found = peaks.measure_peaks(device.kernels)
+    assert found.measured
+    assert found.source.startswith("measured here: fast over 512 MiB, square matrix products; ")
+    assert found.source.endswith("2 threads of a toy")
+    # Once to warm up, then four rounds of three
+    assert (device.ran.count("slow"), device.ran.count("fast")) == (13, 13)
+    assert found.read_bytes_s > 0
+
+
+def test_a_dtype_that_does_not_run_has_no_peak() -> None:
+    assert set(peaks.measure_peaks(Device("fp32", "int8").kernels).flops) == {"fp32", "int8"}
+
+
+def test_a_product_too_short_to_time_is_made_larger() -> None:
+    device = Device("bf16")
+    peaks.measure_peaks(device.kernels)
+    sides = list(dict.fromkeys(name for name in device.ran if name.startswith("bf16")))
+    assert sides == [f"bf16 {side}" for side in (512, 1024, 2048, 4096, 8192)]
+
+
+def test_numpys_kernels_find_peaks_here() -> None:
+    kernels = numpy_peaks()
+    small = replace(kernels, product=lambda dtype, side: kernels.product(dtype, 64))
+    found = peaks.measure_peaks(small)
+    assert set(found.flops) == {"fp32"}
+    assert found.read_bytes_s > 0
+    assert "numpy" in found.source
+
+
+def test_a_known_gpu_is_not_measured(tmp_path: Path) -> None:
+    device = Device("fp32", bus_bytes_s=2.04e12)
+    found = peaks.peaks_of(device.kernels, fakes.gpu_host(device_name=A100), "cuda", 2, tmp_path)
     assert not found.measured
     assert found.read_bytes_s == 2.039e12
-    assert list(tmp_path.iterdir()) == []
+    assert (device.ran, list(tmp_path.iterdir())) == ([], [])
 
 
-def test_the_cpu_of_a_gpu_machine_and_an_unknown_gpu_are_measured_apart(
+def test_measured_peaks_are_kept_for_the_same_device_cpus_and_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    devices: list[str] = []
-    monkeypatch.setattr(peaks, "_bus_bytes_s", lambda: None)
-    monkeypatch.setattr(peaks, "measure_peaks", lambda device: devices.append(device) or MADE_UP)
-    host = fakes.gpu_host(device_name="Some GPU")
-    for device in ("cpu", "cuda", "cpu", "cuda"):
-        assert peaks.host_peaks(host, device, tmp_path) == MADE_UP
-    assert devices == ["cpu", "cuda"]
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_measured_peaks_are_kept_for_a_machine_with_the_same_cpus_and_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(peaks, "measure_peaks", lambda device: taken.append(1) or MADE_UP)
-    here = fakes.host()
-    assert peaks.host_peaks(here, "cpu") == MADE_UP
-    assert peaks.host_peaks(here, "cpu") == MADE_UP
-    assert len(taken) == 1
-    (file,) = (tmp_path / "peaks").iterdir()
-    assert json.loads(file.read_text())["source"] == MADE_UP.source
-    peaks.host_peaks(fakes.host(cpus=4), "cpu")
-    peaks.host_peaks(fakes.host(cpu_name="Another CPU"), "cpu")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
-    peaks.host_peaks(here, "cpu")
-    assert len(taken) == 4
+    here = fakes.gpu_host(device_name="Some GPU")
 
+    def is_measured(host: Host, device: str, threads: int) -> bool:
+        made = Device("fp32")
+        found = peaks.peaks_of(made.kernels, host, device, threads)
+        assert found.measured
+        return bool(made.ran)
 
-def test_what_is_measured_here_is_sensible(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The block stays as large as it is: a small one is read from a cache
-    monkeypatch.setattr(peaks, "_LAST_SIDE", 1024)
-    found = peaks.measure_peaks("cpu")
-    assert found.measured
-    assert found.source.startswith("measured here: ")
-    assert "torch.sum" in found.source or "matrix-vector" in found.source
-    assert found.read_bytes_s > 0
-    # Several operations a byte, on whatever machine
-    assert found.flops["fp32"] > found.read_bytes_s
-    assert set(found.flops) <= {"fp32", "fp16", "bf16", "int8"}
-    assert min(found.flops.values()) > 0
-
-
-def test_a_dtype_that_does_not_run_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("_int_mm is not implemented for this device")
-
-    monkeypatch.setattr(torch, "_int_mm", refuse)
-    assert peaks._matmul_flops("cpu", torch.int8) is None
+    asked = [(here, "cpu", 2), (here, "cuda", 2), (here, "cpu", 1)]
+    asked += [(fakes.host(cpus=4), "cpu", 2), (fakes.host(cpu_name="Another CPU"), "cpu", 2)]
+    assert [is_measured(*each) for each in asked] == [True] * 5  # type: ignore[arg-type]
+    assert [is_measured(*each) for each in asked] == [False] * 5  # type: ignore[arg-type]
+    files = list((tmp_path / "peaks").iterdir())
+    assert len(files) == 5
+    assert json.loads(files[0].read_text())["source"].startswith("measured here: ")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.errors import StoreError
-from bench.record.measurement import PhaseProfile, Profile, Sample
+from bench.record.measurement import PhaseProfile, Profile, Sample, TaskScore
 from bench.record.result import Outcome, Result, from_json
 from tests import fakes
 
@@ -16,15 +16,15 @@ FULL = fakes.result(
     revision="0.1.2",
     attestation=fakes.attestation(
         outlier_share=0.1,
-        compute_dtypes=("bfloat16", "float32"),
-        attention_operators=("aten::a", "aten::b"),
+        mismatches=("14 layers are Linear",),
+        details={"layers": {"Linear": 14}, "attention_operators": ["aten::a"], "depth": [1, {}]},
     ),
     measurement=fakes.measurement(clock_mismatch=0.001),
     samples=(
         Sample("Why?", "Because “ünïcode” \U0001f600.\n", (1, 2), True),
         Sample("", "", (), False),
     ),
-    samples_from="ba9876543210",
+    tasks=(TaskScore("two_words", "acc", 0.75, None),),
     divergence=fakes.divergence(fakes.window(kl_nats=-1e-17), answers=(fakes.sample(1, 2),)),
     profile=Profile((PhaseProfile("decode", 0.5, 4, {"matrix product": 0.5}),), 1.25),
 )
@@ -68,10 +68,10 @@ def edited(result: Result, **changes: Any) -> str:
     [
         ("", r"^here: not a result file \(Expecting value"),
         (FULL.to_json()[:-10], r"^here: not a result file \("),
-        ("[]", r"^here: schema None, this version reads 3$"),
-        ("null", r"^here: schema None, this version reads 3$"),
-        (edited(FULL, schema=0), r"^here: schema 0, this version reads 3$"),
-        (edited(FULL, schema=2), r"^here: schema 2, this version reads 3$"),
+        ("[]", r"^here: written in schema None, this version reads 4; measure again"),
+        ("null", r"^here: written in schema None, this version reads 4; measure again"),
+        (edited(FULL, schema=0), r"^here: written in schema 0, this version reads 4; "),
+        (edited(FULL, schema=3), r"^here: written in schema 3, this version reads 4; "),
         (edited(FULL, colour="red"), r"^here: colour=red: unknown key; known are schema, "),
         (edited(FULL, started_at=float("nan")), r"^here: started_at=nan: want a number$"),
         (
@@ -94,3 +94,11 @@ def test_an_incomplete_result_is_refused() -> None:
     del mapping["host"]["cpus"]
     with pytest.raises(StoreError, match=r"^here: host\.cpus: missing; want an integer$"):
         from_json(json.dumps(mapping), "here")
+
+
+def test_the_asked_cell_and_the_resolved_one_are_both_kept() -> None:
+    asked = fakes.cell(batch="max", threads="auto")
+    result = fakes.result(cell=fakes.cell(batch=7), asked=asked)
+    again = from_json(result.to_json(), "here")
+    assert (again.asked.batch, again.cell.batch) == ("max", 7)
+    assert (again.asked.threads, again.cell.threads) == ("auto", 2)

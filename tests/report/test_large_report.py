@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.page import write_report
 from tests.analysis.test_advice import measured
-from tests.report.test_page import kept
+from tests.report.test_page import written
 from tests.test_browser import CHROMIUM, Browser, Seen, browser  # noqa: F401  # the fixture
 
 QUANTS = ("fp32", "fp16", "bf16", "int8", "int8_nodecomp", "nf4", "nf4_double", "fp4")
@@ -31,9 +30,8 @@ def test_large_report_stays_small_and_its_table_is_seen(browser: Browser, tmp_pa
         for i, quant in enumerate(QUANTS)
         for batch in range(1, 126)
     ]
-    folder = kept(tmp_path, cells)
     started = time.perf_counter()
-    page = write_report(folder)[0]
+    page = written(tmp_path, cells)[0]
     print(
         f"\n{len(cells)} cells: {time.perf_counter() - started:.1f} s,"
         f" {page.stat().st_size / 1e6:.2f} MB"

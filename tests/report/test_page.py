@@ -9,27 +9,23 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.driver import plan
+from bench.analysis.comparison import compare
 from bench.record.measurement import PhaseProfile, Profile, Sample
 from bench.record.result import Outcome, Result
-from bench.report import charts
+from bench.report import charts, drawing
 from bench.report import page as report
 from bench.report.answers import side_by_side
-from bench.store.files import write_result, write_sweep
 from tests import fakes
 from tests.analysis.test_advice import KNOWN, SWEEP
 
 
-def kept(folder: Path, results: list[Result]) -> Path:
-    """A sweep's folder with these results."""
-    write_sweep(folder, replace(SWEEP, cells=tuple(result.cell_id for result in results)))
-    for result in results:
-        write_result(folder, result)
-    return folder
+def written(folder: Path, results: list[Result]) -> list[Path]:
+    """The files of a report on these results."""
+    return report.write_report(folder, compare(results, SWEEP))
 
 
 def test_a_report_is_a_page_a_ticket_a_table_and_pictures(tmp_path: Path) -> None:
-    files = report.write_report(kept(tmp_path, KNOWN))
+    files = written(tmp_path, KNOWN)
     assert [file.name for file in files] == [
         "report.html",
         "report.md",
@@ -42,7 +38,7 @@ def test_a_report_is_a_page_a_ticket_a_table_and_pictures(tmp_path: Path) -> Non
 
 
 def test_the_page_needs_no_network_and_has_every_cell(tmp_path: Path) -> None:
-    page = report.write_report(kept(tmp_path, KNOWN))[0].read_text(encoding="utf-8")
+    page = written(tmp_path, KNOWN)[0].read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     for reference in ('src="http', 'href="http', "url(http", "@import"):
         assert reference not in page.replace('xmlns:xlink="http', "").replace('xmlns="http', "")
@@ -55,18 +51,18 @@ def test_what_a_model_says_is_escaped(tmp_path: Path) -> None:
     evil = Sample("why?", "<script>alert(1)</script>", (1, 2), True)
     theirs = Sample("why?", "<b>because</b>", (1, 3), True)
     result = fakes.result(samples=(evil,), divergence=fakes.divergence(answers=(theirs,)))
-    page = report.write_report(kept(tmp_path, [result]))[0].read_text(encoding="utf-8")
+    page = written(tmp_path, [result])[0].read_text(encoding="utf-8")
     assert "<script>alert" not in page
     assert "&lt;b&gt;because" in page
 
 
 @pytest.mark.parametrize(
-    "chart", list(charts.charts(report.shown(KNOWN, "quant"))), ids=lambda chart: chart.name
+    "chart", list(charts.charts(compare(KNOWN, SWEEP))), ids=lambda chart: chart.name
 )
 def test_a_picture_is_well_formed_says_what_it_shows_and_takes_the_page_s_colours(
-    chart: charts.Chart,
+    chart: drawing.Chart,
 ) -> None:
-    text = charts.svg(chart)
+    text = drawing.svg(chart)
     root = ElementTree.fromstring(text)
     assert root.get("role") == "img"
     assert root.get("aria-label") == chart.title
@@ -80,7 +76,7 @@ def test_a_picture_is_well_formed_says_what_it_shows_and_takes_the_page_s_colour
 
 
 def test_titles_say_what_the_data_says() -> None:
-    titles = {chart.name: chart.title for chart in charts.charts(report.shown(KNOWN, "quant"))}
+    titles = {chart.name: chart.title for chart in charts.charts(compare(KNOWN, SWEEP))}
     assert titles["throughput"] == "bf16 batch 32 gives the most output: 107 tokens/s"  # 128 / 1.2
     assert titles["heat"] == "The longest wait for a first token is 1,800 ms, with int8 batch 32"
     # 0.05 / 0.17 and 0.9 / 1.2 = 1.8 / 2.4
@@ -92,7 +88,7 @@ def test_a_sweep_without_a_number_is_reported_with_its_reasons(tmp_path: Path) -
         fakes.result(cell=fakes.cell(quant=q), outcome=Outcome("oom", "no memory left"))
         for q in ("bf16", "fp16")
     ]
-    page = report.write_report(kept(tmp_path, failed))[0].read_text(encoding="utf-8")
+    page = written(tmp_path, failed)[0].read_text(encoding="utf-8")
     assert "oom: no memory left" in page
     assert "no cell has a number" in page
     assert "<svg" not in page
@@ -100,7 +96,7 @@ def test_a_sweep_without_a_number_is_reported_with_its_reasons(tmp_path: Path) -
 
 def test_the_table_for_other_tools_has_every_metric_in_si_units() -> None:
     failed = fakes.result(cell=fakes.cell(quant="fp16"), outcome=Outcome("failed", "a, b\nc"))
-    rows = list(csv.DictReader(io.StringIO(report.table([*KNOWN, failed]))))
+    rows = list(csv.DictReader(io.StringIO(report.table(compare([*KNOWN, failed], SWEEP)))))
     assert [row["outcome"] for row in rows] == ["ok"] * 9 + ["failed"]
     assert (rows[0]["quant"], rows[0]["batch"]) == ("bf16", "1")
     assert float(rows[0]["tpot_s"]) == pytest.approx(0.04)
@@ -112,18 +108,17 @@ def test_profiles_stand_in_the_report(tmp_path: Path) -> None:
     profile = Profile(
         (PhaseProfile("decode", 0.5, 1, {"matrix product": 0.4, "interpreter": 0.1}),), 1.1
     )
-    page = report.write_report(kept(tmp_path, [fakes.result(profile=profile)]))[0].read_text(
-        encoding="utf-8"
-    )
+    page = written(tmp_path, [fakes.result(profile=profile)])[0].read_text(encoding="utf-8")
     assert "Where the time goes" in page
-    assert "<td>400.00</td>" in page
+    assert 'data-sort="0.4">400.00</td>' in page
 
 
-def answering(quant: str, *answers: Sample, **changes: str) -> Result:
+def answering(quant: str, *answers: Sample) -> Result:
     theirs = (Sample("one", "a b c d", (1, 2, 3, 4), True), Sample("two", "e f", (5, 6), True))
-    cell = plan.resolve(fakes.cell(quant=quant), fakes.host())
     return fakes.result(
-        cell=cell, samples=answers, divergence=fakes.divergence(answers=theirs), **changes
+        cell=fakes.resolved(quant=quant),
+        samples=answers,
+        divergence=fakes.divergence(answers=theirs),
     )
 
 
@@ -134,13 +129,12 @@ def test_the_prompts_that_changed_most_come_first_with_the_changed_part_apart() 
     other = answering(
         "fp16", Sample("one", "a b x d", (1, 2, 9, 4), True), Sample("two", "z", (7,), True)
     )
-    copied = answering("int8", Sample("one", "never", (0,), True), samples_from=same.cell_id)
-    elsewhere = answering(
-        "nf4", Sample("two", "e f", (5, 6), True), samples_from="of a sweep that it was taken from"
-    )
-    first, second = side_by_side([same, other, copied, elsewhere], ["quant", "batch"])
+    larger = replace(same, cell=fakes.resolved(quant="bf16", batch=8))  # has the same answers
+    first, second = side_by_side(compare([same, larger, other], SWEEP))
     assert (first.prompt, second.prompt) == ("two", "one")
-    assert [(told.who, told.same, told.differs, told.remarks) for told in second.answers] == [
+    assert [
+        (answer.who, answer.same, answer.differs, answer.remarks) for answer in second.answers
+    ] == [
         ("reference (smollm2-135m, fp32)", "a b c d", "", ""),
         ("bf16", "a b c d", "", "equal"),
         ("fp16", "a b ", "x d", "75% of tokens equal"),
@@ -148,5 +142,5 @@ def test_the_prompts_that_changed_most_come_first_with_the_changed_part_apart() 
 
 
 def test_without_a_reference_nothing_is_put_side_by_side() -> None:
-    assert side_by_side([fakes.result(samples=(fakes.sample(1),))], ["quant"]) == []
-    assert side_by_side([], ["quant"]) == []
+    assert side_by_side(compare([fakes.result(samples=(fakes.sample(1),))], SWEEP)) == []
+    assert side_by_side(compare([], SWEEP)) == []

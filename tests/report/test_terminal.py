@@ -1,23 +1,25 @@
 """The table at the end of a sweep, as text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from bench.analysis.comparison import compare
 from bench.config.cell import Cell, cell_id
 from bench.config.settings import Baseline
-from bench.driver.plan import resolve
-from bench.record.measurement import Contamination, Energy, Telemetry
+from bench.record.measurement import Energy, Interference, TaskScore, Telemetry
 from bench.record.result import Outcome, Peaks, Result
+from bench.record.sweep import Sweep
+from bench.report import grid as grids
 from bench.report import terminal as table
-from bench.store.files import Sweep, read_results, write_result, write_sweep
+from bench.store.files import read_results, write_result, write_sweep
 from tests import fakes
 
 NO_BASELINE = Baseline()
 FP16_1, FP16_8, NF4_1, NF4_8 = (
-    resolve(fakes.cell(quant=quant, batch=batch), fakes.host())
-    for quant in ("fp16", "nf4")
-    for batch in (1, 8)
+    fakes.resolved(quant=quant, batch=batch) for quant in ("fp16", "nf4") for batch in (1, 8)
 )
 OOM = Outcome("oom", "no memory")
 
@@ -39,7 +41,7 @@ def sweep(baseline: Baseline = NO_BASELINE, *cells: str) -> Sweep:
 
 
 def as_text(results: list[Result], baseline: Baseline) -> str:
-    return table.as_text(results, sweep(baseline))
+    return table.as_text(compare(results, sweep(baseline)))
 
 
 RESULTS = [
@@ -59,9 +61,9 @@ smollm2-135m, workload few: 8 prompt + 4 new tokens, Some CPU, 2 threads, torch 
  nf4     1       1,000.0     250.00            4.0          64.0            300   2.00x ?          1.00x ?           unclear
  nf4     8             -          -              -             -              -   -                -                 -          oom
 
+quant=nf4 batch=8: oom: no memory
 speedup: how many times as fast as quant=fp16
-?: one process each, so no telling whether that is more than the noise between processes; measure=standard tells, or `python -m bench doctor --calibrate` once
-quant=nf4 batch=8: oom: no memory"""
+?: one process per cell, so the noise between processes is unknown; use measure=standard, or run `python -m bench doctor --calibrate` once"""
 
 
 def header(results: list[Result], baseline: Baseline = NO_BASELINE) -> str:
@@ -109,10 +111,9 @@ def test_cells_that_share_a_reason_share_a_line() -> None:
         fakes.result(cell=cell, outcome=Outcome("oom", reason))
         for cell, reason in zip(cells, reasons, strict=True)
     ]
-    assert as_text([RESULTS[0], *results], NO_BASELINE).splitlines()[-2:] == [
-        "quant=nf4 batch=1; quant=nf4 batch=8: oom: no memory",
-        "quant=fp16 batch=8: oom: really none",
-    ]
+    text = as_text([RESULTS[0], *results], NO_BASELINE)
+    assert "\nquant=nf4 batch=1; quant=nf4 batch=8: oom: no memory\n" in text
+    assert "\nquant=fp16 batch=8: oom: really none" in text
 
 
 @pytest.mark.parametrize("status", ["skipped", "oom", "timeout", "not_engaged", "failed", "killed"])
@@ -133,7 +134,7 @@ def test_a_reading_that_no_cell_has_is_no_column() -> None:
     on_gpu = fakes.result(
         cell=fakes.cell(device="cuda"),
         host=fakes.gpu_host(),
-        measurement=fakes.measurement(run_memory=fakes.memory(allocated_peak_bytes=2**20)),
+        measurement=fakes.measurement(run_memory=fakes.memory(reserved_peak_bytes=2**20)),
     )
     assert "VRAM" not in header(RESULTS)
     assert "VRAM peak MiB" in header([on_gpu])
@@ -163,12 +164,15 @@ def test_a_number_without_its_samples_says_so() -> None:
 
 
 def test_equal_names_that_hide_a_difference_get_the_differing_field() -> None:
-    quants = [fakes.group("quant", "int8", threshold=threshold) for threshold in (6.0, 3.0)]
-    cells = [resolve(fakes.cell(quant=quant), fakes.host()) for quant in quants]
+    quants = [
+        fakes.group("quant", "int8", parameters={"threshold": threshold})
+        for threshold in (6.0, 3.0)
+    ]
+    cells = [fakes.resolved(quant=quant) for quant in quants]
     assert cell_id(cells[0]) != cell_id(cells[1])
     text = as_text([paced(cell, 0.5, 64) for cell in cells], NO_BASELINE)
     assert [line.split()[0] for line in text.splitlines()[2:6:1] if "─" not in line] == [
-        "quant.threshold",
+        "quant.parameters.threshold",
         "6.0",
         "3.0",
     ]
@@ -194,7 +198,10 @@ def test_brackets_in_a_value_are_text_and_not_markup() -> None:
 
 
 def test_what_a_reader_should_doubt_is_said() -> None:
-    doubtful = fakes.result(measurement=fakes.measurement(clock_mismatch=0.023, decode_syncs=4))
+    doubtful = fakes.result(
+        measurement=fakes.measurement(clock_mismatch=0.023),
+        attestation=fakes.attestation(decode_syncs=4),
+    )
     text = as_text([doubtful], Baseline())
     assert "(2.3%): host and device clocks differ" in text
     assert "(4): operations waited for the device while decoding" in text
@@ -215,17 +222,94 @@ def test_a_gpu_that_was_held_down_is_said() -> None:
 
 
 def test_what_disturbed_a_cell_is_said_with_how_much() -> None:
-    stolen = Contamination(
+    stolen = Interference(
         wall_s=10.0, throttled_s=0.5, steal_s=1.0, involuntary_switches=None, pressure_s=None
     )
-    text = as_text([fakes.result(measurement=fakes.measurement(contamination=stolen))], Baseline())
+    text = as_text([fakes.result(measurement=fakes.measurement(interference=stolen))], Baseline())
     assert "(5%): the cgroup's CPU quota was used up for a share of the time" in text
     assert "(10%): other virtual machines took a share of the CPUs" in text
-    assert "(-25%): the machine itself became slower or faster meanwhile" in text
+    assert "(-25%): the machine's speed changed during this cell, by its reference kernels" in text
 
 
 def test_a_cell_that_is_not_known_well_enough_is_said() -> None:
     hasty = fakes.result(measurement=fakes.measurement(stopped="budget", settled=False))
     text = as_text([hasty], Baseline())
-    assert "its requests ended before they were known to within 5%" in text
+    assert "stopped at its request or time limit before TTFT and TPOT were known to +-5%" in text
     assert "the warm-ups never settled" in text
+
+
+def printed(results: list[Result]) -> list[str]:
+    console = Console(width=400, color_system=None)
+    with console.capture() as capture:
+        console.print(table.summary(compare(results, sweep())))
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_a_terminal_shows_three_kinds_of_findings_and_counts_the_others() -> None:
+    doubtful = fakes.measurement(clock_mismatch=0.023, stopped="budget", settled=False)
+    results = [
+        fakes.result(cell=FP16_1, measurement=doubtful),
+        fakes.result(cell=NF4_1, outcome=OOM),
+        fakes.result(cell=NF4_8, outcome=Outcome("failed", "it broke")),
+    ]
+    results.append(fakes.result(cell=FP16_8, measurement=doubtful))
+    assert printed(results)[-5:] == [
+        "quant=nf4 batch=1: oom: no memory",
+        "quant=nf4 batch=8: failed: it broke",
+        "quant=fp16 batch=1; quant=fp16 batch=8: the warm-ups never settled",
+        "quant=fp16 batch=1; quant=fp16 batch=8: stopped at its request or time limit before TTFT"
+        " and TPOT were known to +-5%",
+        "3 more notes: see the report",  # drift, clocks, and more than the data sheet allows
+    ]
+    text = as_text(results, NO_BASELINE)
+    assert "host and device clocks differ" in text
+    assert "more note" not in text
+
+
+def test_the_meaning_of_a_question_mark_comes_before_the_doubts() -> None:
+    lines = printed(RESULTS)
+    assert lines[-2].startswith("speedup: ")
+    assert lines[-1].startswith("?: one process per cell")
+
+
+def test_a_speedup_has_its_word_and_its_interval() -> None:
+    fast, slow = fakes.paced(NF4_1, 0.25, 0.255, 0.26), fakes.paced(FP16_1, 0.50, 0.51, 0.52)
+    assert "2.00x faster (2.00-2.00)" in as_text([slow, fast], NO_BASELINE)
+
+
+def test_a_score_of_a_task_has_its_error_on_the_page_only() -> None:
+    scored = compare([fakes.result(tasks=(TaskScore("arc", "acc", 0.41, 0.03),))], sweep())
+    grid = grids.cells(scored)
+    (column,) = [column for column in grid.columns if column.heading == "arc acc"]
+    entry = grid.rows[0][grid.columns.index(column)]
+    assert (entry.text, entry.interval, column.is_brief) == (
+        "0.41",
+        "\N{PLUS-MINUS SIGN} 0.03",
+        False,
+    )
+
+
+def test_a_dry_run_says_what_each_cell_needs_how_long_it_takes_and_what_becomes_of_it() -> None:
+    thrice = fakes.group("measure", "quick", passes=3)
+    cells = [fakes.cell(batch=batch, measure=thrice) for batch in (1, 2, 4, 8)]
+    fresh, skipped, partly, done = (fakes.result(cell=cell, replicates=()) for cell in cells)
+    skipped = replace(skipped, outcome=Outcome("skipped", "because"))
+    partly = replace(partly, replicates=(fakes.process(),), reused_from="an earlier sweep")
+    done = replace(done, replicates=(fakes.process(),) * 3, reused_from="an earlier sweep")
+    records = compare([fresh, skipped, partly, done], sweep())
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        needs = {fresh.cell_id: (514 * 2**20, 600 * 2**20)}
+        console.print(table.dry_run(records, needs, {partly.cell_id: 12.5}))
+    text = capture.get()
+    rows = {
+        line.split()[0]: " ".join(line.split()[1:])
+        for line in text.partition("4 cells")[0].splitlines()
+        if line.strip()
+    }
+    assert rows["1"] == "514 600 ? 3 processes"
+    assert rows["2"] == "? ? 0 skipped: because"
+    assert rows["4"] == "? ? 25 2 processes more, 1 taken from an earlier sweep"  # twice 12.5 s
+    assert rows["8"].endswith("0 taken from an earlier sweep (ok)")
+    assert "4 cells; about 25 s, by earlier runs of these cells" in text
+    assert "1 cells never ran on this machine" in text

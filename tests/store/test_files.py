@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.analysis.verdict import Spread
 from bench.config.settings import Baseline, Tracking
 from bench.errors import StoreError
 from bench.record.result import Outcome, Result
+from bench.record.sweep import Spread, Sweep
 from bench.store.files import (
-    Sweep,
     cell_folder,
-    library_words,
+    library_warnings,
     new_folder,
     read_results,
     read_sweep,
@@ -71,9 +70,7 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_sweep_outside_a_checkout_is_read_as_it_was_written(tmp_path: Path) -> None:
-    installed = replace(
-        sweep(), provenance=fakes.provenance(commit=None, changes=None, lock=None, changed=())
-    )
+    installed = replace(sweep(), provenance=fakes.provenance(commit=None, lock=None, changed=()))
     write_sweep(tmp_path, installed)
     assert read_sweep(tmp_path) == installed
 
@@ -191,7 +188,7 @@ def test_a_result_that_is_no_text_is_named(tmp_path: Path) -> None:
         list(read_results(tmp_path))
 
 
-def test_what_libraries_said_is_told_once(tmp_path: Path) -> None:
+def test_what_libraries_wrote_is_kept_once(tmp_path: Path) -> None:
     failed = fakes.result(cell=fakes.cell(batch=9), outcome=Outcome("failed", "it broke"))
     write_sweep(tmp_path, sweep(ONE.cell_id, TWO.cell_id, failed.cell_id))
     for result, text in (
@@ -201,4 +198,4 @@ def test_what_libraries_said_is_told_once(tmp_path: Path) -> None:
     ):
         write_result(tmp_path, result)
         (cell_folder(tmp_path, result.cell_id) / "log.txt").write_text(text)
-    assert library_words(tmp_path) == ["deprecated", "slow kernel"]
+    assert library_warnings(tmp_path) == ["deprecated", "slow kernel"]

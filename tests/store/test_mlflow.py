@@ -10,6 +10,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from bench.analysis.comparison import compare
 from bench.analysis.metrics import derive
 from bench.commands.push import push
 from bench.config.cell import Cell
@@ -18,13 +19,14 @@ from bench.config.settings import Tracking
 from bench.errors import ConfigError, TrackingError
 from bench.paths import TEXTS
 from bench.record.measurement import Sample
-from bench.record.result import Outcome, Result
+from bench.record.result import Outcome
 from bench.store import files as store
 from bench.store.mlflow import Tracker, tracking_uri
+from bench.store.recorder import Recorder
 from tests import fakes
 
 SAMPLES = (Sample("Why?", "Because.", (1, 2), True), Sample("How?", "Slowly", (3,), False))
-OK = replace(fakes.result(), samples=SAMPLES)
+OK = fakes.result(samples=SAMPLES)
 FAILED = fakes.result(cell=fakes.cell(batch=2), outcome=Outcome("oom", "no memory left"))
 
 
@@ -103,18 +105,13 @@ def test_a_cell_is_logged_once(folder: Path, client: MlflowClient) -> None:
     assert len(cells(client, tracked)) == 1
 
 
-def test_a_cell_that_was_logged_by_half_is_logged_again(
-    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_that_was_logged_by_half_is_logged_again(folder: Path, client: MlflowClient) -> None:
     tracked = tracker(folder)
-
-    def fail(run_id: str, result: Result) -> None:
-        raise OSError("the server went away")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(tracked, "_log_artifacts", fail)
-        with pytest.raises(TrackingError, match="the server went away"):
-            tracked.log_cell(OK)
+    result = folder / OK.cell_id / "result.json"
+    moved = result.rename(folder / "moved.json")  # so that logging ends in the middle
+    with pytest.raises(TrackingError, match=r"result\.json"):
+        tracked.log_cell(OK)
+    moved.rename(result)
     (half,) = cells(client, tracked)
     assert half.info.status == "RUNNING"
     assert push(folder) == 0
@@ -313,7 +310,36 @@ def test_a_cell_that_was_pushed_too_early_is_replaced_when_it_has_grown(
 ) -> None:
     tracked = tracker(folder)
     tracked.log_cell(OK)
-    later = replace(OK.passes[0], started_at=OK.passes[0].started_at + 60)
-    tracked.log_cell(replace(OK, passes=(*OK.passes, later)))
+    later = replace(OK.replicates[0], started_at=OK.replicates[0].started_at + 60)
+    tracked.log_cell(replace(OK, replicates=(*OK.replicates, later)))
     (run,) = cells(client, tracked)
     assert run.data.metrics["processes"] == 2
+
+
+def test_a_record_is_on_disk_at_once_and_in_mlflow_when_it_is_finished(
+    folder: Path, client: MlflowClient
+) -> None:
+    recorder = Recorder(folder, store.read_sweep(folder), folder.parent.parent)
+    assert recorder.tracker is not None
+    (folder / OK.cell_id / "result.json").unlink()
+    recorder.keep(OK, finished=False)
+    assert (folder / OK.cell_id / "result.json").is_file()
+    assert cells(client, recorder.tracker) == []
+    recorder.keep(FAILED, finished=True)
+    assert [run.info.status for run in cells(client, recorder.tracker)] == ["FAILED"]
+    assert recorder.results == [OK, FAILED]
+    recorder.close("KILLED", 2000.0, None, [], "the table")
+    assert len(cells(client, recorder.tracker)) == 2
+    parent = client.get_run(recorder.tracker.parent_id)
+    assert (parent.info.status, recorder.untracked) == ("KILLED", None)
+    assert "the table" in parent.data.tags["mlflow.note.content"]
+
+
+def test_a_refusal_ends_tracking_and_loses_no_record(folder: Path) -> None:
+    (folder.parent.parent / "mlflow.db").write_text("no database")
+    recorder = Recorder(folder, store.read_sweep(folder), folder.parent.parent)
+    assert recorder.untracked is not None
+    (folder / OK.cell_id / "result.json").unlink()
+    recorder.keep(OK, finished=True)
+    recorder.close("FINISHED", 2000.0, compare([OK], recorder.sweep), [], "")
+    assert list(store.read_results(folder)) == [OK, FAILED]

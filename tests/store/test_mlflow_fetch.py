@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from bench.analysis.comparison import compare
 from bench.analysis.reproduction import reproductions
 from bench.commands.push import push
 from bench.config.settings import Tracking
@@ -52,7 +53,8 @@ def logged(folder: Path, tmp_path: Path) -> Tracker:
     results = list(store.read_results(folder))
     for result in results:
         tracked.log_cell(result)
-    tracked.close("FINISHED", results, 2000.0, [])
+    comparison = compare(results, store.read_sweep(folder))
+    tracked.close("FINISHED", 2000.0, comparison, [], "the table")
     return tracked
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.analysis.regression import changes
-from bench.analysis.verdict import Spread
+from bench.analysis.verdict import slowdowns
 from bench.commands.gate import gate
 from bench.errors import StoreError
 from bench.record.result import Outcome, Result
+from bench.record.sweep import Spread
 from bench.store.files import write_result, write_sweep
 from tests import fakes
 
@@ -19,7 +19,7 @@ THEN = [fakes.paced(ONE, 0.500, 0.502, 0.501), fakes.paced(EIGHT, 1.00, 1.01, 1.
 def words(now: list[Result], threshold: float = 0.05) -> list[tuple[str, str]]:
     return [
         (each.metric, each.word)
-        for each in changes(now, THEN, threshold, {})
+        for each in slowdowns(now, THEN, threshold, {})
         if each.label == ONE.label
     ]
 
@@ -54,9 +54,12 @@ def test_a_cell_that_has_no_number_any_more_is_a_loss() -> None:
 
 def test_a_single_process_each_takes_a_calibration() -> None:
     then, now = [fakes.paced(ONE, 0.5)], [fakes.paced(ONE, 0.6)]
-    assert {each.word for each in changes(now, then, 0.05, {})} == {"cannot tell"}
+    assert {each.word for each in slowdowns(now, then, 0.05, {})} == {"cannot tell"}
     calm = {"tpot_s": Spread(0.01, 7), "ttft_s": Spread(0.01, 7)}
-    assert [each.word for each in changes(now, then, 0.05, calm)] == ["regression", "no regression"]
+    assert [each.word for each in slowdowns(now, then, 0.05, calm)] == [
+        "regression",
+        "no regression",
+    ]
 
 
 def folder(place: Path, results: list[Result]) -> Path:
@@ -91,7 +94,7 @@ def test_another_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         tmp_path / "elsewhere", [fakes.paced(ONE, 0.5, 0.5, 0.51, host=fakes.host(cpus=4))]
     )
     gate(elsewhere, then, 0.05)
-    assert "different machines or versions: cpus 2 -> 4" in capsys.readouterr().out
+    assert "different machines or versions: usable CPUs: 2 then, 4 now" in capsys.readouterr().out
 
 
 def test_nothing_in_common_is_a_mistake(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Where the commands look for a sweep: below the output_dir that it was run with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.commands import run_command
+from bench.errors import ConfigError
+from bench.store.files import write_result, write_sweep
+from tests import fakes
+from tests.analysis.test_advice import KNOWN, SWEEP
+
+
+def run(name: str, *arguments: str) -> int:
+    return run_command(name, list(arguments))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Below an output_dir of another name: an older sweep of one cell, and a newer one of nine."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, results in (("2026-01-01_00-00-00", KNOWN[:1]), ("2026-02-02_00-00-00", KNOWN)):
+        folder = tmp_path / "elsewhere" / "sweeps" / name
+        folder.mkdir(parents=True)
+        cells = tuple(result.cell_id for result in results)
+        write_sweep(folder, replace(SWEEP, sweep_id=name, cells=cells))
+        for result in results:
+            write_result(folder, fakes.in_sweep(result, name))
+    return Path("elsewhere")
+
+
+def test_the_newest_sweep_is_the_one_of_that_folder(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("report", "--output-dir", "elsewhere") == 0
+    written = elsewhere / "sweeps" / "2026-02-02_00-00-00" / "report.html"
+    assert capsys.readouterr().out.splitlines()[0] == str(written)
+    assert written.is_file()
+    assert run("advise", "--output-dir", "elsewhere", "--goal", "tpot") == 0
+    assert "quant=nf4 batch=1" in capsys.readouterr().out
+
+
+def test_a_name_is_looked_for_in_that_folder_and_a_path_is_a_path(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("2026-02-02_00-00-00", "--baseline", "2026-01-01_00-00-00")
+    assert run("gate", *names, "--output-dir", "elsewhere") == 0
+    assert "in 2 comparisons of 1 cells" in capsys.readouterr().out
+    sweeps = elsewhere / "sweeps"
+    assert run("gate", str(sweeps / names[0]), "--baseline", str(sweeps / names[2])) == 0
+
+
+@pytest.mark.parametrize("command", ["report", "advise", "push"])
+def test_where_there_is_none_the_place_and_the_option_are_named(
+    elsewhere: Path, command: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"no sweep in outputs/sweeps; .*--output-dir DIR"):
+        run(command)
+    wanted = r"^nowhere: no such folder, and no such sweep in outputs/sweeps; --output-dir DIR"
+    with pytest.raises(ConfigError, match=wanted):
+        run(command, "nowhere")
+    with pytest.raises(ConfigError, match=r"no such sweep in elsewhere/sweeps"):
+        run(command, "nowhere", "--output-dir", "elsewhere")
+
+
+def test_a_sweep_is_pushed_to_the_store_beside_it(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("push", "2026-01-01_00-00-00", "--output-dir", "elsewhere") == 0
+    assert "1 of 1 cells" in capsys.readouterr().out
+    assert (elsewhere / "mlflow.db").is_file()

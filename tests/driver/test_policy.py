@@ -1,0 +1,282 @@
+"""Which process next: policies on records that no process has touched."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.analysis.footprint import predict
+from bench.config.cell import Cell, Quant, cell_id, sample_key
+from bench.driver.policy import (
+    Job,
+    Records,
+    described_as,
+    due,
+    grid,
+    largest_batch,
+    predicted_batch,
+    reference_cell,
+    reference_file,
+    wants_answers,
+    wants_divergence,
+)
+from bench.driver.worker import begin
+from bench.record.result import Answers, Host, Outcome, Result
+from tests import fakes
+
+THRICE = fakes.group("measure", "quick", passes=3)
+ASKED = fakes.group("quality", "samples", texts=[])  # answers alone, no comparison
+FP32, BF16 = Quant("fp32", "none", "fp32"), Quant("bf16", "none", "bf16")
+
+
+def records(*cells: Cell, **changes: Any) -> Records:
+    """Nothing has run; what the models are is known where ``description`` is given."""
+    description, host = changes.get("description"), changes.get("host", fakes.host())
+    results = {cell_id(cell): begin(cell, cell, host) for cell in cells}
+    hosts = {"transformers": host, "scripted": host}
+    return Records(results, hosts, {described_as(cell): description for cell in cells})
+
+
+def timed(of: Result) -> Result:
+    """With as many processes as were asked."""
+    return replace(of, replicates=(fakes.process(),) * of.cell.measure.passes)
+
+
+def run(jobs: Iterator[Job], known: Records) -> list[Job]:
+    """The jobs of a policy when each timed process gives a number and each answer comes."""
+    done = []
+    for job in jobs:
+        done.append(job)
+        result = known.results[job.cell_id]
+        if job.kind == "time":
+            replicates = (*result.replicates, fakes.process())
+            known.results[job.cell_id] = replace(result, replicates=replicates)
+        if job.kind == "quality":
+            known.answers[sample_key(result.cell)] = fakes.answers()
+    return done
+
+
+# The largest batch
+
+
+def tries(known: Records, limit: int) -> list[int]:
+    """The batches that are tried where ``limit`` rows fit."""
+    (key,) = known.results
+    tried = []
+    for job in largest_batch(known, key):
+        assert (job.kind, job.cell_id) == ("try", key)
+        tried.append(job.cell.rows)
+        known.fits[key, job.cell.rows] = job.cell.rows <= limit
+    return tried
+
+
+def predicting(batch: int) -> Records:
+    """Of a cell with ``batch=max`` on a machine in which ``batch`` rows should just fit."""
+    cell, description = fakes.cell(batch="max"), fakes.description()
+    room = predict(replace(cell, batch=batch), description).total_bytes
+    known = records(cell, description=description, host=fakes.host(memory_bytes=room))
+    assert predicted_batch(known, cell, fakes.host(memory_bytes=room)) == batch
+    return known
+
+
+@pytest.mark.parametrize("limit", [1, 7, 100, 1000])
+@pytest.mark.parametrize("guess", [1, 90, 700])
+def test_the_search_ends_within_a_twentieth_below_the_limit(guess: int, limit: int) -> None:
+    known = predicting(guess)
+    tried = tries(known, limit)
+    (result,) = known.results.values()
+    assert result.cell.rows <= limit <= result.cell.rows + max(1, result.cell.rows // 20)
+    assert len(tried) == len(set(tried)) <= 40
+
+
+def test_a_good_prediction_takes_few_tries() -> None:
+    assert len(tries(predicting(95), limit=100)) <= 6
+
+
+def test_when_nothing_fits_one_row_is_what_will_fail() -> None:
+    known = records(fakes.cell(batch="max"))
+    assert tries(known, limit=0) == [1]
+    (result,) = known.results.values()
+    assert (result.asked.batch, result.cell.batch) == ("max", 1)
+
+
+def test_the_prediction_follows_the_memory() -> None:
+    cell = fakes.cell(batch="max")
+    known = records(cell, description=fakes.description())
+    sizes = [fakes.host(memory_bytes=size) for size in (1, 10_000, 100_000)]
+    predicted = [predicted_batch(known, cell, host) for host in sizes]
+    assert predicted[0] == 1 < predicted[1] < predicted[2]
+    assert predicted_batch(records(cell), cell, fakes.host()) == 1  # of a model nobody described
+
+
+def test_the_search_comes_before_the_first_timed_process() -> None:
+    known = records(fakes.cell(batch="max"))
+    jobs = grid(known, wants_profiles=False, baseline_quant=None)
+    kinds = []
+    for job in jobs:
+        kinds.append(job.kind)
+        known.fits[job.cell_id, job.cell.rows] = job.cell.rows <= 2
+        if job.kind == "time":
+            known.results[job.cell_id] = timed(known.results[job.cell_id])
+    assert kinds == ["try", "try", "try", "time"]
+
+
+# Passes
+
+
+def test_every_pass_has_every_cell_in_an_order_of_its_own() -> None:
+    known = records(*(fakes.cell(batch=batch, measure=THRICE) for batch in range(1, 9)))
+    jobs = run(grid(known, False, None), known)
+    passes = [tuple(job.cell_id for job in jobs[i : i + 8]) for i in (0, 8, 16)]
+    assert [sorted(each) for each in passes] == [sorted(known.results)] * 3
+    assert len(set(passes)) == 3
+
+
+def test_the_seed_decides_the_order() -> None:
+    results = [
+        begin(cell, cell, fakes.host())
+        for cell in (fakes.cell(batch=batch) for batch in range(1, 9))
+    ]
+    reseeded = [replace(result, cell=replace(result.cell, seed=1)) for result in results]
+    assert due(results, 0) == due(results, 0) != due(reseeded, 0)
+
+
+def test_what_is_done_or_cannot_run_is_not_scheduled() -> None:
+    cells = [fakes.cell(batch=batch, measure=THRICE) for batch in (1, 2, 4)]
+    known = records(*cells)
+    done, partly, skipped = known.results
+    known.results[done] = timed(known.results[done])
+    known.results[partly] = replace(known.results[partly], replicates=(fakes.process(),) * 2)
+    known.results[skipped] = replace(known.results[skipped], outcome=Outcome("skipped", "so"))
+    assert [(job.kind, job.cell_id) for job in grid(known, False, None)] == [("time", partly)]
+
+
+def test_a_cell_that_has_failed_is_not_run_in_later_passes() -> None:
+    known = records(fakes.cell(measure=THRICE))
+    (key,) = known.results
+    jobs = grid(known, False, None)
+    assert next(jobs).kind == "time"
+    known.results[key] = replace(known.results[key], outcome=Outcome("oom", "no memory"))
+    assert list(jobs) == []
+
+
+# What is asked besides
+
+
+def test_cells_with_the_same_sample_key_are_asked_once() -> None:
+    known = records(*(fakes.cell(batch=batch, quality=ASKED) for batch in (1, 2, 4)))
+    jobs = run(grid(known, False, None), known)
+    assert sorted(job.kind for job in jobs) == ["quality", "time", "time", "time"]
+    assert [job.cell.batch for job in jobs if job.kind == "quality"] == [1]
+    other = records(*(fakes.cell(quant=quant, quality=ASKED) for quant in ("nf4", "bf16")))
+    kinds = [job.kind for job in run(grid(other, False, None), other)]
+    assert kinds == ["time", "quality"] * 2
+
+
+def test_what_an_earlier_sweep_has_timed_but_not_asked_is_asked_first() -> None:
+    cells = fakes.cell(batch=1, quality=ASKED), fakes.cell(quant="nf4")
+    known = records(*cells)
+    known.results[cell_id(cells[0])] = timed(known.results[cell_id(cells[0])])
+    assert [job.kind for job in run(grid(known, False, None), known)] == ["quality", "time"]
+
+
+def test_a_cell_without_a_number_is_asked_nothing() -> None:
+    known = records(fakes.cell(quality=ASKED))
+    (key,) = known.results
+    jobs = grid(known, True, None)
+    next(jobs)
+    known.results[key] = replace(known.results[key], outcome=Outcome("oom", "no memory"))
+    assert list(jobs) == []
+
+
+def test_answers_that_are_there_are_not_asked_again() -> None:
+    known = records(fakes.cell(quality=ASKED))
+    (key,) = known.results
+    known.results[key] = replace(timed(known.results[key]), answers=Answers(Outcome("ok")))
+    assert list(grid(known, False, None)) == []
+
+
+def test_each_cell_with_a_number_is_profiled_once_if_wanted() -> None:
+    known = records(fakes.cell(batch=1), fakes.cell(batch=2))
+    assert [job.kind for job in run(grid(known, True, None), known)] == ["time", "profile"] * 2
+
+
+def test_random_weights_are_asked_nothing() -> None:
+    asked = fakes.cell(quality="samples")
+    assert (wants_answers(asked), wants_divergence(asked)) == (True, True)
+    for silent in (fakes.cell(model="tiny", quality="samples"), fakes.cell(quality="none")):
+        assert (wants_answers(silent), wants_divergence(silent)) == (False, False)
+    tasks = fakes.cell(quality=fakes.group("quality", "none", tasks=["hellaswag"]))
+    assert (wants_answers(tasks), wants_divergence(tasks)) == (True, False)
+
+
+# The quality reference
+
+
+def reference(cell: Cell, host: Host, baseline_quant: str | None = None) -> Cell | None:
+    """A model of 2000 bytes in fp32 and 1000 in 16 bits."""
+    known = Records({}, {"transformers": host}, {})
+    for name, scale in (("fp32", 2), ("fp16", 1), ("bf16", 1)):
+        of = replace(cell, quant=Quant(name, "none", name))  # type: ignore[arg-type]
+        sized = fakes.description(matrices=(), plain_bytes=1000 * scale)
+        known.descriptions[described_as(of)] = sized  # type: ignore[index]
+    return reference_cell(known, cell, baseline_quant)
+
+
+def test_the_reference_is_the_unquantized_model_in_the_widest_dtype_that_fits() -> None:
+    nf4 = fakes.resolved(quant="nf4", batch=32, attn="sdpa_math", quality="samples")
+    found = reference(nf4, fakes.host())
+    assert found is not None
+    assert (found.quant, found.attn.name, found.decode.name, found.batch) == (
+        FP32,
+        "sdpa",
+        "loop",
+        1,
+    )
+    assert found.quality == nf4.quality
+    small = reference(nf4, fakes.host(memory_bytes=1500))
+    assert small is not None
+    assert small.quant == BF16
+    assert reference(nf4, fakes.host(memory_bytes=500)) is None
+
+
+@pytest.mark.parametrize(
+    ("baseline", "quant"), [("fp16", "fp16"), ("bf16", "bf16"), ("nf4", "fp32"), (None, "fp32")]
+)
+def test_an_unquantized_baseline_is_the_reference_a_quantized_one_is_not(
+    baseline: str | None, quant: str
+) -> None:
+    found = reference(fakes.resolved(quant="nf4"), fakes.host(), baseline)
+    assert found is not None
+    assert found.quant.name == quant
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(7.5, "fp16"), (9.0, "bf16")])
+def test_on_a_gpu_the_reference_has_16_bits(capability: float, dtype: str) -> None:
+    cell = fakes.cell(quant="fp32", device="cuda")
+    found = reference(cell, fakes.gpu_host(capability=capability))
+    assert found is not None
+    assert found.quant.name == dtype
+
+
+def test_a_reference_is_made_before_it_is_needed_and_tried_once(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    cells = [fakes.resolved(quant=quant, quality="samples") for quant in ("nf4", "fp16")]
+    known = records(*cells)
+    kinds = []
+    for job in grid(known, False, None):
+        kinds.append(job.kind)
+        result = known.results[job.cell_id]
+        if job.kind == "time":
+            known.results[job.cell_id] = timed(result)
+        if job.kind == "reference":
+            assert str(reference_file(job.cell, result.host)) == job.reference
+            known.no_reference[job.reference] = "it cannot be made"
+        if job.kind == "quality":
+            assert job.reference is None  # asked all the same, without a comparison
+            known.answers[sample_key(result.cell)] = fakes.answers()
+    assert sorted(kinds) == ["quality", "quality", "reference", "time", "time"]
+    assert kinds.index("reference") < kinds.index("quality")

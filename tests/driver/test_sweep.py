@@ -1,0 +1,244 @@
+"""The driver from asked cells to results on disk, on the scripted engine."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from bench.config.cell import cell_id
+from bench.config.settings import Tracking
+from bench.driver.process import OnPhase, Task
+from bench.errors import CellFailure, ConfigError
+from bench.record.result import SCHEMA, Answers, Outcome, Result
+from bench.store.files import read_results
+from tests import fakes
+from tests.command_line import wait_until_gone
+from tests.scripted import in_this_process, scripted, sweep
+
+FP32, NF4 = (fakes.group("quant", name) for name in ("fp32", "nf4"))
+IN_ORDER = 1  # a seed with which the first pass takes two cells in the order of the grid
+
+
+def statuses(results: list[Result]) -> list[str]:
+    return [result.outcome.status for result in results]
+
+
+def test_every_cell_of_a_grid_is_measured_in_each_pass_and_recorded(tmp_path: Path) -> None:
+    script = "nf4: ttft 1.0 steps 0.25; ttft 1.0 steps 0.5 0.5"
+    grid = [
+        scripted(script, quant=quant, batch=batch, measure={"passes": 3})
+        for quant in (FP32, NF4)
+        for batch in (1, 8)
+    ]
+    code, results = sweep(tmp_path, *grid)
+    assert code == 0
+    assert [r.cell_id for r in results] == [cell_id(cell) for cell in grid]
+    for result in results:
+        assert len(result.measurements) == 3
+        step_s = 0.25 if result.cell.quant.name == "nf4" else 0.5
+        for measurement in result.measurements:
+            assert [r.ttft_s for r in measurement.repeats] == [1.0, 1.0]
+            assert [r.decode_step_s for r in measurement.repeats] == [(step_s,) * 3] * 2
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    assert {"sweep.json", "inputs"} <= {f.name for f in folder.iterdir()}
+    began = sorted((r.started_at, result.cell_id) for result in results for r in result.replicates)
+    passes = [[cell for _, cell in began[i : i + 4]] for i in (0, 4, 8)]
+    assert [set(each) for each in passes] == [{cell_id(cell) for cell in grid}] * 3
+    assert len(set(map(tuple, passes))) > 1  # each pass in an order of its own
+
+
+ENDINGS = {
+    "oom": ("oom", "says the script"),
+    "die 9": ("failed", "SIGKILL in phase warm-up"),
+    "die 11": ("failed", "SIGSEGV in phase warm-up"),
+    "exit 7": ("failed", "exit code 7 in phase warm-up"),
+    "refuse": ("not_engaged", "the script refuses"),
+    "hang": ("timeout", "measure.limits_s.warm-up"),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[Result]]:
+    """A sweep whose first and last cell live, and each of the others ends in a way of its own."""
+    cells = [
+        scripted(f"b{2 + i}: then {ending}", batch=2 + i, measure=impatient(ending))
+        for i, ending in enumerate(ENDINGS)
+    ]
+    return sweep(tmp_path_factory.mktemp("ended"), scripted(batch=1), *cells, scripted(batch=99))
+
+
+def impatient(ending: str) -> dict[str, object]:
+    return {"limits_s": {"warm-up": 0.05}} if ending == "hang" else {}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_ends_a_cell_is_its_outcome(ending: str, ended: tuple[int, list[Result]]) -> None:
+    status, reason = ENDINGS[ending]
+    result = ended[1][1 + list(ENDINGS).index(ending)]
+    assert result.outcome.status == status
+    assert reason in str(result.outcome.reason)
+    assert result.measurements == ()
+
+
+def test_what_ends_a_cell_ends_no_other(ended: tuple[int, list[Result]]) -> None:
+    code, results = ended
+    assert code == 1
+    assert [statuses(results)[i] for i in (0, -1)] == ["ok", "ok"]
+
+
+def test_not_to_fit_is_an_answer_and_no_failure(tmp_path: Path) -> None:
+    code, results = sweep(tmp_path, scripted("then oom"), worker=in_this_process)
+    assert (code, statuses(results)) == (0, ["oom"])
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+    grid = [scripted("b2: then interrupt", batch=batch, seed=IN_ORDER) for batch in (1, 2)]
+    code, results = sweep(tmp_path, *grid)
+    assert code == 130
+    assert statuses(results) == ["ok", "killed"]
+    assert results[1].outcome.reason == "ended by the user"
+    assert not list(tmp_path.rglob("report.html"))  # a Ctrl-C ends at once
+
+
+def test_a_sweep_takes_up_where_an_earlier_one_ended(tmp_path: Path) -> None:
+    grid = [scripted(batch=batch) for batch in (1, 2)]
+    _, first = sweep(tmp_path, grid[0], worker=in_this_process)
+    code, second = sweep(tmp_path, *grid, resume=True, worker=in_this_process)
+    assert code == 0
+    assert second[0].replicates == first[0].replicates
+    assert [result.reused_from for result in second] == [first[0].sweep_id, None]
+    _, third = sweep(tmp_path, *grid, resume=False, worker=in_this_process)
+    assert [result.reused_from for result in third] == [None, None]
+
+
+def test_a_sweep_that_was_killed_leaves_no_process_and_can_be_resumed(tmp_path: Path) -> None:
+    grid = [scripted(batch=1, seed=IN_ORDER), scripted("then hang", batch=2, seed=IN_ORDER)]
+    driver = multiprocessing.get_context("spawn").Process(target=sweep, args=(tmp_path, *grid))
+    driver.start()
+    second = f"sweeps/*/{cell_id(grid[1])}/log.txt"
+    while not list(tmp_path.glob(second)):
+        assert driver.is_alive()
+        time.sleep(0.01)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(family) >= 2  # the fork server, and what hangs
+    os.kill(driver.pid or 0, signal.SIGKILL)
+    driver.join()
+    wait_until_gone(family)
+    code, results = sweep(
+        tmp_path, grid[0], scripted(batch=2, seed=IN_ORDER), resume=True, worker=in_this_process
+    )
+    assert (code, statuses(results)) == (0, ["ok", "ok"])
+    assert [result.reused_from is None for result in results] == [False, True]
+
+
+def test_what_cannot_run_is_skipped_and_nothing_at_all_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = scripted(cpus=[0, 4000])
+    code, results = sweep(tmp_path, scripted(), far, worker=in_this_process)
+    assert (code, statuses(results)) == (0, ["ok", "skipped"])
+    assert "cpus=[0, 4000]" in str(results[1].outcome.reason)
+    assert sweep(tmp_path, far, worker=in_this_process)[0] == 2
+    assert "no cell of this sweep can run here" in capsys.readouterr().err
+
+
+def test_the_largest_batch_is_found_by_trying(tmp_path: Path) -> None:
+    cell = scripted("b8: then oom; b9: then oom", batch="max")
+    code, (result,) = sweep(tmp_path, cell, worker=in_this_process)
+    assert code == 0
+    assert (result.asked.batch, result.cell.batch) == ("max", 7)
+    assert result.cell_id == cell_id(result.asked)
+    assert len(result.measurements) == 1
+
+
+def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = [scripted(batch=batch) for batch in (1, 2)]
+    assert sweep(tmp_path, *grid, dry_run=True, worker=in_this_process) == (0, [])
+    assert capsys.readouterr().out.count("1 process") == 2
+    assert list((tmp_path / "sweeps").iterdir()) == []
+
+
+PRETRAINED = fakes.group("model", "tiny", weights="pretrained", path="/nowhere")
+
+
+def test_cells_that_differ_in_batch_alone_are_asked_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def counting(task: Task, on_phase: OnPhase, log: Path) -> object:
+        asked.append(task.place.rpartition(":")[2])
+        return in_this_process(task, on_phase, log)
+
+    grid = [scripted(batch=b, model=PRETRAINED, quality="samples") for b in (1, 2, 4)]
+    code, results = sweep(tmp_path, *grid, worker=counting)
+    assert code == 0
+    counts = [asked.count(task) for task in ("measure_cell", "keep_reference", "answer_cell")]
+    assert counts == [3, 1, 1]  # a reference that cannot be made is tried once
+    assert all(len(result.samples) == 8 for result in results)
+    assert {result.answers == results[0].answers for result in results} == {True}
+
+
+def test_a_quality_job_that_fails_costs_no_number(tmp_path: Path) -> None:
+    def failing(task: Task, on_phase: OnPhase, log: Path) -> object:
+        if task.place.endswith("answer_cell"):
+            raise CellFailure("oom", "no room for answers")
+        return in_this_process(task, on_phase, log)
+
+    asked = scripted(model=PRETRAINED, quality="samples")
+    code, (result,) = sweep(tmp_path, asked, worker=failing)
+    assert (code, result.outcome.status, len(result.measurements)) == (0, "ok", 1)
+    assert result.answers == Answers(Outcome("oom", "no room for answers"))
+
+
+def test_a_sweep_is_tracked_in_mlflow(tmp_path: Path) -> None:
+    grid = [scripted("b2: then oom", batch=batch) for batch in (1, 2)]
+    tracking = Tracking("local", True, "tests")
+    code, results = sweep(tmp_path, *grid, tracking=tracking, worker=in_this_process)
+    assert code == 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tests"]
+    runs = client.search_runs([experiment.experiment_id])
+    cells = {r.data.tags["bench.cell_id"]: r for r in runs if r.data.tags["bench.kind"] == "cell"}
+    assert set(cells) == {result.cell_id for result in results}
+    assert cells[results[0].cell_id].data.metrics["tpot_s"] == 0.001
+    assert cells[results[1].cell_id].data.tags["bench.status"] == "oom"
+    (parent,) = [r for r in runs if r.data.tags["bench.kind"] == "sweep"]
+    assert parent.info.status == "FINISHED"
+
+
+def test_what_is_there_in_part_is_taken_up_and_what_is_older_measured_again(
+    tmp_path: Path,
+) -> None:
+    cells = [scripted(batch=batch, measure={"passes": 2}) for batch in (1, 2)]
+    _, results = sweep(tmp_path, *cells, worker=in_this_process)
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    cut = replace(results[0], replicates=results[0].replicates[:1])  # as an interrupted sweep does
+    (folder / cut.cell_id / "result.json").write_text(cut.to_json())
+    old = json.loads(results[1].to_json()) | {"schema": SCHEMA - 1}
+    (folder / results[1].cell_id / "result.json").write_text(json.dumps(old))
+    _, again = sweep(tmp_path, *cells, resume=True, worker=in_this_process)
+    assert again[0].replicates[0] == results[0].replicates[0]
+    assert [len(result.replicates) for result in again] == [2, 2]
+    assert [result.reused_from is None for result in again] == [False, True]
+    (folder / results[1].cell_id / "result.json").unlink()
+    assert next(iter(read_results(folder))) == cut
+
+
+def test_settings_that_differ_and_names_that_nobody_has_stop_a_sweep_before_it_begins(
+    tmp_path: Path,
+) -> None:
+    unknown = scripted(engine={"name": "magic"})
+    for cells, changes, said in (
+        ([unknown], {}, "engine.name=magic: no such engine; there are transformers, "),
+        ([scripted("steps often")], {}, "engine.options.script=steps often: "),
+        ([scripted()], {"output_dir": "/dev/null/x"}, "output_dir=/dev/null/x: cannot write"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            sweep(tmp_path, *cells, **changes)
+    assert not (tmp_path / "sweeps").exists()

@@ -1,0 +1,184 @@
+"""A second real engine, in an interpreter without torch: its rules here, its numbers where it is
+built (make engine-llama_cpp)."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config.cell import Cell
+from bench.driver.process import Task, run_isolated
+from bench.engine.llama_cpp import ENGINE
+from bench.engine.protocol import ENGINES
+from bench.errors import CellFailure
+from bench.paths import ROOT, interpreter
+from tests import fakes
+
+PYTHON = interpreter(fakes.cell(engine="llama_cpp").engine.python)
+built = pytest.mark.skipif(
+    not (ROOT / ".engines/llama_cpp/.installed").is_file(),
+    reason="make engine-llama_cpp has not been run",
+)
+
+
+def cell(engine: str = "llama_cpp", **changes: Any) -> Cell:
+    workload = {"name": "few", "text": "prose", "prompt_tokens": 32, "new_tokens": 16}
+    return fakes.cell(**{"engine": engine, "quant": "fp16", "workload": workload} | changes)
+
+
+def run(name: str, tmp_path: Path, of: Cell, *arguments: Any, python: str | None = None) -> Any:
+    place = ENGINES[of.engine.name]
+    task = Task(name, (place, of, *arguments), python=python or of.engine.python)
+    return run_isolated(task, lambda *_: None, tmp_path / "log")
+
+
+def test_the_driver_can_import_it_without_its_libraries() -> None:
+    code = (
+        "import sys, bench.engine.llama_cpp\n"
+        "print(sorted({'llama_cpp', 'gguf', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_relative_interpreter_is_below_the_checkout() -> None:
+    assert str(ROOT / ".engines/llama_cpp/bin/python") == PYTHON
+    assert interpreter("/usr/bin/python3") == "/usr/bin/python3"
+    assert interpreter(None) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"quant": "nf4"}, "quant.scheme=bnb_4bit: no such one; engine=llama_cpp has only none"),
+        (
+            {"attn": "eager"},
+            "attn.implementation=eager: no such one; engine=llama_cpp has only sdpa",
+        ),
+        ({"attn": "sdpa_math"}, "attn.backend=math: no such one; engine=llama_cpp has only null"),
+        (
+            {"decode": "generate"},
+            "decode.strategy=generate: no such one; engine=llama_cpp has only loop",
+        ),
+        (
+            {"engine": {"name": "llama_cpp", "options": {"mmap": True}}},
+            "engine.options.mmap: llama_cpp has no options",
+        ),
+    ],
+)
+def test_names_that_it_does_not_have(changes: dict[str, Any], sentence: str) -> None:
+    (found,) = ENGINE.unknown_names(cell(**changes))
+    assert found.startswith(sentence)
+    assert ENGINE.unknown_names(cell()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch": 8}, "engine=llama_cpp runs one sequence: batch=1"),
+        ({"batch": "max"}, "engine=llama_cpp runs one sequence: batch=1"),
+        ({"quant": "fp32"}, "engine=llama_cpp runs f16 weights: quant=fp16"),
+        ({"device": "cuda"}, "engine=llama_cpp is built for the CPU: device=cpu"),
+        (
+            {"model": fakes.group("model", "gpt2", weights="random")},
+            "engine=llama_cpp has no random weights: take pretrained ones",
+        ),
+        (
+            {"engine": {"name": "llama_cpp"}},
+            "engine=llama_cpp lives in an environment of its own: make engine-llama_cpp",
+        ),
+        (
+            {"engine": {"name": "llama_cpp", "python": "no/such/python"}},
+            "engine=llama_cpp lives in an environment of its own: make engine-llama_cpp",
+        ),
+    ],
+)
+def test_what_it_cannot_run_is_skipped(changes: dict[str, Any], reason: str) -> None:
+    outcome = ENGINE.why_not(cell(**changes), fakes.host())
+    assert outcome is not None
+    assert (outcome.status, outcome.reason) == ("skipped", reason)
+
+
+@built
+def test_what_it_can_run_is_not_skipped() -> None:
+    assert ENGINE.why_not(cell(), fakes.host()) is None
+
+
+@built
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda model: dataclasses.replace(model, package=None, repo="a/b"), "give model.package"),
+        (lambda model: dataclasses.replace(model, name="new"), "python -m bench fetch new` once"),
+    ],
+)
+def test_a_model_whose_files_it_cannot_make_says_what_to_do(
+    change: Callable[[Any], Any], advice: str, tmp_path: Path
+) -> None:
+    of = cell()
+    with pytest.raises(CellFailure, match=advice) as caught:
+        run("bench.meter.cell:try_cell", tmp_path, dataclasses.replace(of, model=change(of.model)))
+    assert caught.value.status == "failed"
+
+
+@built
+def test_a_timed_process_without_torch(tmp_path: Path) -> None:
+    task = "tests.engine.foreign:measure_and_list_modules"
+    found, modules = run(task, tmp_path, cell())
+    assert "llama_cpp" in modules
+    assert "torch" not in modules
+    assert found.revision == "0.1.2"
+    attested, measured = found.attestation, found.measurement
+    assert attested.mismatches == ()
+    embedding = 49152 * 576
+    layer = 576 * (576 + 2 * 192 + 576) + 3 * 576 * 1536
+    vectors = 61 * 576
+    assert attested.logical_weights == embedding + 30 * layer + vectors
+    assert attested.weight_bytes == 2 * (embedding + 30 * layer) + 4 * vectors
+    assert attested.matmul_weights == 30 * layer
+    assert (attested.head_bytes, attested.gathered_bytes) == (2 * embedding, 0)
+    assert attested.kv_bytes_per_token == 30 * 2 * 3 * 64 * 2
+    assert (attested.executed_dtype, attested.is_quantized) == ("fp16", False)
+    assert attested.details["layers"] == {"float16": 211}
+    assert measured is not None
+    assert measured.prompt_tokens == 32
+    assert len(measured.repeats[0].decode_step_s) == 15
+    # Read and not mapped, the weights are in memory of the process's own
+    assert measured.run_memory.rss_anon_bytes > attested.weight_bytes
+
+
+@built
+def test_it_chooses_the_tokens_that_transformers_chooses(tmp_path: Path) -> None:
+    task = "tests.engine.foreign:greedy_tokens"
+    ours = run(task, tmp_path, cell("transformers"), python=sys.executable)
+    assert run(task, tmp_path, cell()) == ours
+
+
+@built
+def test_its_predictions_are_those_of_transformers(tmp_path: Path) -> None:
+    quality = fakes.group("quality", "samples", text_tokens=256, window_tokens=128, prompts=None)
+    reference, file = cell("transformers", quality=quality), str(tmp_path / "reference")
+    fp32 = dataclasses.replace(reference, quant=fakes.cell(quant="fp32").quant)
+    task = "bench.meter.reference:keep_reference"
+    # No noise floor is asked for: the same dtype again is the cheapest
+    run(task, tmp_path, fp32, fp32.quant, file, python=sys.executable)
+    quality["prompts"] = "basic"
+    answers = run("bench.meter.answers:answer_cell", tmp_path, cell(quality=quality), file)
+    assert [window.tokens for window in answers.divergence.windows] == [127, 127]
+    for window in answers.divergence.windows:
+        assert window.kl_nats < 0.001  # 5e-6 on 2026-11-25; transformers' own fp16 2e-5
+        assert window.top1_agreement > 0.97
+    assert len(answers.samples) == 8
+    assert any(sample.ended for sample in answers.samples)
+
+
+@built
+def test_logits_of_several_rows_and_of_the_other_attention(tmp_path: Path) -> None:
+    same, positions, apart = run("tests.engine.foreign:logits_twice", tmp_path, cell())
+    assert same
+    assert positions == 32
+    assert 0 < apart < 0.5

@@ -1,0 +1,106 @@
+"""Divergence on a real small model: readings against torch's own functions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from bench.analysis.divergence import is_above_floor
+from bench.config.cell import Cell, Quant
+from bench.engine.protocol import ENGINES
+from bench.engine.transformers.load import load
+from bench.engine.transformers.session import TransformersSession, open_session
+from bench.meter.divergence import evaluate
+from bench.meter.reference import keep_reference
+from bench.paths import TEXTS
+from tests import fakes
+
+BF16 = Quant("bf16", "none", "bf16")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a folder; its logits are spread out."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = load(fakes.cell(model="tiny", quant="fp32"), None)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    model.save_pretrained(folder)
+    fakes.byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def cell_of(folder: Path, quant: str = "fp32") -> Cell:
+    own = {"weights": "pretrained", "tokenizer": "pretrained", "path": str(folder)}
+    asked = fakes.group("quality", "samples", text_tokens=256, window_tokens=64, max_new_tokens=4)
+    return fakes.resolved(model=fakes.group("model", "tiny", **own), quant=quant, quality=asked)
+
+
+@pytest.fixture(scope="module")
+def reference(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("cache") / "reference.safetensors"
+    place = ENGINES["transformers"]
+    keep_reference(lambda *_: None, place, cell_of(saved), BF16, str(file))
+    return file
+
+
+def session(folder: Path, quant: str = "fp32") -> TransformersSession:
+    return open_session(cell_of(folder, quant), folder)
+
+
+def test_a_model_does_not_diverge_from_itself(saved: Path, reference: Path) -> None:
+    found = evaluate(session(saved), reference)
+    assert found is not None
+    assert [(window.text, window.tokens) for window in found.windows] == [("alice", 63)] * 4
+    for window in found.windows:
+        assert abs(window.kl_nats) < 1e-9
+        assert window.top1_agreement == 1.0
+        assert window.nll_nats == pytest.approx(window.reference_nll_nats)
+        assert window.floor_kl_nats > 0
+    assert not is_above_floor(found)
+
+
+def test_another_dtype_diverges_and_the_numbers_are_torchs_own(
+    saved: Path, reference: Path
+) -> None:
+    ours = session(saved, "bf16")
+    found = evaluate(ours, reference)
+    assert found is not None
+    plain: Any = load(cell_of(saved), saved)
+    with safe_open(reference, framework="pt") as stored:
+        ids, about = stored.get_tensor("ids"), json.loads(stored.metadata()["about"])
+    text = TEXTS["alice"].read_text(encoding="utf-8")
+    assert ours.tokenizer is not None
+    assert ours.tokenizer.decode(ids.flatten().tolist()) == text[:256]  # a byte is a token
+    assert len(about["answers"]) == 8
+    with torch.inference_mode():
+        for window, row in zip(found.windows, ids, strict=True):
+            p = plain(row[None]).logits[0, :-1].double().log_softmax(-1)
+            q = ours.model(row[None]).logits[0, :-1].double().log_softmax(-1)
+            kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+            nll = torch.nn.functional.nll_loss
+            assert window.kl_nats == pytest.approx(kl.mean().item(), rel=1e-4)
+            assert window.kl_median_nats == pytest.approx(kl.quantile(0.5).item(), rel=1e-3)
+            assert window.kl_p99_nats == pytest.approx(kl.quantile(0.99).item(), rel=1e-3)
+            assert window.nll_nats == pytest.approx(nll(q, row[1:]).item(), rel=1e-6)
+            assert window.reference_nll_nats == pytest.approx(nll(p, row[1:]).item(), rel=1e-6)
+            same = (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+            assert window.top1_agreement == pytest.approx(same)
+            assert window.kl_nats > 0
+
+
+def test_a_model_that_scales_its_logits_shows_no_head(saved: Path) -> None:
+    scaled = session(saved)
+    assert scaled.head() is not None
+    forward = scaled.model.forward
+
+    def halved(*arguments: Any, **options: Any) -> Any:
+        out = forward(*arguments, **options)
+        out.logits = out.logits / 2
+        return out
+
+    scaled.model.forward = halved
+    assert scaled.head() is None

@@ -1,0 +1,68 @@
+"""Answers to prompts: where they end, and what is kept of them."""
+
+import yaml
+
+from bench.config.cell import Cell
+from bench.engine.scripted import ScriptedSession
+from bench.meter.answers import answer_cell, answer_prompts
+from bench.paths import PROMPT_SETS
+from bench.record.result import Answers, Outcome
+from tests import fakes
+from tests.scripted import scripted
+
+PROMPTS: list[str] = yaml.safe_load(PROMPT_SETS["basic"].read_text(encoding="utf-8"))
+PRETRAINED = fakes.group("model", "tiny", weights="pretrained", path="/nowhere")
+
+
+class Fish(ScriptedSession):
+    """Answers everything with fish; ``!`` ends an answer."""
+
+    ends = frozenset(b"!")
+
+    def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+        return [list(b"fish!")[:most] for _ in prompts]
+
+
+def asked(**quality: object) -> Cell:
+    group = fakes.group("quality", "samples", **{"texts": [], "max_new_tokens": 48} | quality)
+    return scripted(model=PRETRAINED, quality=group)
+
+
+def test_each_prompt_has_one_answer_which_ends_before_the_ending_token() -> None:
+    cell = asked()
+    samples = answer_prompts(cell, Fish(cell))
+    assert [sample.prompt for sample in samples] == PROMPTS
+    assert {(s.answer, s.tokens, s.ended) for s in samples} == {("fish", tuple(b"fish"), True)}
+
+
+def test_an_answer_that_the_limit_ends_says_so() -> None:
+    cell = asked(max_new_tokens=3)
+    assert {(s.answer, s.ended) for s in answer_prompts(cell, Fish(cell))} == {("fis", False)}
+
+
+def test_an_ending_at_once_is_an_empty_answer() -> None:
+    class Silent(Fish):
+        def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+            return [list(b"!")] * len(prompts)
+
+    cell = asked()
+    assert {(s.answer, s.tokens, s.ended) for s in answer_prompts(cell, Silent(cell))} == {
+        ("", (), True)
+    }
+
+
+def test_without_prompts_or_a_tokenizer_there_are_no_answers() -> None:
+    without_prompts, without_tokenizer = Fish(asked(prompts=None)), Fish(asked())
+    without_tokenizer.tokenizer = None
+    assert answer_prompts(asked(prompts=None), without_prompts) == ()
+    assert answer_prompts(asked(), without_tokenizer) == ()
+
+
+def test_a_quality_job_is_all_that_a_cell_is_asked() -> None:
+    phases: list[tuple[str, ...]] = []
+    place = "bench.engine.scripted:ENGINE"
+    found = answer_cell(lambda *phase: phases.append(phase), place, asked(), None)
+    assert isinstance(found, Answers)
+    assert (found.outcome, found.divergence, found.tasks) == (Outcome("ok"), None, ())
+    assert len(found.samples) == len(PROMPTS)
+    assert [phase[0] for phase in phases] == ["prepare", "load", *["quality"] * 3]

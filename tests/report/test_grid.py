@@ -1,0 +1,110 @@
+"""Tables beside the main one, and that a sweep is analysed once for all of its printers."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.analysis import comparison as analysis
+from bench.analysis.comparison import Comparison, compare
+from bench.config.settings import Baseline, Tracking
+from bench.record.measurement import PhaseProfile, Profile
+from bench.record.result import Result
+from bench.report import grid, page, terminal
+from bench.report.advice import in_short
+from bench.store.files import INPUTS, new_folder, write_sweep
+from bench.store.recorder import Recorder
+from tests import fakes
+from tests.analysis.test_advice import KNOWN, SWEEP
+
+
+def profiled(quant: str, **decode_s: float) -> Result:
+    seconds = {kind.replace("_", " "): s for kind, s in decode_s.items()}
+    phases = (
+        PhaseProfile("prefill", 0.5, 1, {"matrix product": 0.5}),
+        PhaseProfile("decode", sum(seconds.values()), 2, seconds),
+    )
+    return fakes.result(cell=fakes.cell(quant=quant), profile=Profile(phases, 1.2))
+
+
+PLAIN = profiled("bf16", matrix_product=0.060, interpreter=0.020)
+PACKED = profiled("int8", matrix_product=0.040, dequantization=0.050, interpreter=0.021)
+
+
+def compared(*results: Result) -> Comparison:
+    return compare(results, fakes.sweep(baseline=Baseline(quant="bf16")))
+
+
+def test_a_table_for_each_phase_has_milliseconds_of_one_step() -> None:
+    prefill, decode = grid.profiles(
+        compared(PLAIN, PACKED, fakes.result(cell=fakes.cell(quant="nf4")))
+    )
+    rows = [[entry.text for entry in row] for row in decode.rows]
+    headings = [column.heading for column in decode.columns]
+    assert headings == ["quant", "matrix product", "dequantization", "interpreter", "all"]
+    assert rows == [
+        ["bf16", "30.00", "-", "10.00", "40.00"],
+        ["int8", "20.00", "25.00", "10.50", "55.50"],
+    ]
+    assert [entry.text for entry in prefill.rows[0]] == ["bf16", "500.00", "500.00"]
+
+
+def test_the_sentence_names_what_makes_the_difference() -> None:
+    (sentence,) = grid.profile_reasons(compared(PLAIN, PACKED))
+    parts = "dequantization +25.00, matrix product -10.00"
+    assert sentence == f"quant=int8: a decode step takes 15.50 ms more ({parts}) than quant=bf16"
+
+
+def test_without_profiles_there_is_nothing_to_say() -> None:
+    results = [fakes.result(cell=fakes.cell(quant=quant)) for quant in ("bf16", "int8")]
+    assert grid.profiles(compared(*results)) == []
+    assert grid.profile_reasons(compared(*results)) == []
+
+
+def test_a_sweep_is_analysed_once_for_all_of_its_printers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derived: list[str] = []
+
+    def counted(result: Result) -> dict[str, float]:
+        derived.append(result.cell_id)
+        return derive(result)
+
+    derive = analysis.derive
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(analysis, "derive", counted)
+    monkeypatch.setattr("bench.store.mlflow.derive", counted)
+    folder = new_folder(tmp_path)
+    cells = tuple(result.cell_id for result in KNOWN)
+    tracking = Tracking("local", True, "an experiment")
+    sweep = fakes.sweep(*cells, sweep_id=folder.name, tracking=tracking)
+    write_sweep(folder, sweep)
+    (folder / INPUTS).mkdir()
+    recorder = Recorder(folder, sweep, tmp_path)
+    for result in KNOWN:
+        recorder.keep(result, finished=True)
+    assert recorder.untracked is None
+    assert derived == list(cells)  # each cell as it was logged
+    comparison = compare(recorder.results, sweep)
+    terminal.console().print(terminal.summary(comparison))
+    files = page.write_report(folder, comparison)
+    assert in_short(comparison)
+    recorder.close("FINISHED", 2000.0, comparison, files, terminal.as_text(comparison))
+    assert recorder.untracked is None
+    assert derived == [*cells, *cells]
+
+
+def test_the_best_batch_of_each_value_within_a_budget() -> None:
+    table = grid.equal_memory(compare(KNOWN, SWEEP))
+    assert table is not None
+    assert [column.heading for column in table.columns] == [
+        "peak memory at most",
+        "bf16",
+        "int8",
+        "nf4",
+    ]
+    assert [entry.text for entry in table.rows[0]] == [
+        "300 MiB",
+        "none fits",
+        "none fits",
+        "33.3 tok/s at batch 1",
+    ]

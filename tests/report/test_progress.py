@@ -1,0 +1,37 @@
+"""The line that says where a running sweep is."""
+
+import pytest
+
+from bench.report.progress import ProgressLine
+
+
+def progress(capsys: pytest.CaptureFixture[str]) -> str:
+    with ProgressLine() as line:
+        line.plan(3)
+        for label in ("tiny/nf4/sdpa/b1", "tiny/nf4/sdpa/b2"):
+            line.cell(label)
+            line.show("measure", "2/5")
+            line.finished()
+    return capsys.readouterr().err
+
+
+def test_the_line_says_where_the_sweep_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = progress(capsys)
+    assert "cell 1/3 · tiny/nf4/sdpa/b1 · measure 2/5 · 0:00 elapsed" in shown
+    assert "cell 2/3 · tiny/nf4/sdpa/b2 · measure 2/5 · 0:00 elapsed · about 0:00 left" in shown
+
+
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1", "CI": "true"}])
+def test_pipes_and_ci_see_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str]
+) -> None:
+    for name in ("CI", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert progress(capsys) == ""
