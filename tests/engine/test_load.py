@@ -57,7 +57,8 @@ def test_a_quantized_random_model_never_holds_the_unquantized_one() -> None:
         "from tests import fakes\n"
         "import bitsandbytes\n"
         "values = fakes.group('model', 'gpt2', weights='random')\n"
-        "values['architecture'] |= {'n_layer': 8, 'n_embd': 1024, 'vocab_size': 999}\n"
+        "values['architecture'] |= {'n_layer': 8, 'n_head': 16, 'n_embd': 1024}\n"
+        "values['architecture'] |= {'vocab_size': 999}\n"
         "load(fakes.resolved(model='tiny', quant='nf4'), None)\n"  # imports done
         "reset_peak()\n"
         "before = rss_bytes()\n"
