@@ -312,7 +312,7 @@ def test_a_second_sweep_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
 def test_the_default_model_answers_in_every_quantization(tmp_path: Path) -> None:
     names = "fp32,fp16,bf16,int8,int8_nodecomp,nf4,nf4_double,fp4"
     short = ["workload.new_tokens=4", "measure.warmups=1", "measure.repeats=1"]
-    short += ["quality.max_new_tokens=12", "quality.text_tokens=512"]
+    short += ["quality.max_new_tokens=8", "quality.text_tokens=256"]
     done = bench(tmp_path, "-m", f"quant={names}", *short)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path)
