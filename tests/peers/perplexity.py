@@ -3,12 +3,10 @@ our weights come from.
 
 Both read the same token ids in the same windows (``quality=samples``) and score the same positions:
 no tokenizer and no choice of windows is compared, only what becomes of weights and ids.
-llama-cpp-python lives in an environment of its own, where pip compiles it (a C++ compiler and
-cmake, about ten minutes on two cores):
+llama-cpp-python lives in an environment of its own, the one of ``engine=llama_cpp``:
 
-    python -m venv PEER
-    PEER/bin/pip install llama-cpp-python==0.3.36 numpy
-    python -m tests.peers.perplexity PEER/bin/python
+    make engine-llama_cpp
+    python -m tests.peers.perplexity .engines/llama_cpp/bin/python
 
 The peer reads two files. From the published one, in Q4_1, it multiplies with activations rounded to
 8 bits, which our fp32 does not. From the one that llama.cpp itself makes of it in F32 (the same
@@ -30,10 +28,11 @@ from safetensors import safe_open
 
 from bench.config.cell import Cell
 from bench.engine import sources
-from bench.engine.transformers.load import load
+from bench.engine.protocol import ENGINES
+from bench.meter.cell import begin
 from bench.meter.divergence import evaluate
-from bench.meter.host import prepare_process, usable_cpus
-from bench.meter.reference import make_reference
+from bench.meter.host import usable_cpus
+from bench.meter.reference import keep_reference
 from tests import fakes
 
 TOLERANCE = 0.005
@@ -81,12 +80,13 @@ print(json.dumps({"version": llama_cpp.__version__, "nll_nats": nll_nats}))
 
 def ours(cell: Cell, place: Path) -> tuple[list[list[int]], list[float]]:
     """The windows' token ids, and the mean NLL of each, by the functions that a sweep calls."""
-    file = str(place / "reference.safetensors")
+    file = place / "reference.safetensors"
     # The noise floor is not asked for: the same type again is the cheapest
-    make_reference(_quiet, cell, cell.quant, file)
-    prepare_process(cell)
-    found = evaluate(cell, load(cell, sources.fetch(cell.model)), file)
-    with safe_open(file, framework="pt") as stored:
+    keep_reference(_quiet, ENGINES["transformers"], cell, cell.quant, str(file))
+    engine, files, _ = begin(_quiet, ENGINES["transformers"], cell)
+    found = evaluate(engine.open(cell, files), file)
+    assert found is not None
+    with safe_open(file, framework="numpy") as stored:
         ids = stored.get_tensor("ids").tolist()
     print(
         f"{len(ids)} windows of {len(ids[0])} tokens,"
@@ -117,7 +117,7 @@ def perplexity(nll_nats: Sequence[float]) -> float:
     return math.exp(math.fsum(nll_nats) / len(nll_nats))
 
 
-def _quiet(phase: str, detail: str = "", kept: Any = None) -> None: ...
+def _quiet(phase: str, detail: str = "") -> None: ...
 
 
 def main() -> None:
