@@ -17,7 +17,7 @@ from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
-from bench.report.drawing import TEXT, Chart, panels
+from bench.report.drawing import TEXT, Chart, legend, logarithmic, panels
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _MOST_BARS = 24
@@ -80,7 +80,7 @@ def _legend(colours: Mapping[str, str]) -> list[Line2D]:
 
 
 def _bar_height(cells: Sequence[Shown]) -> float:
-    return 0.9 + 0.24 * len(cells)
+    return 1.1 + 0.24 * len(cells)
 
 
 def _throughput_and_memory(cells: Sequence[Shown], few: str) -> Chart:
@@ -126,14 +126,12 @@ def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
                     edgecolors=TEXT if on_front else "none",
                 )
         axis.set_xlabel(name)
-        axis.set_yscale("log")
+        logarithmic(axis, "y")
         axis.grid()
     if has_quality:
-        axes[1].set_xscale("log")
+        logarithmic(axes[1], "x")
     axes[0].set_ylabel("output tokens / s")
-    axes[0].legend(
-        handles=_legend(colours), loc="upper left", frameon=False, labelcolor=TEXT, fontsize=8
-    )
+    legend(figure, "right upper", _legend(colours))
     what = "speed, memory and divergence" if has_quality else "speed and memory"
     title = (
         f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
@@ -207,7 +205,8 @@ def _label_bars(axis: Any, cells: Sequence[Shown], unit: str) -> None:
     axis.invert_yaxis()
     axis.set_xlabel(unit)
     axis.grid(axis="x")
-    axis.legend(loc="upper right", frameon=False, labelcolor=TEXT, fontsize=8)
+    handles = axis.get_legend_handles_labels()[0]
+    legend(axis.figure, "upper right", handles, columns=len(handles))
 
 
 def _phases(cells: Sequence[Shown], few: str) -> Chart:
@@ -279,11 +278,9 @@ def _roofline(cells: Sequence[Shown]) -> Chart:
                 across, np.minimum(across * peak.read_bytes_s, flops), color=TEXT, linewidth=0.8
             )
             axis.text(across[-1], flops, names, fontsize=7, color=TEXT, va="bottom", ha="right")
-    axis.legend(
-        handles=_legend(colours), loc="lower right", frameon=False, labelcolor=TEXT, fontsize=8
-    )
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    legend(figure, "right upper", _legend(colours))
+    logarithmic(axis, "x")
+    logarithmic(axis, "y")
     axis.set_xlabel(
         "operations per byte of weights and cache (circles: decode steps, triangles: prefill)"
     )

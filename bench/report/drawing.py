@@ -6,11 +6,14 @@ Text and lines take the colours of the page around them, so one picture serves l
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 TEXT, GRID = "#010203", "#040506"  # stand for the page's own colours
 mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
@@ -74,3 +77,23 @@ def panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_axisbelow(True)
     return figure, list(axes)
+
+
+def legend(figure: Figure, place: str, handles: Sequence[Artist], columns: int = 1) -> None:
+    """Beside the axes (``right upper``) or above them (``upper right``): it covers no point."""
+    style: dict[str, Any] = {"frameon": False, "labelcolor": TEXT, "fontsize": 8}
+    style |= {"loc": f"outside {place}", "ncols": columns}
+    figure.legend(handles=handles, **style)
+
+
+def logarithmic(axis: Any, direction: str) -> None:
+    """A log scale in plain numbers: matplotlib's own are formulas, and no text here is one.
+
+    Call it after the points are drawn: an axis below two decades is divided at 1, 2 and 5.
+    """
+    axis.set(**{f"{direction}scale": "log"})
+    scale = {"x": axis.xaxis, "y": axis.yaxis}[direction]
+    low, high = scale.get_view_interval()
+    scale.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+    scale.set_major_formatter(StrMethodFormatter("{x:g}"))
+    scale.set_minor_formatter(NullFormatter())

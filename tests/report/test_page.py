@@ -68,11 +68,25 @@ def test_a_picture_is_well_formed_says_what_it_shows_and_takes_the_page_s_colour
     assert root.get("aria-label") == chart.title
     assert "currentColor" in text
     assert "#010203" not in text
+    assert "mathdefault" not in text  # the formula that matplotlib makes of a tick on a log axis
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     for element in root.iter():
         target = element.get("{http://www.w3.org/1999/xlink}href")
         assert target is None or target.startswith("data:") or target.removeprefix("#") in ids
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [([3, 11], ["2", "5", "10", "20"]), ([2e-5, 0.3], ["0.0001", "0.01", "0.1"])],
+)
+def test_a_log_axis_has_numbers_for_ticks(values: list[float], ticks: list[str]) -> None:
+    figure, (axis,) = drawing.panels(1, 4, 3)
+    axis.scatter(values, values)
+    drawing.logarithmic(axis, "x")
+    figure.draw_without_rendering()
+    shown = [label.get_text() for label in axis.get_xticklabels()]
+    assert set(ticks) <= set(shown)
 
 
 def test_titles_say_what_the_data_says() -> None:
