@@ -163,7 +163,8 @@ def _sentence(override: Override, value: str, choices: list[str], error: Excepti
     known, path = _known_keys(key, choices)
     name = key.removeprefix(f"{path}.") if path else key
     if name not in known:
-        return unknown_key(name, value, known, path)
+        typed = str(override.input_line).partition("=")[2]  # one key, one sentence for all values
+        return unknown_key(name, typed, known, path)
     return f"{key}={value}: {_own_words(error)}"
 
 

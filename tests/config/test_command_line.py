@@ -51,6 +51,7 @@ def answer(
 MISTAKES: list[tuple[str, list[str]]] = [
     ("quant=nf5", [NO_NF5]),
     ("bach=1", ["bach=1: unknown key; did you mean batch?"]),
+    ("-m bach=1,8", ["bach=1,8: unknown key; did you mean batch?"]),
     (
         "workload.new_tokns=1",
         ["workload.new_tokns=1: unknown key; did you mean workload.new_tokens?"],
