@@ -42,7 +42,7 @@ test: test-fast test-models
 
 # Rooms that need no torch: the driver is tested on a scripted engine
 test-fast: .venv/.installed
-	$(BIN)/python -m pytest --ignore=tests/engine --ignore=tests/gpu --ignore-glob='tests/test_*.py'
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/engine --ignore=tests/gpu --ignore-glob='tests/test_*.py'
 
 # Real models: the engine by itself, and whole command lines
 test-models: setup
