@@ -44,7 +44,6 @@ def resolve(cell: Cell, host: Host) -> Cell:
     parameters = {
         name: default if value == "auto" else value for name, value in cell.quant.parameters.items()
     }
-    allowed = host.cpus if cell.cpus == "all" else min(host.cpus, len(cell.cpus))
     return replace(
         cell,
         device=device,
@@ -53,7 +52,7 @@ def resolve(cell: Cell, host: Host) -> Cell:
             dtype=default if cell.quant.dtype == "auto" else cell.quant.dtype,
             parameters=parameters,
         ),
-        threads=allowed if cell.threads == "auto" else cell.threads,
+        threads=_usable_cpus(cell, host) if cell.threads == "auto" else cell.threads,
     )
 
 
@@ -66,6 +65,10 @@ def why_not(cell: Cell, host: Host, description: Description | None) -> Outcome 
         if reason is not None:
             return Outcome("skipped", reason)
     return engine_of(cell).why_not(cell, host)
+
+
+def _usable_cpus(cell: Cell, host: Host) -> int:
+    return host.cpus if cell.cpus == "all" else min(host.cpus, len(cell.cpus))
 
 
 def available_bytes(cell: Cell, host: Host) -> int | None:
@@ -107,7 +110,7 @@ def _cpus(cell: Cell, host: Host, description: Description | None) -> str | None
     absent = [] if cell.cpus == "all" else sorted(set(cell.cpus) - set(host.cpu_ids))
     if absent:
         return f"cpus={list(cell.cpus)}: this machine lets us use {list(host.cpu_ids)}"
-    available = host.cpus if cell.cpus == "all" else min(host.cpus, len(cell.cpus))
+    available = _usable_cpus(cell, host)
     if cell.device == "cpu" and int(cell.threads) > available:
         return f"threads={cell.threads}: only {available} CPUs can be used"
     return None

@@ -10,7 +10,7 @@ import yaml
 
 from bench.config.cell import Cell
 from bench.engine.protocol import Announce, Session
-from bench.meter.cell import begin
+from bench.meter.cell import opened
 from bench.meter.divergence import evaluate
 from bench.paths import PROMPT_SETS
 from bench.record.measurement import Sample
@@ -25,9 +25,7 @@ def answer_cell(announce: Announce, place: str, cell: Cell, reference: str | Non
     Raises:
         CellFailure: when the model cannot be loaded or gives no numbers.
     """
-    engine, files, _ = begin(announce, place, cell)
-    announce("load")
-    session = engine.open(cell, files)
+    session = opened(announce, place, cell)
     announce("quality", "answers")
     samples = answer_prompts(cell, session)
     announce("quality", "divergence")

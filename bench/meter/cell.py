@@ -104,6 +104,13 @@ def begin(announce: Announce, place: str, cell: Cell) -> tuple[Engine, Files, fl
     return engine, files, provide_s
 
 
+def opened(announce: Announce, place: str, cell: Cell) -> Session:
+    """The cell's model in memory, for a task that does not time how it got there."""
+    engine, files, _ = begin(announce, place, cell)
+    announce("load")
+    return engine.open(cell, files)
+
+
 def ids_of(cell: Cell, session: Session) -> Ids:
     """The cell's prompts."""
     return prompt_ids(cell, session.tokenizer, session.vocabulary)
@@ -128,9 +135,7 @@ def _energy(
 
 def profile_cell(announce: Announce, place: str, cell: Cell, trace: str) -> Profile | None:
     """Where one request of the cell spends its time; ``trace`` gets the profiler's own record."""
-    engine, files, _ = begin(announce, place, cell)
-    announce("load")
-    session = engine.open(cell, files)
+    session = opened(announce, place, cell)
     ids = ids_of(cell, session)
     announce("profile")
     session.ready(ids, cell.workload.new_tokens)
@@ -144,9 +149,7 @@ def try_cell(announce: Announce, place: str, cell: Cell) -> None:
     Raises:
         CellFailure: when it does not, or fails otherwise.
     """
-    engine, files, _ = begin(announce, place, cell)
-    announce("load")
-    session = engine.open(cell, files)
+    session = opened(announce, place, cell)
     announce("warm-up")
     one_request(cell, session, ids_of(cell, session))
 

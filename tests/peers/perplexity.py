@@ -29,7 +29,7 @@ from safetensors import safe_open
 from bench.config.cell import Cell
 from bench.engine import sources
 from bench.engine.protocol import ENGINES
-from bench.meter.cell import begin
+from bench.meter.cell import opened
 from bench.meter.divergence import evaluate
 from bench.meter.host import usable_cpus
 from bench.meter.reference import keep_reference
@@ -83,8 +83,7 @@ def ours(cell: Cell, place: Path) -> tuple[list[list[int]], list[float]]:
     file = place / "reference.safetensors"
     # The noise floor is not asked for: the same type again is the cheapest
     keep_reference(_quiet, ENGINES["transformers"], cell, cell.quant, str(file))
-    engine, files, _ = begin(_quiet, ENGINES["transformers"], cell)
-    found = evaluate(engine.open(cell, files), file)
+    found = evaluate(opened(_quiet, ENGINES["transformers"], cell), file)
     assert found is not None
     with safe_open(file, framework="numpy") as stored:
         ids = stored.get_tensor("ids").tolist()
