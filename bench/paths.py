@@ -10,6 +10,8 @@ from pathlib import Path
 
 import platformdirs
 
+from bench.errors import ConfigError
+
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = ROOT / "conf"
@@ -19,15 +21,30 @@ TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workloa
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
 
 
+def whole_path(typed: str) -> str:
+    """A path as it is meant where it was typed: ``~`` is a home, a relative one begins here."""
+    # Of os.path: pathlib follows links in resolve(), and raises where there is no home
+    return os.path.abspath(os.path.expanduser(typed))  # noqa: PTH100, PTH111
+
+
 def interpreter(python: str | None) -> str | None:
     """The Python that ``engine.python`` means: a relative path is below the checkout; None: this
     one.
 
     Links are not followed: a virtual environment knows itself by the link's place.
     """
-    return None if python is None else str(ROOT / Path(python).expanduser())
+    return None if python is None else str(ROOT / os.path.expanduser(python))  # noqa: PTH111
 
 
 def cache_folder() -> Path:
-    """Converted models, references, descriptions, peaks; BENCH_CACHE moves it."""
-    return Path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("llm-bench"))
+    """Converted models, references, descriptions, peaks; BENCH_CACHE moves it.
+
+    Raises:
+        ConfigError: where nothing says where this user's files belong.
+    """
+    folder = whole_path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("llm-bench"))
+    if "~" in Path(folder).parts:
+        raise ConfigError(
+            ["HOME: not set, and this user has no home folder; set BENCH_CACHE to a folder"]
+        )
+    return Path(folder)

@@ -141,13 +141,15 @@ def _advise(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from bench.analysis.comparison import compare
     from bench.report.advice import print_advice
+    from bench.report.terminal import say_damage
     from bench.store.files import read_place
 
     limits = Limits(
         given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
     )
-    sweep, results = read_place(_sweep_folder(given))
-    print_advice(compare(results, sweep), limits, given.goal)
+    stored = read_place(_sweep_folder(given))
+    say_damage(stored)
+    print_advice(compare(stored.results, stored.sweep), limits, given.goal)
     return 0
 
 
@@ -179,10 +181,12 @@ def _report(arguments: list[str]) -> int:
     folder = _sweep_folder(parser.parse_args(arguments))
     from bench.analysis.comparison import compare
     from bench.report.page import write_report
-    from bench.store.files import read_results, read_sweep
+    from bench.report.terminal import say_damage
+    from bench.store.files import read_place
 
-    sweep = read_sweep(folder)
-    files = write_report(folder, compare(list(read_results(folder)), sweep))
+    stored = read_place(folder)
+    say_damage(stored)
+    files = write_report(folder, compare(stored.results, stored.sweep))
     # By `mlflow run -e report`
     if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
         from bench.store.mlflow import keep_report
@@ -251,7 +255,7 @@ def _recorded(given: str, settings: Settings) -> "Recorded":
 
 
 def _store_of_runs(given: str, settings: Settings) -> str:
-    from bench.store.mlflow import tracking_uri
+    from bench.store.database import tracking_uri
 
     uri, own = (
         tracking_uri(settings.tracking, Path(settings.output_dir)),

@@ -23,12 +23,12 @@ from bench.driver.plan import resolve, why_not
 from bench.driver.policy import Job, Records
 from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
 from bench.driver.process import run_isolated
-from bench.driver.recording import say
 from bench.driver.worker import PhaseTimes, begin, take, task_of
 from bench.errors import BenchError
 from bench.record.result import Host, Peaks
 from bench.report import terminal
 from bench.report.progress import ProgressLine
+from bench.report.terminal import say
 from bench.store import files
 
 _PROCESSES, _REPEATS = 8, 5

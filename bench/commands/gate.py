@@ -1,5 +1,5 @@
 """``python -m bench gate CURRENT --baseline RUN_OR_SWEEP``: exit code 1 when something has become
-slower, else 0."""
+slower, 4 when a result cannot be read, else 0."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ from bench.analysis.verdict import slowdowns
 from bench.errors import StoreError
 from bench.record.result import Result
 from bench.report.reproduced import gate_lines
-from bench.store.files import read_place, read_sweep
+from bench.report.terminal import say_damage
+from bench.store.files import Stored, read_place
 
 
 def gate(current: Path, baseline: Path, threshold: float) -> int:
@@ -20,28 +21,30 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
     Raises:
         StoreError: when one of them is not a sweep's or run's, or no cell is in both.
     """
-    sweep, now = read_place(current)
-    _, then = read_place(baseline)
-    changes = slowdowns(now, then, threshold, sweep.calibration)
+    here, there = read_place(current), read_place(baseline)
+    changes = slowdowns(here.results, there.results, threshold, here.sweep.calibration)
+    for stored in (there, here):
+        say_damage(stored)
     if not changes:
         raise StoreError(
             f"no cell of {baseline} that has a number is in {current}: nothing to compare"
         )
-    elsewhere = hosts(then[0].host, now[0].host)
+    elsewhere = hosts(there.results[0].host, here.results[0].host)
     if elsewhere:
         print("the two ran on different machines or versions:", "; ".join(map(str, elsewhere)))
-    missing = _missing(current, now, then)
+    missing = _missing(current, here, there.results)
     for label in missing:
         print(f"{label}: had a number in the baseline; the sweep ended before it was measured")
     for line in gate_lines(changes, threshold):
         print(line)
-    is_worse = any(change.word in ("regression", "lost") for change in changes)
-    return 1 if is_worse or missing else 0
+    if missing or any(change.word in ("regression", "lost") for change in changes):
+        return 1
+    return 4 if there.damaged or here.damaged else 0
 
 
-def _missing(current: Path, now: Sequence[Result], then: Sequence[Result]) -> list[str]:
+def _missing(current: Path, here: Stored, then: Sequence[Result]) -> list[str]:
     """Cells of the baseline that the current sweep was to measure and did not come to."""
-    if not (current / "sweep.json").is_file():  # one cell was asked about
+    if (current / "result.json").is_file():  # one cell was asked about
         return []
-    missing = set(read_sweep(current).cells) - {result.cell_id for result in now}
+    missing = set(here.sweep.cells) - {r.cell_id for r in here.results} - set(here.damaged)
     return [r.cell.label for r in then if r.measurements and r.cell_id in missing]

@@ -9,9 +9,10 @@ from bench.errors import ConfigError
 from bench.record.redact import HIDDEN, redacted
 from bench.record.result import is_timed
 from bench.report.page import try_report
-from bench.report.terminal import as_text
-from bench.store.files import read_results, read_sweep
-from bench.store.mlflow import Tracker, tracking_uri
+from bench.report.terminal import as_text, say_damage
+from bench.store.database import tracking_uri
+from bench.store.files import read_place
+from bench.store.mlflow import Tracker
 
 
 def push(folder: Path) -> int:
@@ -23,8 +24,9 @@ def push(folder: Path) -> int:
         StoreError: when the folder is not a sweep's, or a result in it cannot be read.
         TrackingError: when MLflow does not take it.
     """
-    sweep = read_sweep(folder)
-    results = list(read_results(folder))
+    stored = read_place(folder)
+    sweep, results = stored.sweep, stored.results
+    say_damage(stored)
     outputs = folder.resolve().parent.parent  # outputs/sweeps/ID
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri(sweep.tracking, outputs)
     if HIDDEN in uri:

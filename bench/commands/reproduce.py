@@ -28,7 +28,7 @@ from bench.driver.plan import why_not
 from bench.driver.policy import Records
 from bench.driver.process import run_isolated
 from bench.driver.provenance import provenance
-from bench.driver.recording import Request, say
+from bench.driver.recording import Request
 from bench.driver.sweep import (
     Ended,
     Runner,
@@ -42,6 +42,7 @@ from bench.errors import ConfigError
 from bench.record.result import Host, Result
 from bench.report import reproduced, terminal
 from bench.report.progress import ProgressLine
+from bench.report.terminal import say
 from bench.store.files import write_reproduction
 
 if TYPE_CHECKING:  # it imports mlflow

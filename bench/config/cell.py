@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bench.config.parse import COUNT, NOT_NEGATIVE, within
+
 DtypeName = Literal["fp32", "fp16", "bf16"]
 Auto = Literal["auto"]
 Phase = Literal[
@@ -27,10 +29,7 @@ Phase = Literal[
 ]
 
 _NOT_IDENTITY = {"identity": False}
-
-
-def _at_least(minimum: float) -> dict[str, Any]:
-    return {"minimum": minimum}
+_LARGEST_SEED = 2**64 - 1  # torch.Generator.manual_seed takes 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,8 @@ class Model:
     path: str | None = None  # a local folder, instead of the repository or package
 
     def __post_init__(self) -> None:
+        if self.path == "":
+            raise ValueError("path=: want a folder that save_pretrained wrote, or null")
         if "model_type" not in self.architecture:
             raise ValueError(
                 "architecture.model_type is missing; want transformers' name of it, like llama"
@@ -134,15 +135,17 @@ class Workload:
     """How much goes in and comes out, for each row of the batch. Counts are tokens."""
 
     name: str
-    new_tokens: int = field(metadata=_at_least(2))  # with one there is no decode step
+    new_tokens: int = field(metadata=within(minimum=2))  # with one there is no decode step
     # Null: as long as ``prompt`` is
-    prompt_tokens: int | None = field(default=None, metadata=_at_least(1))
+    prompt_tokens: int | None = field(default=None, metadata=COUNT)
     text: str | None = None  # a shipped text, cut or extended to ``prompt_tokens``
     prompt: str | None = None  # or this very prompt
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.prompt is None):
             raise ValueError("want exactly one of text and prompt")
+        if self.prompt == "":
+            raise ValueError("prompt=: want at least a character")
         if self.prompt_tokens is None and self.prompt is None:
             raise ValueError("prompt_tokens=null goes with prompt, whose length it then is")
 
@@ -153,15 +156,15 @@ class Measure:
 
     name: str
     # At most; the first one is the first request, read as such
-    warmups: int = field(metadata=_at_least(1))
-    window: int = field(metadata=_at_least(1))  # warm when two windows of so many requests agree
-    repeats: int = field(metadata=_at_least(1))  # timed requests of one process, at most
+    warmups: int = field(metadata=COUNT)
+    window: int = field(metadata=COUNT)  # warm when two windows of so many requests agree
+    repeats: int = field(metadata=COUNT)  # timed requests of one process, at most
     # Relative half width of the interval at which they end earlier; null: never
     target: float | None
     # Time after which they end earlier; null: never
-    budget_s: float | None = field(metadata=_at_least(0))
-    passes: int = field(metadata=_at_least(1))  # processes; the whole grid runs so many times
-    telemetry_s: float = field(metadata=_at_least(0))  # on a GPU, of each window; 0 for none
+    budget_s: float | None = field(metadata=NOT_NEGATIVE)
+    passes: int = field(metadata=COUNT)  # processes; the whole grid runs so many times
+    telemetry_s: float = field(metadata=NOT_NEGATIVE)  # on a GPU, of each window; 0 for none
     # Whether resume=null means that ok results are not measured again
     resume: bool = field(metadata=_NOT_IDENTITY)
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)
@@ -181,15 +184,15 @@ class Quality:
 
     name: str
     prompts: str | None = None  # a shipped prompt set
-    max_new_tokens: int = field(default=48, metadata=_at_least(1))
+    max_new_tokens: int = field(default=48, metadata=COUNT)
     # Shipped texts, on which predictions are compared with the unquantized model's
     texts: tuple[str, ...] = ()
-    text_tokens: int = field(default=2048, metadata=_at_least(1))  # of each text, at most
-    window_tokens: int = field(default=256, metadata=_at_least(8))
+    text_tokens: int = field(default=2048, metadata=COUNT)  # of each text, at most
+    window_tokens: int = field(default=256, metadata=within(minimum=8))
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
     task_folder: str | None = None  # with files of tasks that it does not bring
     # Questions of each task; null: all
-    task_limit: int | None = field(default=None, metadata=_at_least(1))
+    task_limit: int | None = field(default=None, metadata=COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +207,10 @@ class Cell:
     workload: Workload
     measure: Measure
     quality: Quality
-    batch: int | Literal["max"] = field(metadata=_at_least(1))
+    batch: int | Literal["max"] = field(metadata=COUNT)
     device: Literal["auto", "cpu", "cuda"]
-    seed: int = field(metadata=_at_least(0))
-    threads: int | Auto = field(metadata=_at_least(1))
+    seed: int = field(metadata=within(minimum=0, maximum=_LARGEST_SEED))
+    threads: int | Auto = field(metadata=COUNT)
     cpus: tuple[int, ...] | Literal["all"]
 
     def __post_init__(self) -> None:

@@ -7,9 +7,11 @@ for each that fails the sentence says which value or key it is and what would be
 
 import itertools
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import hydra
@@ -25,8 +27,10 @@ from bench.config.cell import Cell
 from bench.config.parse import unknown_key
 from bench.config.settings import Config, parse_config
 from bench.errors import ConfigError
-from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS
+from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS, whole_path
 
+# What composing raises over a command line, and over a YAML file that cannot be read
+_REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError, OSError)
 _ANSWERED_BY_HYDRA = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc")
 
 
@@ -36,7 +40,11 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     Raises:
         ConfigError: when Hydra cannot compose them, or would run them elsewhere.
     """
-    problems = [*keys_as_flags(arguments), *_other_launchers(arguments)]
+    problems = [
+        *keys_as_flags(arguments),
+        *_other_launchers(arguments),
+        *_lists_for_groups(arguments),
+    ]
     if problems:
         raise ConfigError(problems)
     jobs: list[Mapping[str, Any]] = []
@@ -55,7 +63,7 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
         os.environ["BENCH_SCRATCH"] = scratch
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-        except (HydraException, OmegaConfBaseException) as error:
+        except _REFUSALS as error:
             raise ConfigError(explain(arguments, error)) from error
     if not jobs and not any(each.startswith(_ANSWERED_BY_HYDRA) for each in arguments):
         raise ConfigError(["hydra.launcher: it ran the cells elsewhere, where nothing is measured"])
@@ -72,19 +80,46 @@ def _other_launchers(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _lists_for_groups(arguments: Sequence[str]) -> list[str]:
+    """A sentence for each group that was given a list, whose values Hydra would merge into one."""
+    problems = []
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if value.startswith("[") and (CONF / key).is_dir():
+            values = value.strip("[]").replace(" ", "")
+            problems.append(
+                f"{argument}: one cell has one {key}; to measure each of them: -m {key}={values}"
+            )
+    return problems
+
+
 def parsed(collected: Sequence[Mapping[str, Any]]) -> list[Config]:
     """The composed jobs as frozen dataclasses. Raises: ConfigError with each mistake once."""
     problems: dict[str, None] = {}  # ordered: a mistake repeats in every cell
     configs: list[Config] = []
     for mapping in collected:
         try:
-            configs.append(parse_config(mapping))
+            configs.append(_with_whole_paths(parse_config(mapping)))
             problems |= dict.fromkeys(missing_files(configs[-1].cell))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(list(problems))
     return configs
+
+
+def _with_whole_paths(config: Config) -> Config:
+    """With every path as it is meant where the command was typed; the only place that reads one."""
+    cell, settings = config.cell, config.settings
+    model, quality = cell.model, cell.quality
+    if model.path is not None:
+        model = replace(model, path=whole_path(model.path))
+    if quality.task_folder is not None:
+        quality = replace(quality, task_folder=whole_path(quality.task_folder))
+    return Config(
+        replace(cell, model=model, quality=quality),
+        replace(settings, output_dir=whole_path(settings.output_dir)),
+    )
 
 
 def explain(arguments: Sequence[str], error: Exception) -> list[str]:
@@ -110,7 +145,8 @@ def explain(arguments: Sequence[str], error: Exception) -> list[str]:
 
 def keys_as_flags(arguments: Sequence[str]) -> list[str]:
     """A sentence for each key that was given like a flag of other programs: ``--batch 8``,
-    ``--batch=8``, ``batch 8``."""
+    ``--batch=8``, ``batch 8``; MLflow makes such flags of parameters that MLproject does not
+    name."""
     config: dict[str, object] = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
     keys = {*config, *(folder.name for folder in CONF.iterdir() if folder.is_dir()), "sweeps"} - {
         "hydra",
@@ -120,8 +156,14 @@ def keys_as_flags(arguments: Sequence[str]) -> list[str]:
     for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
         name, _, value = argument.removeprefix("--").partition("=")
         is_flag = argument.startswith("--")
-        if name in keys and (is_flag or (not value and argument == name)):
-            found.append(f"{argument}: keys are given as key=value; want {name}={value or after}")
+        if name.partition(".")[0] in keys and (is_flag or (not value and argument == name)):
+            wanted = f"{name}={value or after}"
+            by_mlflow = (
+                f'; with mlflow run: -P overrides="{wanted}"'
+                if "MLFLOW_RUN_ID" in os.environ
+                else ""
+            )
+            found.append(f"{argument}: keys are given as key=value; want {wanted}{by_mlflow}")
     return found
 
 
@@ -135,7 +177,10 @@ def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        yield f"{argument}: not an override that Hydra understands ({_own_words(error)})"
+        key, _, value = argument.partition("=")
+        quoted = shlex.quote(f"{key}='{value}'") if "'" not in value else ""
+        advice = f"; if it is a text, quote it: {quoted}" if value and quoted else ""
+        yield f"{argument}: not an override that Hydra understands ({_own_words(error)}){advice}"
         return
     if override.is_sweep_override():
         if not several:
@@ -150,7 +195,7 @@ def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]
             parse_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         except ConfigError as error:
             yield from error.problems
-        except (HydraException, OmegaConfBaseException) as error:
+        except _REFUSALS as error:
             yield _sentence(override, value, choices, error)
 
 
@@ -158,8 +203,10 @@ def _sentence(override: Override, value: str, choices: list[str], error: Excepti
     key = override.key_or_group
     group = CONF / key if key != "sweeps" else ROOT / "sweeps"
     if group.is_dir():
-        options = ", ".join(sorted(file.stem for file in group.glob("*.yaml")))
-        return f"{key}={value}: no such value; want one of {options}"
+        options = sorted(file.stem for file in group.glob("*.yaml"))
+        if value in options:  # it is there, and cannot be read or composed
+            return f"{key}={value}: {group / value}.yaml: {_own_words(error)}"
+        return f"{key}={value}: no such value; want one of {', '.join(options)}"
     known, path = _known_keys(key, choices)
     name = key.removeprefix(f"{path}.") if path else key
     if name not in known:

@@ -5,7 +5,9 @@ a bool, and a frozen dataclass cannot be its schema. So the border is here: ``pa
 walks the dataclass and the mapping together and collects *all* mistakes, each as ``path=value: what
 was wanted``, before it raises. The same function reads result files back.
 
-A number's field may state its ``minimum`` in its metadata.
+A field's metadata may limit it: a number by ``minimum`` (or ``above``, which it must exceed) and
+``maximum``, a tuple by its least ``length``; ``each`` has the limits of what a tuple or mapping
+holds.
 """
 
 import dataclasses
@@ -80,12 +82,8 @@ def _checked(
     hint: Any, value: Any, where: str, metadata: Mapping[str, Any], problems: list[str]
 ) -> Any:
     try:
-        result = _value(hint, value, where, problems)
-        if (
-            "minimum" in metadata
-            and isinstance(result, int | float)
-            and result < metadata["minimum"]
-        ):
+        result = _value(hint, value, where, problems, metadata.get("each", {}))
+        if not _is_within(result, metadata):
             raise _Mismatch
     except _Mismatch:
         options = (
@@ -100,9 +98,31 @@ def _checked(
     return result
 
 
-def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+POSITIVE = {"above": 0}
+NOT_NEGATIVE = {"minimum": 0}
+COUNT = {"minimum": 1}
+
+
+def within(**limits: Any) -> dict[str, Any]:
+    """Metadata of a field whose value keeps to these limits."""
+    return limits
+
+
+def _is_within(value: Any, metadata: Mapping[str, Any]) -> bool:
+    """Whether a number or a tuple keeps to what its field's metadata say."""
+    if isinstance(value, tuple):
+        return bool(len(value) >= metadata.get("length", 0))
+    if not isinstance(value, int | float):
+        return True
+    least, most = metadata.get("minimum", -math.inf), metadata.get("maximum", math.inf)
+    return bool(least <= value <= most and value > metadata.get("above", -math.inf))
+
+
+def _value(
+    hint: Any, value: Any, where: str, problems: list[str], each_within: Mapping[str, Any]
+) -> Any:
     """``value`` as the type ``hint``; nested mistakes go to ``problems``, a misfit of this very
-    value raises."""
+    value raises. ``each_within``: limits of what a container holds."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return value
@@ -111,7 +131,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             return value
         raise _Mismatch
     if origin in (typing.Union, types.UnionType):
-        return _union(hint, value, where, problems)
+        return _union(hint, value, where, problems, each_within)
     if dataclasses.is_dataclass(hint):
         return _dataclass(typing.cast("type", hint), value, where, problems)
     if origin is tuple:
@@ -119,7 +139,8 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             raise _Mismatch
         item = typing.get_args(hint)[0]
         return tuple(
-            _checked(item, each, f"{where}[{i}]", {}, problems) for i, each in enumerate(value)
+            _checked(item, each, f"{where}[{i}]", each_within, problems)
+            for i, each in enumerate(value)
         )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
@@ -132,7 +153,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             if names and key not in names
         ]
         return {
-            str(key): _checked(item, each, f"{where}.{key}", {}, problems)
+            str(key): _checked(item, each, f"{where}.{key}", each_within, problems)
             for key, each in value.items()
         }
     return _scalar(hint, value)
@@ -148,14 +169,16 @@ def _scalar(hint: Any, value: Any) -> Any:
     return value
 
 
-def _union(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _union(
+    hint: Any, value: Any, where: str, problems: list[str], each_within: Mapping[str, Any]
+) -> Any:
     for option in typing.get_args(hint):
         if dataclasses.is_dataclass(option):
             if isinstance(value, Mapping):
                 return _dataclass(typing.cast("type", option), value, where, problems)
             continue
         try:
-            return _value(option, value, where, problems)
+            return _value(option, value, where, problems, each_within)
         except _Mismatch:
             continue
     raise _Mismatch
@@ -176,9 +199,13 @@ def _wanted(hint: Any, metadata: Mapping[str, Any]) -> str:
         text = "a mapping"
     else:
         text = _NAMES.get(hint, str(hint))
-    if "minimum" in metadata:
-        text += f", at least {metadata['minimum']}"
-    return text
+    limits = (
+        ("minimum", "at least"),
+        ("above", "above"),
+        ("maximum", "at most"),
+        ("length", "with entries, at least"),
+    )
+    return text + "".join(f", {words} {metadata[key]}" for key, words in limits if key in metadata)
 
 
 def unknown_key(key: str, value: Any, known: list[str], path: str = "") -> str:

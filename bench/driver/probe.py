@@ -8,7 +8,6 @@ once. Descriptions and measured peaks are kept in the cache folder.
 import dataclasses
 import importlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from bench.errors import CellFailure
 from bench.paths import cache_folder, interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Peaks
+from bench.report.terminal import say
 
 _LIMITS_S = {"start": 300.0}
 _NOWHERE = Path("/dev/null")
@@ -66,7 +66,7 @@ def start_server(
         importlib.import_module("bench.store.recorder")
     notice = check_server(preload, lambda *_: show("importing the engine's libraries"))
     if notice:
-        print(notice, file=sys.stderr)
+        say(notice)
 
 
 def hosts_of(engines: Sequence[EngineChoice], probe: Probe) -> dict[str, Host]:
@@ -121,7 +121,7 @@ def _described(cells: Sequence[Cell], probe: Probe) -> list[Description | None]:
     except CellFailure as failure:
         answers = [failure.reason] * len(cells)
     for reason in dict.fromkeys(answer for answer in answers if isinstance(answer, str)):
-        print(f"no prediction of memory: {reason}", file=sys.stderr)
+        say(f"no prediction of memory: {reason}")
     return [None if isinstance(answer, str) else answer for answer in answers]
 
 
@@ -150,7 +150,7 @@ def find_peaks(
         peaks: Peaks | None = probe.ask(engine, "probe_peaks", host, device, threads)
     except CellFailure as failure:
         text = f"the peaks of this machine cannot be measured: {failure.reason}"
-        print(f"{text}; what bounds a cell stays open", file=sys.stderr)
+        say(f"{text}; what bounds a cell stays open")
         return None
     return peaks
 

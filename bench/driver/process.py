@@ -75,6 +75,11 @@ def begin_server(preload: Collection[str]) -> None:
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _context.set_forkserver_preload([*_MEASURING, *preload])
+    _ensure_server()
+
+
+def _ensure_server() -> None:
+    """One that was killed is started anew."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
@@ -124,7 +129,7 @@ def run_isolated(task: Task, on_phase: OnPhase, log: Path) -> Any:
     ours, theirs = multiprocessing.Pipe()
     lifeline, held_open = multiprocessing.Pipe(duplex=False)
     kills_before = _oom_kills()
-    process = _started(task, theirs, lifeline, log)
+    process = _started(task, theirs, lifeline, log, kills_before)
     theirs.close()
     lifeline.close()
     try:
@@ -143,6 +148,8 @@ class _Forked:
     """A process of the fork server, or spawned where that is unusable."""
 
     def __init__(self, theirs: Connection, lifeline: Connection) -> None:
+        if _context.get_start_method() == "forkserver":
+            _ensure_server()
         self._process = _context.Process(target=serve, args=(theirs, lifeline))
         self._process.start()
         self.pid: int = self._process.pid
@@ -199,10 +206,19 @@ class _Foreign:
         os.close(self.sentinel)
 
 
-def _started(task: Task, theirs: Connection, lifeline: Connection, log: Path) -> Any:
+def _started(
+    task: Task, theirs: Connection, lifeline: Connection, log: Path, kills_before: int
+) -> Any:
     python = interpreter(task.python)
     if python is None:
-        return _Forked(theirs, lifeline)
+        try:
+            return _Forked(theirs, lifeline)
+        except (EOFError, OSError) as error:  # the next process gets a new server
+            what = "the process that the measured ones are forked from"
+            if _oom_kills() > kills_before:
+                reason = f"the kernel's out-of-memory killer ended {what}: less memory than the"
+                raise CellFailure("oom", f"{reason} engine's libraries take") from error
+            raise CellFailure("failed", f"{what} has died ({type(error).__name__})") from error
     try:
         return _Foreign(python, theirs, lifeline, log)
     except OSError as error:

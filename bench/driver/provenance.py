@@ -19,9 +19,11 @@ from pathlib import Path
 
 from bench.config.cell import Cell, digest
 from bench.engine.protocol import ENGINES, engine_at
-from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS
+from bench.errors import ConfigError
+from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS, cache_folder
 from bench.record.result import Host
 from bench.record.sweep import Provenance
+from bench.store.files import write_aside
 
 _PLACE = re.compile(r"(bench[.\w]+):\w+")  # bench.engine.transformers.strategies:loop
 _DIGITS = 12  # of digests, as everywhere
@@ -86,14 +88,40 @@ def resume_key(asked: Cell, host: Host) -> str:
     return digest([asked, machine, host.versions, measuring, weights_of(asked), _tasks_of(asked)])
 
 
-def weights_of(cell: Cell) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a local folder's files: its weights may be saved anew under
-    the same path."""
+def weights_of(cell: Cell) -> list[tuple[str, str]]:
+    """Name and SHA-256 of a local folder's files: other weights may be saved under the same path.
+
+    A digest is kept in the cache for as long as the file's size, time of change and inode stay: of
+    large models it takes minutes.
+
+    Raises:
+        ConfigError: when one of them cannot be read.
+    """
     if cell.model.path is None:
         return []
-    folder = Path(cell.model.path).expanduser()
-    files = sorted(file for file in folder.glob("*") if file.is_file())
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    try:
+        files = sorted(file for file in Path(cell.model.path).glob("*") if file.is_file())
+        return [(file.name, _content(file, _stamp(file))) for file in files]
+    except OSError as error:
+        raise ConfigError(
+            [f"model.path={cell.model.path}: cannot be read ({error.strerror})"]
+        ) from error
+
+
+def _stamp(file: Path) -> str:
+    state = file.stat()
+    return digest([str(file), state.st_size, state.st_mtime_ns, state.st_ino])
+
+
+@functools.cache
+def _content(file: Path, stamp: str) -> str:
+    kept = cache_folder() / "digests" / stamp
+    if not kept.is_file():
+        with open(file, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(kept, found.encode())
+    return kept.read_text()
 
 
 def _tasks_of(cell: Cell) -> list[str]:

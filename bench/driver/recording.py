@@ -5,7 +5,6 @@ Whatever ends the sweep, what is there is recorded to its end.
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,15 +23,11 @@ from bench.record.redact import redacted
 from bench.record.result import Result, is_timed
 from bench.record.sweep import Provenance, Spread, Sweep
 from bench.report import terminal
+from bench.report.terminal import say
 from bench.store import files
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only once the input is checked
     from bench.store.recorder import Recorder
-
-
-def say(text: str) -> None:
-    """To the user, beside the results."""
-    print(text, file=sys.stderr)
 
 
 Report = Callable[[Path, Comparison], list[Path]]  # draws a sweep's report, gives its files
@@ -114,6 +109,7 @@ class Recording:
         self.records, self.recorder, self.folder = records, recorder, folder
         self._report = report
         self.interrupted = False
+        self._began = time.monotonic()  # the clock of the day may be set meanwhile
         self.comparison = compare([], recorder.sweep)
         hosts = [result.host for result in records.results.values()]
         host = next((host for host in hosts if host.device_uuid is not None), hosts[0])
@@ -160,7 +156,7 @@ class Recording:
 
     def end(self, status: str) -> None:
         """Analyse, report, and end the sweep where it is tracked."""
-        ended_at = time.time()
+        ended_at = self.recorder.sweep.started_at + time.monotonic() - self._began
         self.comparison = compare(self.recorder.results, self.recorder.sweep)
         # A Ctrl-C ends at once.
         report = self._report(self.folder, self.comparison) if status == "FINISHED" else []

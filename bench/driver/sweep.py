@@ -5,6 +5,7 @@ ends the sweep (Ctrl-C, SIGTERM) never loses a process that is finished, and a l
 same cells takes up from there.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,13 +37,14 @@ from bench.driver.probe import (
     start_server,
 )
 from bench.driver.process import run_isolated
-from bench.driver.provenance import provenance, resume_key
-from bench.driver.recording import Report, Request, open_sweep, recording_of, say
+from bench.driver.provenance import provenance, resume_key, weights_of
+from bench.driver.recording import Report, Request, open_sweep, recording_of
 from bench.driver.worker import PhaseTimes, Worker, begin, task_of
 from bench.errors import CellFailure, ConfigError
 from bench.record.result import Host, Peaks, Result, is_timed
 from bench.report import advice, page, terminal
 from bench.report.progress import ProgressLine
+from bench.report.terminal import say
 from bench.store import files
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only once the input is checked
@@ -118,7 +120,7 @@ def common_settings(configs: Sequence[Config]) -> Settings:
 def writable_outputs(settings: Settings) -> Path:
     """The folder for everything that a run writes, made if need be. Raises: ConfigError when that
     fails."""
-    outputs = Path(settings.output_dir).absolute()
+    outputs = Path(settings.output_dir)
     try:
         (outputs / "sweeps").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,6 +153,10 @@ def look_around(
     asked: Sequence[Cell], settings: Settings, probe: Probe, with_mlflow: bool
 ) -> Machine:
     """Start what starts processes, and ask in throwaway ones what is here."""
+    for cell in asked:
+        if cell.model.path is not None:
+            probe.show(f"reading {cell.model.path}")
+            weights_of(cell)
     engines = list({cell.engine.name: cell.engine for cell in asked}.values())
     if any(map(wants_divergence, asked)) and plan.USUAL_ENGINE not in {e.name for e in engines}:
         engines.append(EngineChoice(plan.USUAL_ENGINE))
@@ -299,6 +305,7 @@ def say_what_next(ended: Ended) -> None:
     if (folder / "report.html").is_file():
         say(f"report: {shown / 'report.html'}")
     if recorder.untracked:
-        say(f"not all of it is tracked; send it later: python -m bench push {shown}")
+        say(f"not all of it is tracked: {recorder.untracked}")
+        say(f"send it later: python -m bench push {shlex.quote(str(shown))}")
     elif recorder.tracker is not None:
         say(f"look further: {recorder.tracker.how_to_look}")

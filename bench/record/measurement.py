@@ -2,12 +2,15 @@
 it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, within
 
 Stopped = Literal[
     "target", "repeats", "budget"
 ]  # known well enough, as many as allowed, out of time
+_LARGEST_NLL = 500.0  # whose perplexity is still a number
 ProfiledPhase = Literal["prefill", "decode"]
 
 
@@ -15,11 +18,20 @@ ProfiledPhase = Literal["prefill", "decode"]
 class Repeat:
     """One timed request. Units: seconds."""
 
-    ttft_s: float
-    decode_step_s: tuple[float, ...]  # gaps between consecutive arrivals of tokens
-    e2e_s: float
-    enqueue_s: float | None = None  # CUDA: host time to enqueue the first decode step, queue empty
-    step_tokens: tuple[int, ...] | None = None  # tokens of a row that each gap brought; None: one
+    ttft_s: float = field(metadata=POSITIVE)
+    # Gaps between consecutive arrivals of tokens
+    decode_step_s: tuple[float, ...] = field(metadata=within(length=1, each=POSITIVE))
+    e2e_s: float = field(metadata=POSITIVE)
+    # CUDA: host time to enqueue the first decode step, queue empty
+    enqueue_s: float | None = field(default=None, metadata=POSITIVE)
+    # Tokens of a row that each gap brought; None: one
+    step_tokens: tuple[int, ...] | None = field(default=None, metadata=within(each=COUNT))
+
+    def __post_init__(self) -> None:
+        if self.e2e_s <= self.ttft_s:
+            raise ValueError(f"e2e_s={self.e2e_s:g}: want more than ttft_s={self.ttft_s:g}")
+        if self.step_tokens is not None and len(self.step_tokens) != len(self.decode_step_s):
+            raise ValueError("step_tokens: want as many as decode_step_s has")
 
     @property
     def decoded_tokens(self) -> int:
@@ -31,11 +43,14 @@ class Repeat:
 class Memory:
     """Peaks of one phase. Units: bytes; None where there is no such reading."""
 
-    rss_peak_bytes: int | None  # resident set of the process, file pages included
-    rss_anon_bytes: int | None  # anonymous part at the end of the phase
-    rss_file_bytes: int | None
-    allocated_peak_bytes: int | None  # the engine's allocator on a GPU
-    reserved_peak_bytes: int | None
+    # Resident set of the process, file pages included
+    rss_peak_bytes: int | None = field(metadata=POSITIVE)
+    # Anonymous part at the end of the phase
+    rss_anon_bytes: int | None = field(metadata=NOT_NEGATIVE)
+    rss_file_bytes: int | None = field(metadata=NOT_NEGATIVE)
+    # The engine's allocator on a GPU
+    allocated_peak_bytes: int | None = field(metadata=NOT_NEGATIVE)
+    reserved_peak_bytes: int | None = field(metadata=NOT_NEGATIVE)
     device_used_bytes: int | None  # whole device by NVML, minus its reading before the process
 
 
@@ -46,9 +61,10 @@ class Canary:
     Units: seconds, the least of many.
     """
 
-    read_s: float  # adding up 64 MiB
-    matmul_s: float  # a product of two 512 x 512 matrices, fp32
-    steps_s: float  # 16 decode steps of a very small model: the interpreter and the dispatcher
+    read_s: float = field(metadata=POSITIVE)  # adding up 64 MiB
+    matmul_s: float = field(metadata=POSITIVE)  # a product of two 512 x 512 matrices, fp32
+    # 16 decode steps of a very small model: the interpreter and the dispatcher
+    steps_s: float = field(metadata=POSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,7 @@ class Interference:
     """What others did to the CPUs while requests were timed; None where the system does not
     tell."""
 
-    wall_s: float
+    wall_s: float = field(metadata=POSITIVE)
     throttled_s: float | None  # the cgroup had used up its quota
     steal_s: float | None  # the hypervisor gave the CPUs to others
     involuntary_switches: int | None  # of this process's threads
@@ -85,8 +101,8 @@ class Telemetry:
     those in between the power and the throttling.
     """
 
-    window_s: float  # from the first reading to the last
-    rounds: int  # how many times the work ran in it
+    window_s: float = field(metadata=POSITIVE)  # from the first reading to the last
+    rounds: int = field(metadata=COUNT)  # how many times the work ran in it
     readings: tuple[Reading, ...]
     energy_j: float | None  # gross, idle power included; None: window too short for the counter
     power_w_mean: float | None
@@ -106,13 +122,15 @@ class Energy:
 class Measurement:
     """Everything that one process read. ``warmups[0]`` is its very first request."""
 
-    prompt_tokens: int
-    provide_s: float  # getting the files ready: download, conversion; near 0 when they are cached
-    load_s: float
-    ready_s: float  # what the strategy prepares once before the first request
-    warmups: tuple[Repeat, ...]
+    prompt_tokens: int = field(metadata=COUNT)
+    # Getting the files ready: download, conversion; near 0 when they are cached
+    provide_s: float = field(metadata=NOT_NEGATIVE)
+    load_s: float = field(metadata=NOT_NEGATIVE)
+    # What the strategy prepares once before the first request
+    ready_s: float = field(metadata=NOT_NEGATIVE)
+    warmups: tuple[Repeat, ...] = field(metadata=within(length=1))
     settled: bool  # whether two windows of the warm-ups agreed
-    repeats: tuple[Repeat, ...]
+    repeats: tuple[Repeat, ...] = field(metadata=within(length=1))
     stopped: Stopped
     before: Canary
     after: Canary
@@ -129,9 +147,10 @@ class PhaseProfile:
     """Where the time of one phase of one request went, under a profiler. Units: seconds."""
 
     phase: ProfiledPhase
-    wall_s: float
-    steps: int  # decode steps in it; 1 for a prefill
-    seconds: Mapping[str, float]  # by category of ``analysis.operators``; they add up to wall_s
+    wall_s: float = field(metadata=POSITIVE)
+    steps: int = field(metadata=COUNT)  # decode steps in it; 1 for a prefill
+    # By category of ``analysis.operators``; they add up to wall_s
+    seconds: Mapping[str, float] = field(metadata=within(each=NOT_NEGATIVE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +158,8 @@ class Profile:
     """One request under a profiler, of the first process that took one."""
 
     phases: tuple[PhaseProfile, ...]
-    slowdown: float  # how many times as long the request took under the profiler
+    # How many times as long the request took under the profiler
+    slowdown: float = field(metadata=POSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +180,14 @@ class Window:
     """
 
     text: str
-    bytes: int  # of the scored tokens
-    tokens: int  # scored
+    bytes: int = field(metadata=COUNT)  # of the scored tokens
+    tokens: int = field(metadata=COUNT)  # scored
     kl_nats: float  # KL(reference || cell)
     kl_median_nats: float
     kl_p99_nats: float
-    top1_agreement: float
-    nll_nats: float
-    reference_nll_nats: float
+    top1_agreement: float = field(metadata=within(minimum=0, maximum=1))
+    nll_nats: float = field(metadata=within(minimum=0, maximum=_LARGEST_NLL))
+    reference_nll_nats: float = field(metadata=within(minimum=0, maximum=_LARGEST_NLL))
     floor_kl_nats: float  # the reference in 16 bits against itself, at another batch and attention
 
 
@@ -177,7 +197,7 @@ class Divergence:
 
     reference: str  # the quant that it is compared with, like fp32
     begins_with_bos: bool  # each window begins with the tokenizer's mark: its first token is scored
-    windows: tuple[Window, ...]
+    windows: tuple[Window, ...] = field(metadata=within(length=1))
     answers: tuple[Sample, ...]  # the reference's, to the prompts of the cell's samples
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bench.config.cell import Cell, Requires
-from bench.config.parse import parse
+from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, parse, within
 from bench.errors import ConfigError, StoreError
 from bench.record.measurement import Divergence, Measurement, Profile, Sample, TaskScore
 from bench.record.redact import redacted
@@ -30,10 +30,12 @@ class Host:
     device: Literal["cpu", "cuda"]  # what device=auto means here
     device_name: str
     cpu_name: str
-    cpus: int  # how many this process may use at once: affinity and the cgroup's quota
+    # How many this process may use at once: affinity and the cgroup's quota
+    cpus: int = field(metadata=COUNT)
     cpu_ids: tuple[int, ...]  # which ones, by its affinity
-    memory_bytes: int  # that it may use: the cgroup's limit, or the machine's
-    device_memory_bytes: int | None
+    # That it may use: the cgroup's limit, or the machine's
+    memory_bytes: int = field(metadata=COUNT)
+    device_memory_bytes: int | None = field(metadata=COUNT)
     device_uuid: str | None
     capability: float | None  # CUDA compute capability
     driver: str | None
@@ -63,8 +65,8 @@ def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
 class Peaks:
     """What a device can do at most. Units: bytes/s, and operations/s of dense matrix products."""
 
-    read_bytes_s: float
-    flops: Mapping[str, float]  # fp32, fp16, bf16, int8; those that it has
+    read_bytes_s: float = field(metadata=POSITIVE)
+    flops: Mapping[str, float] = field(metadata=within(each=POSITIVE))  # fp32, fp16, bf16, int8
     source: str  # data sheet: which one; or measured here: with which kernels
     measured: bool
 
@@ -73,12 +75,12 @@ class Peaks:
 class ModelShape:
     """What the cost arithmetic needs of an architecture. Counts, no bytes."""
 
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocabulary: int
+    layers: int = field(metadata=COUNT)
+    heads: int = field(metadata=NOT_NEGATIVE)
+    kv_heads: int = field(metadata=NOT_NEGATIVE)
+    head_dim: int = field(metadata=NOT_NEGATIVE)
+    hidden: int = field(metadata=COUNT)
+    vocabulary: int = field(metadata=COUNT)
     sliding_windows: tuple[int | None, ...]  # one entry a layer; None attends to all
 
 
@@ -87,12 +89,17 @@ class Attestation:
     """What is in memory and what ran, counted by the engine around one request, not assumed."""
 
     shape: ModelShape
-    weight_bytes: int  # parameters, buffers, quantization state; each storage once
-    gathered_bytes: int  # of these, embeddings of which a step reads only a few rows
-    head_bytes: int  # the matrix that makes logits; with tied embeddings it is the embedding
-    logical_weights: int  # numbers of weights before quantization
-    matmul_weights: int  # of these, in matrix products other than the head
-    kv_bytes_per_token: int  # of one sequence, all layers, read off a real cache
+    # Parameters, buffers, quantization state; each storage once
+    weight_bytes: int = field(metadata=COUNT)
+    # Of these, embeddings of which a step reads only a few rows
+    gathered_bytes: int = field(metadata=NOT_NEGATIVE)
+    # The matrix that makes logits; with tied embeddings it is the embedding
+    head_bytes: int = field(metadata=NOT_NEGATIVE)
+    logical_weights: int = field(metadata=COUNT)  # numbers of weights before quantization
+    # Of these, in matrix products other than the head
+    matmul_weights: int = field(metadata=NOT_NEGATIVE)
+    # Of one sequence, all layers, read off a real cache
+    kv_bytes_per_token: int = field(metadata=NOT_NEGATIVE)
     executed_dtype: str  # in which most matrix products run: fp32, fp16, bf16, int8
     is_quantized: bool
     mismatches: tuple[str, ...] = ()  # why this does not deserve the cell's name; empty: it does
@@ -101,6 +108,13 @@ class Attestation:
         None  # CUDA: operations after the first token that wait for the device
     )
     details: Mapping[str, Any] = field(default_factory=dict)  # the engine's own, in JSON types
+
+    def __post_init__(self) -> None:
+        if self.gathered_bytes >= self.weight_bytes:
+            raise ValueError(
+                f"gathered_bytes={self.gathered_bytes}: want less than weight_bytes,"
+                f" {self.weight_bytes}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +131,9 @@ class Replicate:
     """One timed process of a cell: an independent reading. ``measurement`` is None if it gave
     none."""
 
-    started_at: float  # seconds since 1970
-    wall_s: float
-    phases_s: Mapping[str, float]
+    started_at: float = field(metadata=NOT_NEGATIVE)  # seconds since 1970
+    wall_s: float = field(metadata=NOT_NEGATIVE)
+    phases_s: Mapping[str, float] = field(metadata=within(each=NOT_NEGATIVE))
     measurement: Measurement | None
 
 
@@ -154,7 +168,7 @@ class Result:
     cell: Cell  # as it ran here: without auto and max
     host: Host
     outcome: Outcome
-    started_at: float  # seconds since 1970
+    started_at: float = field(metadata=NOT_NEGATIVE)  # seconds since 1970
     peaks: Peaks | None = None  # of the device, with the cell's threads
     predicted_bytes: int | None = None  # weights and KV cache, before loading
     replicates: tuple[Replicate, ...] = ()
@@ -218,6 +232,24 @@ def from_json(text: str | bytes, where: str) -> Result:
             " measure again, or read it with the version that wrote it"
         )
     try:
-        return parse(Result, mapping)
+        result = parse(Result, mapping)
     except ConfigError as error:
         raise StoreError(f"{where}: {'; '.join(error.problems)}") from error
+    for contradiction in _contradictions(result):
+        raise StoreError(f"{where}: {contradiction}")
+    return result
+
+
+def _contradictions(result: Result) -> Iterator[str]:
+    """Why a cell with a number cannot have been measured like this, for files that were edited."""
+    if not result.measurements:
+        return
+    cell = result.cell
+    for key, value in (("batch", cell.batch), ("threads", cell.threads)):
+        if not isinstance(value, int):
+            yield f"cell.{key}={value}: want the number that the cell ran with"
+    if result.attestation is None:
+        yield "attestation=null: a cell with a number has one"
+    requests = [repeat for m in result.measurements for repeat in m.repeats]
+    if len({len(repeat.decode_step_s) for repeat in requests}) > 1:
+        yield "replicates: their requests have different numbers of decode steps"

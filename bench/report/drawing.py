@@ -32,9 +32,8 @@ def svg(chart: Chart) -> str:
     """The chart as an element of a page, its title in it for who cannot see it."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name}):
         out = io.StringIO()
-        chart.figure.savefig(
-            out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
-        )
+        chart.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    chart.figure.set_layout_engine("none")  # it is laid out: a second file takes no second search
     text = out.getvalue()[out.getvalue().index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -48,7 +47,7 @@ def svg(chart: Chart) -> str:
 def png(chart: Chart) -> bytes:
     """For where no page can be shown."""
     out = io.BytesIO()
-    chart.figure.savefig(out, format="png", dpi=150, facecolor="white", bbox_inches="tight")
+    chart.figure.savefig(out, format="png", dpi=150, facecolor="white")
     return out.getvalue()
 
 

@@ -1,7 +1,7 @@
 """The tables of a sweep before anybody has decided where to show them: terminal, page and ticket
 print the same ``Grid``."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.columns import coordinate, pairs
@@ -25,6 +25,22 @@ _PAGE_ONLY = (
     "bw_attained",
     "j_per_output_tok",
 )
+# By heading, from the least telling on: what a narrow terminal leaves out first
+_LEAST_TELLING = (
+    "weights MiB",
+    "bound by",
+    "decode tok/s",
+    "J/token",
+    "top-1 %",
+    "RSS peak MiB",
+    "VRAM peak MiB",
+    "prefill speedup",
+    "KL nat",
+    "decode speedup",
+    "TTFT ms",
+    "TPOT ms",
+)
+STAYS = len(_LEAST_TELLING)
 _SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes")
 _PHASES: dict[ProfiledPhase, str] = {
     "prefill": "prefill, ms under the profiler",
@@ -57,6 +73,14 @@ class Column:
     is_number: bool = False
     is_brief: bool = True  # has a place on a terminal too
     shows_interval: bool = False  # there
+    is_axis: bool = False  # tells rows apart
+    wraps: bool = False  # its entries may be broken at spaces
+
+    @property
+    def telling(self) -> int:
+        """How much it says, among the columns that a narrow terminal has to choose from."""
+        is_named = self.heading in _LEAST_TELLING and not self.is_axis
+        return _LEAST_TELLING.index(self.heading) if is_named else STAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +93,11 @@ class Grid:
     lead: str = ""  # what to know before reading it
 
 
+def axes(names: Iterable[str]) -> list[Column]:
+    """The columns that tell rows apart."""
+    return [Column(name, is_axis=True) for name in names]
+
+
 def cells(comparison: Comparison) -> Grid:
     """Every cell with its numbers: what varies, the metrics that some cell has, the verdicts."""
     results, values = comparison.results, comparison.values
@@ -76,11 +105,14 @@ def cells(comparison: Comparison) -> Grid:
     tasks = list(dict.fromkeys((s.task, s.metric) for r in results for s in r.tasks))
     ended_badly = any(result.outcome.status != "ok" for result in results)
     columns = [
-        *map(Column, comparison.columns),
+        *axes(comparison.columns),
         *(Column(m.heading, True, m.key not in _PAGE_ONLY) for m in metrics),
         *(Column(f"{task} {score}", True, False) for task, score in tasks),
-        *(Column(SPEEDUPS[metric], shows_interval=True) for metric in comparison.speedups),
-        *([Column("bound by")] if comparison.bound_by else []),
+        *(
+            Column(SPEEDUPS[metric], shows_interval=True, wraps=True)
+            for metric in comparison.speedups
+        ),
+        *([Column("bound by", wraps=True)] if comparison.bound_by else []),
         *([Column("outcome")] if ended_badly else []),
     ]
     rows = []
@@ -217,7 +249,7 @@ def _profile(comparison: Comparison, profiled: Sequence[Result], phase: Profiled
             numbers = [Entry("-") if s is None else Entry(f"{s * 1e3:.2f}", s) for s in parts]
             rows.append([*_place(comparison, result), *numbers])
     numbered = [Column(kind, True) for kind in (*kinds, "all")]
-    return Grid((*map(Column, comparison.columns), *numbered), rows, _PHASES[phase])
+    return Grid((*axes(comparison.columns), *numbered), rows, _PHASES[phase])
 
 
 def profile_reasons(comparison: Comparison) -> list[str]:

@@ -1,9 +1,19 @@
 """What a sweep prints: the grid before anything runs, and the table that it ends with."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    JustifyMethod,
+    RenderableType,
+    RenderResult,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -12,10 +22,23 @@ from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import MIB
 from bench.record.result import Result, is_timed
 from bench.report import grid as grids
-from bench.report.grid import Column, Entry, Grid
+from bench.report.grid import Column, Entry, Grid, axes
+from bench.store.files import Stored
 
 _WIDTH = 160  # where there is no terminal
 _MOST_FINDINGS = 3
+_BETWEEN = 3  # a space, the divider, a space
+
+
+def say(text: str) -> None:
+    """To the user, beside the results."""
+    print(text, file=sys.stderr)
+
+
+def say_damage(stored: Stored) -> None:
+    """Which results cannot be read; nothing when all can."""
+    for reason in stored.damaged.values():
+        say(f"left out: {reason}")
 
 
 def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
@@ -23,7 +46,7 @@ def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
     a terminal."""
     if not comparison.results:
         return Text("no cell has ended")
-    tables = [_table(grids.cells(comparison)), *map(_table, grids.profiles(comparison))]
+    tables = [_Fitted(grids.cells(comparison)), *map(_Fitted, grids.profiles(comparison))]
     lines = [*grids.profile_reasons(comparison), *notes(comparison, brief)]
     return Group(Text(grids.conditions(comparison), "dim"), *tables, *map(Text, lines))
 
@@ -45,20 +68,73 @@ def notes(comparison: Comparison, brief: bool) -> list[str]:
     return shown
 
 
-def _table(grid: Grid) -> Table:
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A grid at whatever width there is, no number cut: the least telling columns go first; where
+    the others do not fit either, each row is a record of its own."""
+
+    grid: Grid
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        columns = self.grid.columns
+        kept = [i for i, column in enumerate(columns) if column.is_brief]
+        while _edged(_narrowest(self.grid, i) for i in kept) > options.max_width:
+            least = min(kept, key=lambda i: columns[i].telling)
+            if columns[least].telling == grids.STAYS:
+                yield from _records(self.grid, kept)
+                return
+            kept.remove(least)
+        yield _table(self.grid, kept, options.max_width)
+        gone = [c.heading for i, c in enumerate(columns) if c.is_brief and i not in kept]
+        if gone:
+            yield Text(f"no room for: {', '.join(gone)}", "dim")
+
+
+def _edged(widths: Iterable[int]) -> int:
+    """Of a table with columns of these widths."""
+    widths = list(widths)
+    return sum(widths) + _BETWEEN * (len(widths) - 1) + 2
+
+
+def _narrowest(grid: Grid, i: int) -> int:
+    """That a column can be; what it has besides numbers and names breaks at spaces."""
+    column = grid.columns[i]
+    words = [column.heading, *(_text(column, row[i]) for row in grid.rows if column.wraps)]
+    whole = [_text(column, row[i]) for row in grid.rows if not column.wraps]
+    return max(map(cell_len, (*" ".join(words).split(), *whole)))
+
+
+def _table(grid: Grid, kept: Sequence[int], width: int) -> Table:
     table = Table(
         title=grid.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    kept = [i for i, column in enumerate(grid.columns) if column.is_brief]
-    for column in (grid.columns[i] for i in kept):
-        if column.is_number:
-            table.add_column(column.heading, justify="right")
-        else:
-            table.add_column(column.heading, no_wrap=True)
+    widths = [_narrowest(grid, i) for i in kept]
+    spare = width - _edged(widths)
+    for place, i in enumerate(kept):
+        column = grid.columns[i]
+        wanted = max(map(cell_len, (column.heading, *(_text(column, row[i]) for row in grid.rows))))
+        more = min(spare, wanted - widths[place])
+        spare -= more
+        justify: JustifyMethod = "right" if column.is_number else "left"
+        table.add_column(column.heading, justify=justify, width=widths[place] + more)
     for row in grid.rows:
         # A value may hold brackets, which a plain string would take for markup
         table.add_row(*(Text(_text(grid.columns[i], row[i])) for i in kept))
     return table
+
+
+def _records(grid: Grid, kept: Sequence[int]) -> Iterator[Text]:
+    if grid.title:
+        yield Text(grid.title, "italic")
+    for row in grid.rows:
+        parts = [(grid.columns[i], _text(grid.columns[i], row[i])) for i in kept]
+        names = [f"{c.heading}={text}" for c, text in parts if c.is_axis]
+        yield Text("\n" + " ".join(names), "bold")
+        rest = [
+            f"{c.heading} {text}" for c, text in parts if not c.is_axis and text not in ("", "-")
+        ]
+        yield Text(", ".join(rest))
+    yield Text("")
 
 
 def _text(column: Column, entry: Entry) -> str:
@@ -95,7 +171,7 @@ def dry_run(
     """
     records, names = comparison.results, comparison.columns
     numbers = ("weights + KV MiB", "with activations", "seconds")
-    columns = [*map(Column, names), *(Column(name, True) for name in numbers)]
+    columns = [*axes(names), *(Column(name, True) for name in numbers)]
     rows, known_s, unknown = [], 0.0, 0
     for record in records:
         wanted = 0 if is_timed(record) else record.cell.measure.passes - len(record.replicates)
@@ -118,8 +194,8 @@ def dry_run(
     if unknown:
         lines.append(f"?: {unknown} cells never ran on this machine")
     lines.append("dry_run=true: nothing was loaded or measured")
-    table = _table(Grid((*columns, Column("what would happen")), rows))
-    return Group(table, *map(Text, lines))
+    grid = Grid((*columns, Column("what would happen", wraps=True)), rows)
+    return Group(_Fitted(grid), *map(Text, lines))
 
 
 def _fate(record: Result, wanted: int) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,7 +86,7 @@ def read_sweep(folder: Path) -> Sweep:
         raise StoreError(
             f"{folder}: {what}; want the folder of a sweep, like outputs/sweeps/2026-01-31_12-00-00"
         )
-    return sweep_from_json(file.read_bytes(), str(file))
+    return sweep_from_json(_read(file), str(file))
 
 
 def sweep_from_json(text: str | bytes, where: str) -> Sweep:
@@ -98,21 +98,53 @@ def sweep_from_json(text: str | bytes, where: str) -> Sweep:
         raise StoreError(f"{where}: {error}") from error
 
 
-def read_place(folder: Path) -> tuple[Sweep, list[Result]]:
-    """A sweep with its results, or with one of them where the folder is a cell's. Raises:
-    StoreError when it is neither."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A sweep's folder, or one cell's of it, as far as it can be read."""
+
+    sweep: Sweep
+    results: list[Result]  # in the order of the grid
+    damaged: Mapping[str, str]  # by cell_id, why its result cannot be read
+
+
+def read_place(folder: Path) -> Stored:
+    """A sweep with its results, or with one of them where the folder is a cell's.
+
+    Raises:
+        StoreError: when it is neither.
+    """
     file = folder / "result.json"
     if file.is_file():
-        return read_sweep(folder.parent), [from_json(file.read_bytes(), str(file))]
-    return read_sweep(folder), list(read_results(folder))
+        return Stored(read_sweep(folder.parent), [from_json(_read(file), str(file))], {})
+    sweep = read_sweep(folder)
+    results, damaged = [], {}
+    for cell_id, file in _result_files(folder, sweep):
+        try:
+            results.append(from_json(_read(file), str(file)))
+        except StoreError as error:
+            damaged[cell_id] = str(error)
+    return Stored(sweep, results, damaged)
 
 
 def read_results(folder: Path) -> Iterator[Result]:
-    """The results in a sweep's folder, in the order of its grid."""
-    for cell_id in read_sweep(folder).cells:
+    """The results in a sweep's folder, in the order of its grid. Raises: StoreError at one that
+    cannot be read."""
+    for _, file in _result_files(folder, read_sweep(folder)):
+        yield from_json(_read(file), str(file))
+
+
+def _result_files(folder: Path, sweep: Sweep) -> Iterator[tuple[str, Path]]:
+    for cell_id in sweep.cells:
         file = folder / cell_id / "result.json"
         if file.is_file():
-            yield from_json(file.read_bytes(), str(file))
+            yield cell_id, file
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
@@ -153,7 +185,7 @@ def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
     passed over."""
     for file in sorted((outputs / "sweeps").glob(f"*/{cell_id}/result.json"), reverse=True):
         try:
-            earlier = from_json(file.read_bytes(), str(file))
+            earlier = from_json(_read(file), str(file))
         except StoreError:
             continue
         yield earlier

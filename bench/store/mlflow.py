@@ -13,31 +13,28 @@ import contextlib
 import json
 import os
 import socket
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from bench import paths
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import derive
 from bench.config.cell import digest
-from bench.config.settings import Tracking
-from bench.errors import TrackingError
+from bench.errors import BenchError, TrackingError
 from bench.record.redact import redacted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 from bench.store import mlflow_record as logged
 from bench.store import mlflow_view as views
+from bench.store.database import make_whole
 from bench.store.files import DIFF, INPUTS, REPRODUCTION, TRACE, cell_folder
 from bench.store.mlflow_record import milliseconds
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
-# requests' exceptions are OSErrors; a database whose driver is not installed is an ImportError
-_REFUSALS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 _PLAIN_WORDS = {  # what stands at the end of a paragraph about retries and pools
     "Connection refused": (
         "connection refused: nothing answers there (for this checkout's own store: make ui)"
@@ -45,30 +42,24 @@ _PLAIN_WORDS = {  # what stands at the end of a paragraph about retries and pool
     "Failed to resolve": "no host of that name can be found",
     "timed out": "no answer in time",
 }
-_LONGEST_REASON = 200
+_LONGEST_REASON = 500
 _LONGEST_NAME = 100
-
-
-def tracking_uri(tracking: Tracking, outputs: Path) -> str:
-    """Where runs go: the configuration's word, the environment's, or SQLite in the outputs
-    folder."""
-    return (
-        tracking.uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
-    )
 
 
 @contextlib.contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Whatever MLflow refuses in this block becomes a TrackingError of one sentence."""
+    """Whatever is raised in this block, by MLflow, alembic, SQLAlchemy, a database's driver or the
+    file system, becomes a TrackingError of one sentence."""
     try:
         yield
-    except _REFUSALS as error:
-        first = (redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]
+    except BenchError:
+        raise
+    except Exception as error:
+        lines = str(redacted(str(error))).strip().splitlines()
+        first = lines[0] if lines else type(error).__name__
         plain = next(
             (words for sign, words in _PLAIN_WORDS.items() if sign in str(error)),
-            first[:_LONGEST_REASON],
+            textwrap.shorten(first, _LONGEST_REASON, placeholder=" ..."),
         )
         raise TrackingError(redacted(f"MLflow at {uri}: ") + plain) from error
 
@@ -85,6 +76,7 @@ class Tracker:
         self._adopted = opened if os.environ.get("MLFLOW_TRACKING_URI", uri) == uri else None
         self.parent_id = ""  # of the sweep's run; of its only cell's, too
         with translated(uri):
+            make_whole(uri)
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment()
 
@@ -100,6 +92,12 @@ class Tracker:
             return str(runs[0].info.experiment_id)
         name = self._sweep.tracking.experiment
         if experiment := self._client.get_experiment_by_name(name):
+            if experiment.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"the experiment {name} was deleted; bring it back with `mlflow experiments"
+                    f" restore -x {experiment.experiment_id}` and MLFLOW_TRACKING_URI="
+                    f"{redacted(self._uri)}, or take another one with tracking.experiment=NAME"
+                )
             return str(experiment.experiment_id)
         # A server has a place for artifacts; beside a database the default would be ./mlruns,
         # wherever we were started.
@@ -199,7 +197,11 @@ class Tracker:
         """A nested run for a result; empty when it has one."""
         same_cell = f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"
         for run in self._client.search_runs([self.experiment_id], same_cell):
-            if run.info.status != "RUNNING" and run.info.end_time == milliseconds(result.ended_at):
+            is_whole = run.info.status != "RUNNING" and (
+                run.info.end_time == milliseconds(result.ended_at)
+            )
+            # The parent may have been deleted in the UI, and be another one now
+            if is_whole and run.data.tags.get("mlflow.parentRunId") == self.parent_id:
                 return ""
             self._client.delete_run(run.info.run_id)
         tags = {"mlflow.parentRunId": self.parent_id, **self._tags("cell"), **cell_tags}

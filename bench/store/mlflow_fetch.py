@@ -30,14 +30,13 @@ def from_folder(folder: Path) -> Recorded:
     """Raises: StoreError when the folder is neither a sweep's nor a cell's; ConfigError when it has
     no result."""
     folder = folder.resolve()
-    sweep, results = read_place(folder)
-    if not results:
-        raise ConfigError([f"{folder}: no cell of this sweep has ended"])
-    return Recorded(
-        folder.name if folder.name == sweep.sweep_id else f"{sweep.sweep_id}/{folder.name}",
-        sweep,
-        results,
-    )
+    stored = read_place(folder)
+    if not stored.results:
+        reasons = list(stored.damaged.values())
+        raise ConfigError(reasons or [f"{folder}: no cell of this sweep has ended"])
+    sweep_id = stored.sweep.sweep_id
+    name = folder.name if folder.name == sweep_id else f"{sweep_id}/{folder.name}"
+    return Recorded(name, stored.sweep, stored.results)
 
 
 def from_mlflow(run_id: str, uri: str) -> Recorded:

@@ -13,8 +13,9 @@ from bench.analysis.comparison import Comparison
 from bench.errors import TrackingError
 from bench.record.result import Result
 from bench.record.sweep import Sweep
+from bench.store.database import tracking_uri
 from bench.store.files import write_result
-from bench.store.mlflow import Tracker, tracking_uri
+from bench.store.mlflow import Tracker
 
 
 class Recorder:

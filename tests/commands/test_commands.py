@@ -8,7 +8,7 @@ import pytest
 from bench.commands import run_command
 from bench.errors import ConfigError
 from bench.store.files import write_result, write_sweep
-from tests import fakes
+from tests import fakes, stores
 from tests.analysis.test_advice import KNOWN, SWEEP
 
 
@@ -69,6 +69,7 @@ def test_where_there_is_none_the_place_and_the_option_are_named(
 def test_a_sweep_is_pushed_to_the_store_beside_it(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    stores.database(elsewhere / "mlflow.db")
     assert run("push", "2026-01-01_00-00-00", "--output-dir", "elsewhere") == 0
     assert "1 of 1 cells" in capsys.readouterr().out
     assert (elsewhere / "mlflow.db").is_file()

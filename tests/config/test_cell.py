@@ -257,7 +257,7 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
         "ouput_dir=x: unknown key; did you mean output_dir?",
         "quant.dtype=fp8: want one of fp32, fp16, bf16 or auto",
         "batch=0: want an integer or max, at least 1",
-        "seed: missing; want an integer, at least 0",
+        f"seed: missing; want an integer, at least 0, at most {2**64 - 1}",
         "baseline.quants=fp16: unknown key; did you mean baseline.quant?",
     ]
 

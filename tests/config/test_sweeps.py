@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,28 +36,32 @@ def axes(file: Path) -> dict[str, list[str]]:
     return {axis: str(values).split(",") for axis, values in sweeper.items()}
 
 
-def representatives(file: Path) -> Iterator[list[str]]:
-    """Overrides for the first cell, and for each other value of an axis the cell that has it."""
-    first = {axis: values[0] for axis, values in axes(file).items()}
-    yield [f"{axis}={value}" for axis, value in first.items()]
-    for axis, values in axes(file).items():
-        for value in values[1:]:
-            yield [f"{name}={chosen}" for name, chosen in (first | {axis: value}).items()]
+def with_value(config: dict[str, Any], axis: str, value: str) -> dict[str, Any]:
+    """As Hydra composes it, in a thousandth of its time."""
+    if (CONF / axis).is_dir():
+        file = CONF / axis / f"{value}.yaml"
+        return {**config, axis: yaml.safe_load(file.read_text(encoding="utf-8"))}
+    key, _, below = axis.partition(".")
+    inner = with_value(config[key], below, value) if below else yaml.safe_load(value)
+    return {**config, key: inner}
 
 
 def cells_of(file: Path) -> list[Cell]:
-    """A cell for each value of each axis: composing whole grids takes a quarter of a minute."""
-    found = []
+    """The first cell, and for each other value of an axis the cell that has it."""
+    first = [f"{axis}={values[0]}" for axis, values in axes(file).items()]
     with (
         pytest.MonkeyPatch.context() as patch,
         initialize_config_dir(str(CONF), version_base="1.3"),
     ):
         patch.setenv("BENCH_ROOT", str(ROOT))
-        for overrides in representatives(file):
-            config = compose("config", [f"sweeps={file.stem}", *overrides])
-            plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            found.append(parse_config(plain).cell)
-    return found
+        config = compose("config", [f"sweeps={file.stem}", *first])
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    others = [
+        with_value(plain, axis, value)
+        for axis, values in axes(file).items()
+        for value in values[1:]
+    ]
+    return [parse_config(each).cell for each in (plain, *others)]
 
 
 def header(file: Path) -> dict[str, str]:

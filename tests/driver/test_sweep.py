@@ -18,7 +18,7 @@ from bench.driver.process import OnPhase, Task
 from bench.errors import CellFailure, ConfigError
 from bench.record.result import SCHEMA, Answers, Outcome, Result
 from bench.store.files import read_results
-from tests import fakes
+from tests import fakes, stores
 from tests.command_line import wait_until_gone
 from tests.scripted import in_this_process, scripted, sweep
 
@@ -199,6 +199,7 @@ def test_a_quality_job_that_fails_costs_no_number(tmp_path: Path) -> None:
 def test_a_sweep_is_tracked_in_mlflow(tmp_path: Path) -> None:
     grid = [scripted("b2: then oom", batch=batch) for batch in (1, 2)]
     tracking = Tracking("local", True, "tests")
+    stores.database(tmp_path / "mlflow.db")
     code, results = sweep(tmp_path, *grid, tracking=tracking, worker=in_this_process)
     assert code == 0
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -54,7 +54,7 @@ def test_what_mismatches_is_not_engaged_and_keeps_what_was_counted() -> None:
 
 
 def test_the_attestation_is_the_first_processs() -> None:
-    record = after(FINDINGS, Findings("0.1.2", fakes.attestation(weight_bytes=1), None))
+    record = after(FINDINGS, Findings("0.1.2", fakes.attestation(weight_bytes=999), None))
     assert record.attestation == FINDINGS.attestation
 
 

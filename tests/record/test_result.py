@@ -73,14 +73,17 @@ def edited(result: Result, **changes: Any) -> str:
         (edited(FULL, schema=0), r"^here: written in schema 0, this version reads 4; "),
         (edited(FULL, schema=3), r"^here: written in schema 3, this version reads 4; "),
         (edited(FULL, colour="red"), r"^here: colour=red: unknown key; known are schema, "),
-        (edited(FULL, started_at=float("nan")), r"^here: started_at=nan: want a number$"),
+        (
+            edited(FULL, started_at=float("nan")),
+            r"^here: started_at=nan: want a number, at least 0$",
+        ),
         (
             edited(FULL, outcome={"status": "fine"}),
             r"^here: outcome\.status=fine: want one of ok, skipped, oom, ",
         ),
         (
             edited(FULL, started_at="1", sweep_id=5),
-            r"^here: sweep_id=5: want a text; .*started_at=1: want a number$",
+            r"^here: sweep_id=5: want a text; .*started_at=1: want a number, at least 0$",
         ),
     ],
 )
@@ -92,7 +95,7 @@ def test_a_file_that_is_not_a_result_is_refused_by_its_name(text: str, message: 
 def test_an_incomplete_result_is_refused() -> None:
     mapping = json.loads(FULL.to_json())
     del mapping["host"]["cpus"]
-    with pytest.raises(StoreError, match=r"^here: host\.cpus: missing; want an integer$"):
+    with pytest.raises(StoreError, match=r"^here: host\.cpus: missing; want an integer, at"):
         from_json(json.dumps(mapping), "here")
 
 

@@ -13,7 +13,7 @@ from bench.report import grid, page, terminal
 from bench.report.advice import in_short
 from bench.store.files import INPUTS, new_folder, write_sweep
 from bench.store.recorder import Recorder
-from tests import fakes
+from tests import fakes, stores
 from tests.analysis.test_advice import KNOWN, SWEEP
 
 
@@ -79,6 +79,7 @@ def test_a_sweep_is_analysed_once_for_all_of_its_printers(
     sweep = fakes.sweep(*cells, sweep_id=folder.name, tracking=tracking)
     write_sweep(folder, sweep)
     (folder / INPUTS).mkdir()
+    stores.database(tmp_path / "mlflow.db")
     recorder = Recorder(folder, sweep, tmp_path)
     for result in KNOWN:
         recorder.keep(result, finished=True)

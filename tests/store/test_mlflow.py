@@ -17,13 +17,13 @@ from bench.config.cell import Cell
 from bench.config.parse import parse
 from bench.config.settings import Tracking
 from bench.errors import ConfigError, TrackingError
-from bench.paths import TEXTS
 from bench.record.measurement import Sample
 from bench.record.result import Outcome
 from bench.store import files as store
-from bench.store.mlflow import Tracker, tracking_uri
+from bench.store.database import tracking_uri
+from bench.store.mlflow import Tracker
 from bench.store.recorder import Recorder
-from tests import fakes
+from tests import fakes, stores
 
 SAMPLES = (Sample("Why?", "Because.", (1, 2), True), Sample("How?", "Slowly", (3,), False))
 OK = fakes.result(samples=SAMPLES)
@@ -33,17 +33,8 @@ FAILED = fakes.result(cell=fakes.cell(batch=2), outcome=Outcome("oom", "no memor
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A sweep on disk: one cell with a number, one without."""
-    place = store.new_folder(tmp_path / "outputs")
-    tracking = Tracking("local", True, "an experiment")
-    cells = (OK.cell_id, FAILED.cell_id)
-    sweep = fakes.sweep(
-        *cells, sweep_id=place.name, overrides=("-m", "batch=1,2"), tracking=tracking
-    )
-    store.write_sweep(place, sweep)
-    store.write_inputs(place, [TEXTS["prose"]])
-    for result in (OK, FAILED):
-        store.write_result(place, result)
-    return place
+    stores.database(tmp_path / "outputs" / "mlflow.db")
+    return stores.swept(tmp_path / "outputs", OK, FAILED, overrides=("-m", "batch=1,2"))
 
 
 @pytest.fixture

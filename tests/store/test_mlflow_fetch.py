@@ -9,14 +9,12 @@ from mlflow import MlflowClient
 from bench.analysis.comparison import compare
 from bench.analysis.reproduction import reproductions
 from bench.commands.push import push
-from bench.config.settings import Tracking
 from bench.errors import ConfigError, StoreError, TrackingError
-from bench.paths import TEXTS
 from bench.report.reproduced import as_record
 from bench.store import files as store
 from bench.store.mlflow import Tracker, keep_report
 from bench.store.mlflow_fetch import from_folder, from_mlflow
-from tests import fakes
+from tests import fakes, stores
 
 ONE, TWO = (fakes.result(cell=fakes.cell(batch=batch)) for batch in (1, 2))
 
@@ -26,21 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep of two cells, on disk."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    return swept(tmp_path, "-m", "batch=1,2")
-
-
-def swept(tmp_path: Path, *overrides: str, reproduces: str | None = None) -> Path:
-    place = store.new_folder(tmp_path / "outputs")
-    tracking = Tracking("local", True, "an experiment")
-    cells = (TWO.cell_id, ONE.cell_id)
-    sweep = fakes.sweep(
-        *cells, sweep_id=place.name, overrides=overrides, tracking=tracking, reproduces=reproduces
-    )
-    store.write_sweep(place, sweep)
-    store.write_inputs(place, [TEXTS["prose"]])
-    for result in (ONE, TWO):
-        store.write_result(place, result)
-    return place
+    stores.database(tmp_path / "mlflow.db")
+    return stores.swept(tmp_path / "outputs", TWO, ONE, overrides=("-m", "batch=1,2"))
 
 
 def uri(tmp_path: Path) -> str:
@@ -99,7 +84,10 @@ def test_a_sweep_that_was_killed_says_what_completes_it(folder: Path, tmp_path: 
 
 def test_a_reproduction_is_linked_cell_by_cell(folder: Path, tmp_path: Path) -> None:
     original = from_mlflow(logged(folder, tmp_path).parent_id, uri(tmp_path))
-    again = swept(tmp_path, "reproduce", original.name, reproduces=original.name)
+    overrides = ("reproduce", original.name)
+    again = stores.swept(
+        tmp_path / "outputs", TWO, ONE, overrides=overrides, reproduces=original.name
+    )
     tracked = logged(again, tmp_path)
     slower = fakes.paced(TWO.cell, 0.6, 0.6, 0.6, cell_id=TWO.cell_id)
     found = reproductions([(fakes.paced(TWO.cell, 0.5, 0.5, 0.5), slower), (ONE, ONE)], 0.05)
@@ -125,6 +113,7 @@ def test_a_reproduction_is_linked_cell_by_cell(folder: Path, tmp_path: Path) -> 
         run.data.metrics for run in cells if run.data.tags["bench.cell_id"] == TWO.cell_id
     )
     assert metrics["reproduction/tpot_ratio"] == pytest.approx(1.2)
+    stores.database(again.parent.parent / "mlflow.db")
     assert push(again) == 0  # to the store in the outputs folder, with all of it
     elsewhere = MlflowClient(tracking_uri=f"sqlite:///{again.parent.parent / 'mlflow.db'}")
     pushed = elsewhere.search_runs(["1"], "tags.`bench.kind` = 'sweep'")
