@@ -3,8 +3,7 @@ how many frames lie between a process's beginning and its first token."""
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from bench.engine import transformers as engine
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Clock, Files, Session, Untimed
 from bench.engine.transformers import Transformers
-from bench.engine.transformers.schemes import SCHEMES
-from bench.engine.transformers.schemes.bitsandbytes import FOUR_BIT
+from bench.engine.transformers.schemes import SCHEMES, Scheme
 from bench.record.result import Attestation
 from tests import fakes
 from tests.driver.test_seams import package_frames
@@ -32,44 +30,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
 
 
-@dataclass(frozen=True)
-class Precise:
-    """The made-up scheme's parameters."""
-
-    quant_type: str
-
-
-def configuration(quant: Any) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    kind = quant.parameters["quant_type"]
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=torch.float32
-    )
-
-
-def wanted(quant: Any) -> Mapping[str, Any]:
-    kind = quant.parameters["quant_type"]
-    return {"quant_type": kind, "double_quant": False, "compute_dtype": "fp32"}
-
-
-PRECISE = replace(
-    FOUR_BIT,
-    parameters=Precise,
-    configuration=configuration,
-    executed_dtype=lambda quant: "fp32",
-    matrix_bytes=lambda outputs, inputs, quant, device: outputs * inputs,  # at most
-    workspace_bytes=lambda outputs, inputs, quant, device: 8 * outputs * inputs,
-    wanted=wanted,  # type: ignore[arg-type]
-)
-
-
 def test_a_made_up_quantization_is_a_scheme_and_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCHEMES, "precise", PRECISE)
-    quant = {"name": "precise", "scheme": "precise", "dtype": "bf16"}
-    quant |= {"parameters": {"quant_type": "nf4"}}  # type: ignore[dict-item]
+    from transformers import BitsAndBytesConfig
+
+    precise = Scheme(
+        package="bitsandbytes",
+        layer_class="Linear4bit",
+        configuration=lambda quant: BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32
+        ),
+        executed_dtype=lambda quant: "fp32",
+        matrix_bytes=lambda outputs, inputs, quant, device: outputs * inputs,  # at most
+    )
+    monkeypatch.setitem(SCHEMES, "precise", precise)
+    quant = {"name": "precise", "scheme": "precise", "dtype": "bf16", "parameters": {}}
     cell = fakes.cell(model="tiny", quant=quant, measure=FEW)
     code, (result,) = sweep(tmp_path, cell, worker=in_this_process)
     assert (code, result.outcome.reason) == (0, None)

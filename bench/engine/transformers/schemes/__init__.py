@@ -4,7 +4,6 @@ To add one: a YAML in ``conf/quant``, a ``Scheme`` in a file of its family here,
 ``SCHEMES``. Importing this imports no library: the driver asks it about names before anything runs.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from bench.config.cell import Quant
@@ -16,7 +15,6 @@ from bench.errors import ConfigError
 __all__ = [
     "DTYPE_BYTES",
     "SCHEMES",
-    "NoParameters",
     "Scheme",
     "dtype_name",
     "parameters_of",
@@ -25,25 +23,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class NoParameters:
-    """Of a scheme that has none."""
-
-
-_NONE = Scheme(
-    parameters=NoParameters,
-    package=None,
-    layer_class="Linear",
-    configuration=lambda quant: None,
-    executed_dtype=lambda quant: quant.dtype,
-    matrix_bytes=lambda outputs, inputs, quant, device: outputs * inputs * DTYPE_BYTES[quant.dtype],
-    workspace_bytes=lambda outputs, inputs, quant, device: 0,
-    state=lambda layer: [],
-    settings=lambda layer: {},
-    wanted=lambda quant: {},
-)
-
-SCHEMES: dict[str, Scheme] = {"none": _NONE, "bnb_int8": INT8, "bnb_4bit": FOUR_BIT}
+SCHEMES: dict[str, Scheme] = {"none": Scheme(), "bnb_int8": INT8, "bnb_4bit": FOUR_BIT}
 
 
 def parameters_of(quant: Quant) -> Any:

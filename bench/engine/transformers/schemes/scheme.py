@@ -17,24 +17,38 @@ _TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
+class NoParameters:
+    """Of a scheme that has none."""
+
+
+def _unquantized_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
+    return outputs * inputs * DTYPE_BYTES[quant.dtype]
+
+
+@dataclass(frozen=True, slots=True)
 class Scheme:
     """How a scheme's weights are asked for, what they take, and how they are recognized afterwards.
 
     Sizes are functions of (outputs, inputs, quant, device); every ``quant`` is a resolved cell's.
     ``settings`` and ``wanted`` have the same keys: what is in force in one layer, and what should
-    be.
+    be. What is left out is as in plain weights.
     """
 
-    parameters: type  # the frozen dataclass that quant.parameters become
-    package: str | None  # import name of what it needs besides torch and transformers
-    layer_class: str  # of its layers once they are quantized
-    configuration: Callable[[Quant], Any]  # that from_pretrained takes; None for plain weights
-    executed_dtype: Callable[[Quant], str]  # of its products: fp32, fp16, bf16, int8
-    matrix_bytes: Callable[[int, int, Quant, str], int]  # stored, with the state beside it
-    workspace_bytes: Callable[[int, int, Quant, str], int]  # while a product is made
-    state: Callable[[Any], "list[torch.Tensor]"]  # that a layer keeps beside its weights
-    settings: Callable[[Any], dict[str, Any]]
-    wanted: Callable[[Quant], dict[str, Any]]
+    parameters: type = NoParameters  # the frozen dataclass that quant.parameters become
+    package: str | None = None  # import name of what it needs besides torch and transformers
+    layer_class: str = "Linear"  # of its layers once they are quantized
+    # What from_pretrained takes
+    configuration: Callable[[Quant], Any] = lambda quant: None
+    # Of its products: fp32, fp16, bf16, int8
+    executed_dtype: Callable[[Quant], str] = lambda quant: quant.dtype
+    # Stored, with the state beside it
+    matrix_bytes: Callable[[int, int, Quant, str], int] = _unquantized_bytes
+    # While a product is made
+    workspace_bytes: Callable[[int, int, Quant, str], int] = lambda *_: 0
+    # That a layer keeps beside its weights
+    state: Callable[[Any], "list[torch.Tensor]"] = lambda layer: []
+    settings: Callable[[Any], dict[str, Any]] = lambda layer: {}
+    wanted: Callable[[Quant], dict[str, Any]] = lambda quant: {}
     product_bytes: int = 0  # beside each number of a product's result, while it is made
 
 
