@@ -51,7 +51,7 @@ import bench.engine.transformers.preload as preload
 answer = {
     "started": list(started),
     "initialized": preload.CUDA_INITIALIZED,
-    "missing": [name for name in preload.modules(sys.argv[1] == "gpu") if name not in sys.modules],
+    "missing": [name for name in (*preload.NEEDED, *preload.optional(sys.argv[1] == "gpu")) if name not in sys.modules],
     "modules": [name for name in ("bitsandbytes", "flash_attn", "mlflow", "hydra") if name in sys.modules],
     "level": logging.getLogger("bitsandbytes").level,
     "nvml_check": os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"),

@@ -7,6 +7,7 @@ what ``fork_unsafe`` says; if it did not, the driver starts each process from no
 environment is that of the moment when the server starts.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -39,22 +40,30 @@ def has_nvidia_driver() -> bool:
     return True
 
 
-def modules(nvidia: bool) -> list[str]:
-    """What may be imported before the fork."""
-    always = [
-        "torch",
-        "transformers",
-        "transformers.models.llama.modeling_llama",
-        "transformers.generation",
-        "bench.engine.transformers.session",
-    ]
-    return always if nvidia else [*always, "bitsandbytes"]
+NEEDED = (
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation",
+    "bench.engine.transformers.session",
+)
+
+
+def optional(nvidia: bool) -> tuple[str, ...]:
+    """What may be imported before the fork besides; a broken one is named where it is needed."""
+    return () if nvidia else ("bitsandbytes",)
 
 
 tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed child leaves behind
 
-for _name in modules(has_nvidia_driver()):
-    importlib.import_module(_name)
+for _name in NEEDED:
+    try:
+        importlib.import_module(_name)
+    except Exception as error:  # the fork server survives an ImportError alone, and is asked then
+        raise ImportError(f"{_name}: {type(error).__name__}: {error}") from error
+for _name in optional(has_nvidia_driver()):
+    with contextlib.suppress(Exception):
+        importlib.import_module(_name)
 
 import torch  # noqa: E402
 
