@@ -108,10 +108,7 @@ def cells(comparison: Comparison) -> Grid:
         *axes(comparison.columns),
         *(Column(m.heading, True, m.key not in _PAGE_ONLY) for m in metrics),
         *(Column(f"{task} {score}", True, False) for task, score in tasks),
-        *(
-            Column(SPEEDUPS[metric], shows_interval=True, wraps=True)
-            for metric in comparison.speedups
-        ),
+        *(Column(SPEEDUPS[metric], shows_interval=True) for metric in comparison.speedups),
         *([Column("bound by", wraps=True)] if comparison.bound_by else []),
         *([Column("outcome")] if ended_badly else []),
     ]
@@ -128,6 +125,16 @@ def cells(comparison: Comparison) -> Grid:
             row.append(Entry(result.outcome.status if result.outcome.status != "ok" else ""))
         rows.append(row)
     return Grid(tuple(columns), rows)
+
+
+def marked(comparison: Comparison, marks: Mapping[str, str]) -> Grid:
+    """The same with letters at the end of each row that a legend explains."""
+    table = cells(comparison)
+    rows = [
+        [*row, Entry(marks.get(result.cell_id, ""))]
+        for result, row in zip(comparison.results, table.rows, strict=True)
+    ]
+    return Grid((*table.columns, Column("note")), rows)
 
 
 def _place(comparison: Comparison, result: Result) -> list[Entry]:
@@ -193,6 +200,11 @@ def _tokens(results: Sequence[Result]) -> str:
         if len(lengths) == 1
     ]
     return f"{' + '.join(counts)} tokens" if counts else "lengths as below"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Every finding, a line each."""
+    return [note(comparison, finding) for finding in comparison.findings]
 
 
 def note(comparison: Comparison, finding: Finding) -> str:

@@ -26,7 +26,7 @@ from bench.report import charts, drawing, grid
 from bench.report.advice import turning_points, use_cases
 from bench.report.answers import side_by_side
 from bench.report.grid import Grid
-from bench.report.terminal import as_text, notes
+from bench.report.terminal import as_text
 from bench.store.files import write_aside
 
 _AS_FILES = ("throughput", "tradeoffs")  # charts that are PNG files too
@@ -92,7 +92,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         turning_points=turning_points(comparison),
         at_equal_memory=grid.equal_memory(comparison),
         cells=grid.cells(comparison),
-        notes=notes(comparison, brief=False),
+        notes=grid.notes(comparison),
         # Drawn here, escaped there
         pictures=[(chart.title, markupsafe.Markup(drawing.svg(chart))) for chart in pictures],
         profiles=profiles,

@@ -1,5 +1,6 @@
 """What a sweep prints: the grid before anything runs, and the table that it ends with."""
 
+import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.text import Text
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import MIB
+from bench.analysis.notes import Finding
 from bench.record.result import Result, is_timed
 from bench.report import grid as grids
 from bench.report.grid import Column, Entry, Grid, axes
@@ -27,6 +29,7 @@ from bench.store.files import Stored
 
 _WIDTH = 160  # where there is no terminal
 _MOST_FINDINGS = 3
+_MOST_NAMED = 2  # cells in a line
 _BETWEEN = 3  # a space, the divider, a space
 
 
@@ -46,26 +49,45 @@ def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
     a terminal."""
     if not comparison.results:
         return Text("no cell has ended")
-    tables = [_Fitted(grids.cells(comparison)), *map(_Fitted, grids.profiles(comparison))]
-    lines = [*grids.profile_reasons(comparison), *notes(comparison, brief)]
+    marks, lines = legend(comparison) if brief else ({}, grids.notes(comparison))
+    cells = grids.marked(comparison, marks) if marks else grids.cells(comparison)
+    tables = map(_Fitted, [cells, *grids.profiles(comparison)])
+    lines = [*grids.profile_reasons(comparison), *lines]
     return Group(Text(grids.conditions(comparison), "dim"), *tables, *map(Text, lines))
 
 
-def notes(comparison: Comparison, brief: bool) -> list[str]:
-    """The findings, a line each. ``brief``: all outcomes and what the speedups mean count as one
-    each, and what comes after the first three is only counted."""
+def legend(comparison: Comparison) -> tuple[dict[str, str], list[str]]:
+    """The findings that matter most, a line each, and by cell_id the letters that stand for them
+    where they hold for more cells than a line names.
+
+    All outcomes count as one, and so does what the speedups mean; what comes after the first three
+    is only counted.
+    """
     kinds: list[str] = []
-    shown, left_out = [], 0
+    marks: dict[str, str] = {}
+    lines, letters, left_out = [], iter(string.ascii_lowercase), 0
     for finding in comparison.findings:
         kind = finding.sentence if finding.kind == "doubt" else finding.kind
         kinds += [kind] if kind not in kinds else []
-        if brief and kinds.index(kind) >= _MOST_FINDINGS:
+        if kinds.index(kind) >= _MOST_FINDINGS:
             left_out += 1
+        elif len(finding.cells) <= _MOST_NAMED:
+            lines.append(grids.note(comparison, finding))
         else:
-            shown.append(grids.note(comparison, finding))
+            is_everywhere = len(finding.cells) == len(comparison.results)
+            mark = "every cell" if is_everywhere else next(letters)
+            lines.append(f"{mark}: {finding.sentence}{_amounts(finding)}")
+            for cell, _ in () if is_everywhere else finding.cells:
+                marks[cell] = marks.get(cell, "") + mark
     if left_out:
-        shown.append(f"{left_out} more note{'s' if left_out > 1 else ''}: see the report")
-    return shown
+        lines.append(f"{left_out} more note{'s' if left_out > 1 else ''}: see the report")
+    return marks, lines
+
+
+def _amounts(finding: Finding) -> str:
+    amounts = list(dict.fromkeys(amount for _, amount in finding.cells if amount))
+    more = ", ..." if len(amounts) > _MOST_NAMED else ""
+    return f" ({', '.join(amounts[:_MOST_NAMED])}{more})" if amounts else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +99,16 @@ class _Fitted:
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         columns = self.grid.columns
-        kept = [i for i, column in enumerate(columns) if column.is_brief]
+        brief = [i for i, column in enumerate(columns) if column.is_brief]
+        kept = list(brief)
         while _edged(_narrowest(self.grid, i) for i in kept) > options.max_width:
             least = min(kept, key=lambda i: columns[i].telling)
             if columns[least].telling == grids.STAYS:
-                yield from _records(self.grid, kept)
+                yield from _records(self.grid, brief)
                 return
             kept.remove(least)
         yield _table(self.grid, kept, options.max_width)
-        gone = [c.heading for i, c in enumerate(columns) if c.is_brief and i not in kept]
+        gone = [columns[i].heading for i in brief if i not in kept]
         if gone:
             yield Text(f"no room for: {', '.join(gone)}", "dim")
 
@@ -97,49 +120,62 @@ def _edged(widths: Iterable[int]) -> int:
 
 
 def _narrowest(grid: Grid, i: int) -> int:
-    """That a column can be; what it has besides numbers and names breaks at spaces."""
-    column = grid.columns[i]
-    words = [column.heading, *(_text(column, row[i]) for row in grid.rows if column.wraps)]
-    whole = [_text(column, row[i]) for row in grid.rows if not column.wraps]
-    return max(map(cell_len, (*" ".join(words).split(), *whole)))
+    """That a column can be."""
+    pieces = [piece for row in grid.rows for piece in _pieces(grid.columns[i], row[i])]
+    return max(map(cell_len, (*grid.columns[i].heading.split(), *pieces)))
+
+
+def _pieces(column: Column, entry: Entry) -> list[str]:
+    """What is never broken: a name, a number with its word, an interval; a word of a sentence."""
+    if column.wraps:
+        return entry.text.split()
+    return [entry.text, entry.interval] if column.shows_interval else [entry.text]
+
+
+def _whole(column: Column, entry: Entry) -> str:
+    return " ".join(filter(None, _pieces(column, entry)))
 
 
 def _table(grid: Grid, kept: Sequence[int], width: int) -> Table:
     table = Table(
         title=grid.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    widths = [_narrowest(grid, i) for i in kept]
-    spare = width - _edged(widths)
-    for place, i in enumerate(kept):
+    widths = {i: _narrowest(grid, i) for i in kept}
+    spare = width - _edged(widths.values())
+    for i in kept:
         column = grid.columns[i]
-        wanted = max(map(cell_len, (column.heading, *(_text(column, row[i]) for row in grid.rows))))
-        more = min(spare, wanted - widths[place])
-        spare -= more
+        wanted = max(cell_len(text) for text in (column.heading, *_column(grid, i)))
+        more = min(spare, wanted - widths[i])
+        spare, widths[i] = spare - more, widths[i] + more
         justify: JustifyMethod = "right" if column.is_number else "left"
-        table.add_column(column.heading, justify=justify, width=widths[place] + more)
+        table.add_column(column.heading, justify=justify, width=widths[i])
     for row in grid.rows:
         # A value may hold brackets, which a plain string would take for markup
-        table.add_row(*(Text(_text(grid.columns[i], row[i])) for i in kept))
+        table.add_row(*(Text(_cell(grid.columns[i], row[i], widths[i])) for i in kept))
     return table
+
+
+def _column(grid: Grid, i: int) -> list[str]:
+    return [_whole(grid.columns[i], row[i]) for row in grid.rows]
+
+
+def _cell(column: Column, entry: Entry, width: int) -> str:
+    """An interval has a line of its own where there is no room beside its number."""
+    text = _whole(column, entry)
+    is_broken = column.shows_interval and cell_len(text) > width
+    return "\n".join(_pieces(column, entry)) if is_broken else text
 
 
 def _records(grid: Grid, kept: Sequence[int]) -> Iterator[Text]:
     if grid.title:
         yield Text(grid.title, "italic")
     for row in grid.rows:
-        parts = [(grid.columns[i], _text(grid.columns[i], row[i])) for i in kept]
+        parts = [(grid.columns[i], _whole(grid.columns[i], row[i])) for i in kept]
         names = [f"{c.heading}={text}" for c, text in parts if c.is_axis]
         yield Text("\n" + " ".join(names), "bold")
-        rest = [
-            f"{c.heading} {text}" for c, text in parts if not c.is_axis and text not in ("", "-")
-        ]
+        rest = [f"{c.heading} {text}" for c, text in parts if not c.is_axis and text.strip("-")]
         yield Text(", ".join(rest))
     yield Text("")
-
-
-def _text(column: Column, entry: Entry) -> str:
-    shows = column.shows_interval and entry.interval
-    return f"{entry.text} {entry.interval}" if shows else entry.text
 
 
 def as_text(comparison: Comparison) -> str:

@@ -62,8 +62,8 @@ def default() -> dict[str, Any]:
 
 
 def chosen(default: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
-    file = CONF / group / f"{name}.yaml"
-    return {**default, group: yaml.safe_load(file.read_text(encoding="utf-8"))}
+    file = OmegaConf.load(CONF / group / f"{name}.yaml")
+    return {**default, group: OmegaConf.to_container(file, resolve=True)}
 
 
 def model(default: Mapping[str, Any], name: str, **changes: str) -> Model:
