@@ -6,9 +6,11 @@ stops the sweep before the first, and order, resume and dry runs need no launche
 that is a plain word is a command (``commands``); anything else is Hydra's.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench.errors import BenchError, ConfigError
 
@@ -16,6 +18,7 @@ from bench.errors import BenchError, ConfigError
 def main() -> int:
     """Run the command line; returns the exit code."""
     try:
+        _check_working_folder()
         arguments = words(sys.argv[1:])
         if arguments and arguments[0].isidentifier():
             from bench.commands import run_command
@@ -37,8 +40,18 @@ def main() -> int:
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:  # while composing; a sweep that has begun handles its own
         return 130
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError(["the working folder is gone; cd to one that is there"]) from error
 
 
 def words(given: Sequence[str]) -> list[str]:

@@ -27,6 +27,12 @@ def whole_path(typed: str) -> str:
     return os.path.abspath(os.path.expanduser(typed))  # noqa: PTH100, PTH111
 
 
+def from_here(path: Path) -> str:
+    """The path as one would type it in the working folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def interpreter(python: str | None) -> str | None:
     """The Python that ``engine.python`` means: a relative path is below the checkout; None: this
     one.
@@ -42,9 +48,11 @@ def cache_folder() -> Path:
     Raises:
         ConfigError: where nothing says where this user's files belong.
     """
-    folder = whole_path(os.environ.get("BENCH_CACHE") or platformdirs.user_cache_dir("llm-bench"))
-    if "~" in Path(folder).parts:
+    if given := os.environ.get("BENCH_CACHE"):
+        return Path(whole_path(given))
+    try:
+        return platformdirs.user_cache_path("llm-bench")
+    except RuntimeError as error:
         raise ConfigError(
             ["HOME: not set, and this user has no home folder; set BENCH_CACHE to a folder"]
-        )
-    return Path(folder)
+        ) from error

@@ -41,10 +41,14 @@ def settings(outputs: Path, **changes: Any) -> Settings:
 
 
 def sweep(
-    outputs: Path, *cells: Cell, worker: Worker = run_isolated, **changes: Any
+    outputs: Path,
+    *cells: Cell,
+    worker: Worker = run_isolated,
+    lock: Path | None = None,
+    **changes: Any,
 ) -> tuple[int, list[Result]]:
     """The exit code and the results of one sweep of these cells."""
-    os.environ["BENCH_LOCK"] = str(outputs / "lock")
+    os.environ["BENCH_LOCK"] = str(lock or outputs / "lock")
     before = set((outputs / "sweeps").glob("*"))
     configs = [Config(cell, settings(outputs, **changes)) for cell in cells]
     code = run_sweep(configs, (), worker, report=lambda folder, comparison: [])

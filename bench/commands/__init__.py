@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
+from bench.commands.quantities import count, positive, share, size_bytes, time_s
 from bench.config.settings import Settings, parse_config
 from bench.errors import ConfigError, StoreError, TrackingError
-from bench.paths import CONF
+from bench.paths import CONF, from_here, whole_path
 
 if TYPE_CHECKING:  # it imports mlflow
     from bench.store.mlflow_fetch import Recorded
@@ -49,8 +50,8 @@ def _parser(name: str, description: str, **options: Any) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(f"bench {name}", description=description, **options)
     parser.add_argument(
         "--output-dir",
-        type=Path,
-        default=Path("outputs"),
+        type=_folder,
+        default="outputs",
         metavar="DIR",
         help="the output_dir that sweeps were run with (default outputs)",
     )
@@ -92,7 +93,7 @@ def _gate(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--threshold",
-        type=_share,
+        type=share,
         default=0.05,
         help="largest slowdown to accept (default 0.05: 5 %%)",
     )
@@ -118,23 +119,23 @@ def _advise(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--max-memory",
-        type=_bytes,
+        type=size_bytes,
         metavar="SIZE",
         help="of the GPU, or of the process: 8GiB, 500MB",
     )
     parser.add_argument(
-        "--max-ttft", type=_seconds, metavar="TIME", help="time to first token: 200ms, 1.5s"
+        "--max-ttft", type=time_s, metavar="TIME", help="time to first token: 200ms, 1.5s"
     )
-    parser.add_argument("--max-tpot", type=_seconds, metavar="TIME", help="time per output token")
+    parser.add_argument("--max-tpot", type=time_s, metavar="TIME", help="time per output token")
     parser.add_argument(
         "--max-kl",
-        type=_positive,
+        type=positive,
         metavar="NATS",
         help="divergence from the unquantized model: 0.05",
     )
     parser.add_argument(
         "--min-throughput",
-        type=_positive,
+        type=positive,
         metavar="TOK_S",
         help="output tokens per second of the batch",
     )
@@ -193,7 +194,7 @@ def _report(arguments: list[str]) -> int:
 
         keep_report(run_id, folder.name, files)
     for file in files:
-        print(file)
+        print(from_here(file))
     return 0
 
 
@@ -206,13 +207,13 @@ def _reproduce(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--margin",
-        type=_margin,
+        type=share,
         default=0.05,
         help="relative difference that counts as equal (default 0.05: 5 %%)",
     )
     parser.add_argument(
         "--processes",
-        type=_count,
+        type=count,
         metavar="N",
         help="of each cell; default: as recorded, at least 5",
     )
@@ -255,19 +256,18 @@ def _recorded(given: str, settings: Settings) -> "Recorded":
 
 
 def _store_of_runs(given: str, settings: Settings) -> str:
-    from bench.store.database import tracking_uri
+    from bench.store.database import bring_along, tracking_uri
 
-    uri, own = (
-        tracking_uri(settings.tracking, Path(settings.output_dir)),
-        Path(settings.output_dir, "mlflow.db"),
-    )
+    outputs = Path(settings.output_dir)
+    uri, own = tracking_uri(settings.tracking, outputs), outputs / "mlflow.db"
     if "MLFLOW_TRACKING_URI" not in os.environ and not own.is_file():
         raise ConfigError(
             [
-                f"{given}: no such folder, and no store of runs at {own}; want one in"
+                f"{given}: no such folder, and no store of runs at {from_here(own)}; want one in"
                 " MLFLOW_TRACKING_URI"
             ]
         )
+    bring_along(uri, outputs)
     return uri
 
 
@@ -279,57 +279,13 @@ def _default() -> Mapping[str, Any]:
     return default
 
 
-_SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}
-_TIMES = {"ms": 1e-3, "s": 1.0}
-
-
-def _bytes(text: str) -> float:
-    return _with_unit(text, _SIZES)
-
-
-def _seconds(text: str) -> float:
-    return _with_unit(text, _TIMES)
-
-
-def _with_unit(text: str, units: Mapping[str, float]) -> float:
-    for unit, factor in units.items():
-        if text.endswith(unit):
-            return _positive(text.removesuffix(unit)) * factor
-    raise argparse.ArgumentTypeError(f"{text}: want a number with one of {', '.join(units)}")
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: want a number") from error
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: want a number above 0")
-    return value
-
-
-def _margin(text: str) -> float:
-    if not 0 < (value := _positive(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want a share like 0.05 for 5 %")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want a whole number, at least 1")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: want a share like 0.05 for 5 %")
-    return value
+def _folder(text: str) -> Path:
+    return Path(whole_path(text))
 
 
 def _find(given: str, outputs: Path) -> Path | None:
     """A folder by its path, or by its name among the sweeps of an output_dir."""
-    places = (Path(given), outputs / "sweeps" / given)
+    places = (_folder(given), outputs / "sweeps" / given)
     return next((place for place in places if place.exists()), None)
 
 
@@ -338,7 +294,7 @@ def _existing(given: str, outputs: Path) -> Path:
     if folder is None:
         raise ConfigError(
             [
-                f"{given}: no such folder, and no such sweep in {outputs / 'sweeps'};"
+                f"{given}: no such folder, and no such sweep in {from_here(outputs / 'sweeps')};"
                 " --output-dir DIR looks in DIR/sweeps"
             ]
         )
@@ -354,7 +310,7 @@ def _sweep_folder(given: argparse.Namespace) -> Path:
     if not sweeps:
         raise ConfigError(
             [
-                f"no sweep in {place}; want the folder of one, or"
+                f"no sweep in {from_here(place)}; want the folder of one, or"
                 " --output-dir DIR to look in DIR/sweeps"
             ]
         )

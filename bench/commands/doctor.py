@@ -19,6 +19,7 @@ from bench.analysis.readings import process_times_s
 from bench.analysis.verdict import COMPARED, spread
 from bench.config.cell import Cell, cell_id
 from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.places import try_places
 from bench.driver.plan import resolve, why_not
 from bench.driver.policy import Job, Records
 from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
@@ -41,6 +42,7 @@ def doctor(default: Cell, variants: Sequence[tuple[str, str, Cell]], calibrate: 
         default: the cell that an empty command line describes.
         variants: axis, value and cell: the default with that one value.
     """
+    try_places(None)
     with signals_as_interrupts(), machine_lock(say), ProgressLine() as progress:
         probe = Probe(run_isolated, progress.show)
         start_server([default.engine], progress.show, with_mlflow=False)

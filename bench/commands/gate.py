@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.analysis.differences import hosts
 from bench.analysis.verdict import slowdowns
 from bench.errors import StoreError
+from bench.paths import from_here
 from bench.record.result import Result
 from bench.report.reproduced import gate_lines
 from bench.report.terminal import say_damage
@@ -27,7 +28,8 @@ def gate(current: Path, baseline: Path, threshold: float) -> int:
         say_damage(stored)
     if not changes:
         raise StoreError(
-            f"no cell of {baseline} that has a number is in {current}: nothing to compare"
+            f"no cell of {from_here(baseline)} that has a number is in {from_here(current)}:"
+            " nothing to compare"
         )
     elsewhere = hosts(there.results[0].host, here.results[0].host)
     if elsewhere:

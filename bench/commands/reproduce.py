@@ -32,10 +32,10 @@ from bench.driver.recording import Request
 from bench.driver.sweep import (
     Ended,
     Runner,
+    check_places,
     look_around,
     measure,
     say_what_next,
-    writable_outputs,
 )
 from bench.driver.worker import begin
 from bench.errors import ConfigError
@@ -67,7 +67,9 @@ def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -
         raise ConfigError([f"{p}; --checkout takes the version that had it" for p in problems])
     words = ("reproduce", recorded.name)
     code = provenance([then.cell for then in recorded.results])
-    request = Request(settings, writable_outputs(settings), words, code, recorded.name)
+    outputs = Path(settings.output_dir)
+    check_places(settings, outputs)
+    request = Request(settings, outputs, words, code, recorded.name)
     elsewhere: list[Difference] = []
     with signals_as_interrupts():
         try:

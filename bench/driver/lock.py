@@ -1,15 +1,18 @@
 """One sweep per machine, and what ends it from outside: two at once would spoil both."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from bench.errors import ConfigError
 
+_POLL_S = 5  # the sweep that runs is being timed
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -17,22 +20,49 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
     """Held while the block runs; waits for another sweep to end, and says that it does.
 
-    BENCH_LOCK names another lock file, for machines that are partitioned by hand.
+    BENCH_LOCK names another lock file, for machines that are partitioned by hand. Other users'
+    sweeps disturb as well: the file is read only, which is enough to lock it, and whoever comes
+    first makes it.
+
+    Raises:
+        ConfigError: when there can be no such file.
     """
-    file = Path(os.environ.get("BENCH_LOCK") or Path(tempfile.gettempdir()) / "llm-bench.lock")
-    lock = FileLock(file, mode=0o666)  # other users' sweeps disturb as well
+    file = os.environ.get("BENCH_LOCK") or str(Path(tempfile.gettempdir()) / "llm-bench.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(
-            f"another sweep is running on this machine (lock file {file});"
-            " waiting for it to end, Ctrl-C to give up"
-        )
-        lock.acquire(poll_interval=5)  # the sweep that runs is being timed
+        descriptor = _opened(file)
+    except OSError as error:
+        raise ConfigError(
+            [f"the lock file {file}: {error.strerror}; BENCH_LOCK names another one"]
+        ) from error
     try:
+        if not _is_locked(descriptor):
+            say(
+                f"another sweep is running on this machine (lock file {file});"
+                " waiting for it to end, Ctrl-C to give up"
+            )
+        while not _is_locked(descriptor):
+            time.sleep(_POLL_S)
         yield
     finally:
-        lock.release()
+        os.close(descriptor)  # which unlocks it
+
+
+def _opened(file: str) -> int:
+    """Made if need be: not in one step, since in a shared folder Linux refuses to open another
+    user's file to whoever would have made it (fs.protected_regular)."""
+    try:
+        return os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(file, os.O_RDONLY | os.O_CREAT, 0o644)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """By us; tried without waiting."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from bench.driver.lock import (
     machine_lock,
     signals_as_interrupts,
 )
+from bench.driver.places import try_places
 from bench.driver.policy import (
     Job,
     Records,
@@ -41,11 +42,13 @@ from bench.driver.provenance import provenance, resume_key, weights_of
 from bench.driver.recording import Report, Request, open_sweep, recording_of
 from bench.driver.worker import PhaseTimes, Worker, begin, task_of
 from bench.errors import CellFailure, ConfigError
+from bench.paths import from_here
 from bench.record.result import Host, Peaks, Result, is_timed
 from bench.report import advice, page, terminal
 from bench.report.progress import ProgressLine
 from bench.report.terminal import say
 from bench.store import files
+from bench.store.database import tracking_uri
 
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only once the input is checked
     from bench.store.recorder import Recorder
@@ -81,7 +84,9 @@ def run_sweep(
     """
     settings = common_settings(configs)
     asked = list({cell_id(config.cell): config.cell for config in configs}.values())
-    request = Request(settings, writable_outputs(settings), tuple(overrides), provenance(asked))
+    outputs = Path(settings.output_dir)
+    check_places(settings, outputs)
+    request = Request(settings, outputs, tuple(overrides), provenance(asked))
     with signals_as_interrupts():
         try:
             with machine_lock(say), ProgressLine() as progress:
@@ -97,6 +102,13 @@ def run_sweep(
             return 130
     show(ended)
     return 130 if ended.interrupted else _exit_code(ended)
+
+
+def check_places(settings: Settings, outputs: Path) -> None:
+    """Everything will find its place. Raises: ConfigError when not."""
+    try_places(outputs)
+    if settings.tracking.enabled:
+        tracking_uri(settings.tracking, outputs)
 
 
 def common_settings(configs: Sequence[Config]) -> Settings:
@@ -115,19 +127,6 @@ def common_settings(configs: Sequence[Config]) -> Settings:
     if problems:
         raise ConfigError(problems)
     return settings
-
-
-def writable_outputs(settings: Settings) -> Path:
-    """The folder for everything that a run writes, made if need be. Raises: ConfigError when that
-    fails."""
-    outputs = Path(settings.output_dir)
-    try:
-        (outputs / "sweeps").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            [f"output_dir={settings.output_dir}: cannot write there ({error.strerror})"]
-        ) from error
-    return outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,19 +292,18 @@ def _exit_code(ended: Ended) -> int:
 
 def say_what_next(ended: Ended) -> None:
     """Where the results are, and how to look further."""
-    recorder, folder, here = ended.recorder, ended.folder, Path.cwd()
-    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    recorder, folder = ended.recorder, ended.folder
     warnings = files.library_warnings(folder)
     for line in warnings[:_MAX_WARNINGS_SHOWN]:
         say(f"a library says: {line}")
     if len(warnings) > _MAX_WARNINGS_SHOWN:
         more = len(warnings) - _MAX_WARNINGS_SHOWN
         say(f"and {more} lines more, in the log.txt of the cells")
-    say(f"results: {shown}")
+    say(f"results: {from_here(folder)}")
     if (folder / "report.html").is_file():
-        say(f"report: {shown / 'report.html'}")
+        say(f"report: {from_here(folder / 'report.html')}")
     if recorder.untracked:
         say(f"not all of it is tracked: {recorder.untracked}")
-        say(f"send it later: python -m bench push {shlex.quote(str(shown))}")
+        say(f"send it later: python -m bench push {shlex.quote(from_here(folder))}")
     elif recorder.tracker is not None:
         say(f"look further: {recorder.tracker.how_to_look}")

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.driver.process import Task, begin_server, check_server, run_isolated
@@ -198,3 +200,27 @@ def test_another_interpreter_that_dies_is_failed_too() -> None:
     dying = task(die, int(signal.SIGKILL), python=sys.executable)
     with pytest.raises(CellFailure, match="SIGKILL in phase measure"):
         run_isolated(dying, NO_PHASE, Path(os.devnull))
+
+
+def fork_server() -> psutil.Process:
+    (found,) = [
+        child
+        for child in psutil.Process().children()
+        if any("forkserver" in word for word in child.cmdline())
+    ]
+    return found
+
+
+def test_a_killed_fork_server_costs_one_process_and_is_started_anew(tmp_path: Path) -> None:
+    server = fork_server()
+    server.suspend()  # as it is about to fork
+    killer = threading.Timer(0.3, server.kill)
+    killer.start()
+    with pytest.raises(CellFailure, match="the process that the measured ones are forked from has"):
+        run(add, 1, 2, log=str(tmp_path / "log.txt"))
+    killer.join()
+    while server.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    _, total = run(add, 1, 2, log=str(tmp_path / "log.txt"))
+    assert total == 3
+    assert fork_server().pid != server.pid
