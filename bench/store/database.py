@@ -8,9 +8,11 @@ it is put aside and made anew. One that holds runs is never touched.
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -36,7 +38,7 @@ def tracking_uri(tracking: Tracking, outputs: Path) -> str:
         raise ConfigError(
             [f"output_dir={outputs}: the address of a database in it cannot have a question mark"]
         )
-    return given or f"{SQLITE}{outputs.resolve() / 'mlflow.db'}"
+    return given or own_uri(outputs)
 
 
 def make_whole(uri: str) -> None:
@@ -52,38 +54,82 @@ def make_whole(uri: str) -> None:
     with FileLock(f"{file}.lock"):
         for left_over in file.parent.glob(".mlflow-*"):  # of killed processes: we have the lock
             shutil.rmtree(left_over)
-        if file.is_file() and _opens(uri, holds_runs(file)):
+        if file.is_file() and (holds(file, "runs") or _opens(file)):
             return
         if file.is_file():
             file.rename(file.with_suffix(".half-made"))
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".mlflow-") as folder:
-            aside = Path(folder) / file.name
-            _open(f"{SQLITE}{aside}")
+        with _aside(file) as aside:
+            _open(aside)
             aside.rename(file)
 
 
-def _open(uri: str) -> None:
+@contextlib.contextmanager
+def _aside(file: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".mlflow-") as folder:
+        yield Path(folder) / file.name
+
+
+def _open(file: Path) -> None:
     from mlflow import MlflowClient  # over a second: most of what asks for an address needs none
 
-    MlflowClient(tracking_uri=uri).search_experiments()
+    MlflowClient(tracking_uri=f"{SQLITE}{file}").search_experiments()
 
 
-def _opens(uri: str, is_precious: bool) -> bool:
-    try:
-        _open(uri)
-    except Exception:  # of MLflow, alembic, SQLAlchemy or sqlite3
-        if is_precious:
-            raise
+def _opens(file: Path) -> bool:
+    """Tried on a copy: MLflow would go on making what is half made, and keeps the file open."""
+    if not holds(file, "sqlite_master"):
         return False
+    with _aside(file) as copy:
+        shutil.copyfile(file, copy)
+        try:
+            _open(copy)
+        except Exception:  # of MLflow, alembic, SQLAlchemy or sqlite3
+            return False
     return True
 
 
-def holds_runs(file: Path) -> bool:
-    """Whether a database has a run in it; a file that is no database may hold anything."""
+def holds(file: Path, table: str) -> bool:
+    """Whether a database has a row in a table; a file that is no database may hold anything."""
     with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
         try:
-            return db.execute("select 1 from runs limit 1").fetchone() is not None
+            return db.execute(f"select 1 from {table} limit 1").fetchone() is not None
         except sqlite3.OperationalError as error:
             return "no such table" not in str(error)
         except sqlite3.DatabaseError:
             return True
+
+
+def bring_along(uri: str, outputs: Path) -> None:
+    """Tell the database in an outputs folder where its artifacts are, if it was moved or copied.
+
+    MLflow keeps whole paths of artifacts: it would read and write at the old place. Locations that
+    are no folder called artifacts are somebody's choice and stay.
+    """
+    file = Path(uri.removeprefix(SQLITE))
+    here = artifacts_of(outputs)
+    if uri != own_uri(outputs) or not file.is_file():
+        return
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        experiments = "select experiment_id, artifact_location from experiments"
+        for experiment, there in db.execute(experiments).fetchall():
+            if there == here or not re.fullmatch(r"file:.*/artifacts", there or ""):
+                continue
+            db.execute(
+                "update experiments set artifact_location = ? where experiment_id = ?",
+                (here, experiment),
+            )
+            db.execute(
+                "update runs set artifact_uri = ? || substr(artifact_uri, ?)"
+                " where experiment_id = ? and substr(artifact_uri, 1, ?) = ?",
+                (here, len(there) + 1, experiment, len(there) + 1, f"{there}/"),
+            )
+
+
+def own_uri(outputs: Path) -> str:
+    """Of the database in an outputs folder."""
+    return f"{SQLITE}{outputs.resolve() / 'mlflow.db'}"
+
+
+def artifacts_of(outputs: Path) -> str:
+    """Where a database in an outputs folder has its artifacts, as MLflow writes it."""
+    return (outputs.resolve() / "artifacts").as_uri()

@@ -30,7 +30,7 @@ from bench.record.result import Result
 from bench.record.sweep import Sweep
 from bench.store import mlflow_record as logged
 from bench.store import mlflow_view as views
-from bench.store.database import make_whole
+from bench.store.database import artifacts_of, bring_along, make_whole
 from bench.store.files import DIFF, INPUTS, REPRODUCTION, TRACE, cell_folder
 from bench.store.mlflow_record import milliseconds
 
@@ -77,6 +77,7 @@ class Tracker:
         self.parent_id = ""  # of the sweep's run; of its only cell's, too
         with translated(uri):
             make_whole(uri)
+            bring_along(uri, outputs)
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment()
 
@@ -102,7 +103,7 @@ class Tracker:
         # A server has a place for artifacts; beside a database the default would be ./mlruns,
         # wherever we were started.
         is_server = "http" in self._uri.partition(":")[0]
-        place = None if is_server else (self._outputs.resolve() / "artifacts").as_uri()
+        place = None if is_server else artifacts_of(self._outputs)
         return str(self._client.create_experiment(name, place))
 
     def open(self) -> None:
