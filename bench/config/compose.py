@@ -43,7 +43,7 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     problems = [
         *keys_as_flags(arguments),
         *_other_launchers(arguments),
-        *_lists_for_groups(arguments),
+        *_values_of_groups(arguments),
     ]
     if problems:
         raise ConfigError(problems)
@@ -59,7 +59,7 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     overrides = [each for each in arguments if "=" in each and not each.startswith("-")]
     flags = [each for each in arguments if each not in overrides]
     sys.argv = [sys.argv[0], *flags, *overrides]
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+    with _scratch() as scratch:
         os.environ["BENCH_SCRATCH"] = scratch
         try:
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
@@ -68,6 +68,15 @@ def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
     if not jobs and not any(each.startswith(_ANSWERED_BY_HYDRA) for each in arguments):
         raise ConfigError(["hydra.launcher: it ran the cells elsewhere, where nothing is measured"])
     return jobs
+
+
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="bench-")
+    except OSError as error:
+        raise ConfigError(
+            [f"TMPDIR: no temporary folder can be made ({error.strerror}); set it to another one"]
+        ) from error
 
 
 def _other_launchers(arguments: Sequence[str]) -> list[str]:
@@ -80,17 +89,29 @@ def _other_launchers(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _lists_for_groups(arguments: Sequence[str]) -> list[str]:
-    """A sentence for each group that was given a list, whose values Hydra would merge into one."""
+def _values_of_groups(arguments: Sequence[str]) -> list[str]:
+    """A sentence for each group that was given something else than one of its values: nothing, a
+    list (which Hydra would merge into one), or a value besides the one that it has."""
     problems = []
     for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
-        if value.startswith("[") and (CONF / key).is_dir():
+        key, equals, value = argument.lstrip("+").partition("=")
+        if not equals or not ((CONF / key).is_dir() or key == "sweeps"):
+            continue
+        if value.startswith("["):
             values = value.strip("[]").replace(" ", "")
             problems.append(
                 f"{argument}: one cell has one {key}; to measure each of them: -m {key}={values}"
             )
+        elif argument.startswith("+"):
+            problems.append(f"{argument}: {key} is there without the plus; want {key}={value}")
+        elif value in ("", "null") and key != "sweeps":
+            problems.append(f"{argument}: want one of {', '.join(_options(key))}")
     return problems
+
+
+def _options(group: str) -> list[str]:
+    folder = ROOT / "sweeps" if group == "sweeps" else CONF / group
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def parsed(collected: Sequence[Mapping[str, Any]]) -> list[Config]:
@@ -129,6 +150,8 @@ def explain(arguments: Sequence[str], error: Exception) -> list[str]:
         argument in ("-m", "--multirun") or argument.startswith("sweeps=") for argument in arguments
     )
     problems: dict[str, None] = {}  # ordered, each once
+    if unreadable := [sentence for each in arguments if "=" in each for sentence in _unread(each)]:
+        return unreadable  # until they can be read nothing can be said of the others
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [
             argument for argument in arguments if "=" in argument and not argument.startswith("-")
@@ -173,15 +196,19 @@ def _is_choice(argument: str) -> bool:
     return (CONF / key / f"{value}.yaml").is_file()
 
 
-def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]:
+def _unread(argument: str) -> Iterator[str]:
+    """Why an argument is no override."""
     try:
-        override = OverridesParser.create().parse_override(argument)
+        OverridesParser.create().parse_override(argument)
     except HydraException as error:
         key, _, value = argument.partition("=")
-        quoted = shlex.quote(f"{key}='{value}'") if "'" not in value else ""
-        advice = f"; if it is a text, quote it: {quoted}" if value and quoted else ""
+        quoted = shlex.quote(f"{key}='{value}'") if value and "'" not in value else ""
+        advice = f"; if it is a text, quote it: {quoted}" if quoted else ""
         yield f"{argument}: not an override that Hydra understands ({_own_words(error)}){advice}"
-        return
+
+
+def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]:
+    override = OverridesParser.create().parse_override(argument)
     if override.is_sweep_override():
         if not several:
             yield f"{argument}: several values; add -m to measure each of them"
@@ -203,7 +230,7 @@ def _sentence(override: Override, value: str, choices: list[str], error: Excepti
     key = override.key_or_group
     group = CONF / key if key != "sweeps" else ROOT / "sweeps"
     if group.is_dir():
-        options = sorted(file.stem for file in group.glob("*.yaml"))
+        options = _options(key)
         if value in options:  # it is there, and cannot be read or composed
             return f"{key}={value}: {group / value}.yaml: {_own_words(error)}"
         return f"{key}={value}: no such value; want one of {', '.join(options)}"

@@ -89,7 +89,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("output_dir=", ["output_dir=: want the name of a folder"]),
     (
         "output_dir=file/below",
-        ["output_dir=HERE/file/below: cannot write there (Not a directory)"],
+        ["output_dir=HERE/file/below: cannot be written to (Not a directory)"],
     ),
     ("workload.text=nope", ["workload.text=nope: no such file; want one of alice, code, prose"]),
     ("quality.prompts=nope", ["quality.prompts=nope: no such file; want one of basic"]),
