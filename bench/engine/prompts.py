@@ -98,6 +98,12 @@ def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:
         return np.random.default_rng(cell.seed).integers(0, vocabulary, (rows, length))
     text = workload.prompt or TEXTS[str(workload.text)].read_text(encoding="utf-8")
     ring = np.array(tokenizer.encode(text, special=True), dtype=np.int64)
+    if ring.max(initial=0) >= vocabulary:
+        raise CellFailure(
+            "failed",
+            f"the tokenizer makes token {ring.max()}, model={cell.model.name} has {vocabulary}:"
+            " another model's tokenizer lies in its folder",
+        )
     if len(ring) < rows:
         raise CellFailure(
             "failed", f"the prompt has {len(ring)} tokens: {rows} rows of it would not all differ"

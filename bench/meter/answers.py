@@ -27,12 +27,22 @@ def answer_cell(announce: Announce, place: str, cell: Cell, reference: str | Non
     """
     session = opened(announce, place, cell)
     announce("quality", "answers")
-    samples = answer_prompts(cell, session)
+    samples, without = try_answers(cell, session)
     announce("quality", "divergence")
     divergence = None if reference is None else evaluate(session, Path(reference))
     announce("quality", "tasks")
     tasks = session.tasks(cell.quality, cell.seed) if cell.quality.tasks else ()
-    return Answers(Outcome("ok"), samples, divergence, tasks)
+    return Answers(Outcome("ok"), samples, divergence, tasks, without)
+
+
+def try_answers(cell: Cell, session: Session) -> tuple[tuple[Sample, ...], str | None]:
+    """``answer_prompts``, or why there are none: a tokenizer or a chat template, which is code of
+    the model's author, may fail in any way, and nothing else of a cell's quality needs it."""
+    try:
+        return answer_prompts(cell, session), None
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return (), f"{type(error).__name__}: {first}"
 
 
 def answer_prompts(cell: Cell, session: Session) -> tuple[Sample, ...]:

@@ -26,7 +26,7 @@ from bench.config.cell import Cell, Quality, Quant
 from bench.engine.prompts import Ids, Tokenizer
 from bench.engine.protocol import Announce, Floats, Session
 from bench.errors import CellFailure
-from bench.meter.answers import answer_prompts
+from bench.meter.answers import try_answers
 from bench.meter.cell import begin
 from bench.meter.divergence import compare
 from bench.paths import TEXTS
@@ -56,7 +56,7 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
             "failed", f"{cell.model.name} makes its logits by more than a product with its head"
         )
     hidden = [session.hidden(row[None]) for row in ids]
-    answers = answer_prompts(cell, session)
+    answers, _ = try_answers(cell, session)  # its cells say why there are none
     kept = {"ids": ids, "hidden": np.concatenate(hidden), "head": head.weight}
     kept |= {} if head.bias is None else {"bias": head.bias}
     kept = {name: np.ascontiguousarray(array) for name, array in kept.items()}

@@ -154,6 +154,7 @@ class Answers:
     samples: tuple[Sample, ...] = ()
     divergence: Divergence | None = None
     tasks: tuple[TaskScore, ...] = ()
+    without: str | None = None  # why there are no samples, where some were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,8 @@ def test_a_quantized_random_model_never_holds_the_unquantized_one() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, final = map(int, done.stdout.split())
     assert final > 40 * MIB
-    # The largest matrix has 8 MiB in bf16; initializing it takes an fp32 copy.
-    assert peak < final + 5 * 16 * MIB
+    # The largest matrix has 8 MiB in bf16, and 16 in the fp32 copies of which a few are alive
+    assert peak < final + 7 * 16 * MIB < 194 * MIB
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.paths import ROOT
+
+pytestmark = pytest.mark.xdist_group("preload")  # one process has the fixture
 
 _ACT = """
 import json, logging, os, sys, traceback
@@ -111,3 +114,44 @@ def test_without_a_gpu_bitsandbytes_is_preloaded_too() -> None:
     found = preloaded("cpu")
     assert found["modules"] == ["bitsandbytes"]
     assert found["missing"] == []
+
+
+_WITH_A_BROKEN_ONE = """
+import dataclasses, json
+from bench.engine.protocol import ENGINES
+from bench.driver.plan import resolve, why_not
+from bench.meter.cell import measure_cell, probe_host
+from tests import fakes
+import bench.engine.transformers.preload as preload
+
+place, quiet = ENGINES["transformers"], lambda *_: None
+host = probe_host(quiet, place)
+few = fakes.group("measure", "quick", warmups=1, repeats=1, target=None)
+cells = [resolve(fakes.cell(model="tiny", quant=quant, measure=few), host) for quant in ("fp32", "nf4")]
+found = measure_cell(quiet, place, cells[0])
+print(json.dumps([len(found.measurement.repeats), getattr(why_not(cells[1], host, None), 'reason', None), preload.fork_unsafe()]))
+"""
+
+
+@pytest.mark.parametrize("package", ["bitsandbytes", "flash_attn"])
+def test_an_optional_package_that_breaks_at_import_costs_what_needs_it(
+    package: str, tmp_path: Path
+) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise OSError('libcuda.so.1: not found')")
+    about = tmp_path / f"{package}-0.50.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.50.2\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_A_BROKEN_ONE],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    repeats, reason, unsafe = json.loads(done.stdout.splitlines()[-1])
+    assert (repeats, unsafe) == (1, None)
+    wanted = "quant=nf4 needs the package bitsandbytes (OSError: libcuda.so.1: not found)"
+    assert reason == (wanted if package == "bitsandbytes" else None)

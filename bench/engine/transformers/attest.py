@@ -218,7 +218,9 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
         names = ", ".join(sorted(map(str, dtypes)))
         yield f"unquantized weights are {names}, want {quant.dtype}"
     wanted = scheme.wanted(quant)
-    for module, own in _quantized(model):
+    for module, usual in _quantized(model):
+        # Two schemes may share a class of layers
+        own = scheme if type(module).__name__ == scheme.layer_class else usual
         settings = own.settings(module)
         expected = {name: value for name, value in wanted.items() if name in settings}
         if settings != expected:
