@@ -30,8 +30,9 @@ from tests.command_line import (
     wait_until_gone,
 )
 
+HEADLINE = pytest.mark.xdist_group("headline")  # one process has the fixture
 TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
-SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16", "workload.new_tokens=700"]
+SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16", "workload.new_tokens=300"]
 SLOW_CELLS += ["measure.warmups=2", "measure.repeats=3"]
 
 
@@ -48,6 +49,7 @@ def headline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@HEADLINE
 def test_a_grid_is_measured_and_recorded(headline: Path) -> None:
     assert "speedup: how many times as fast as quant=fp32" in (headline / "stdout").read_text()
     # Where results and report are, and how to look further
@@ -64,6 +66,7 @@ def test_a_grid_is_measured_and_recorded(headline: Path) -> None:
         assert result.cell_id == cell_id(result.asked)
 
 
+@HEADLINE
 def test_it_is_tracked_in_mlflow(headline: Path) -> None:
     (parent,), cells = runs(headline)
     assert parent.info.status == "FINISHED"
@@ -84,6 +87,7 @@ def test_it_is_tracked_in_mlflow(headline: Path) -> None:
     }
 
 
+@HEADLINE
 def test_a_profile_says_where_the_time_goes(headline: Path) -> None:
     for result in results(headline):
         assert result.profile is not None
@@ -100,6 +104,7 @@ def test_a_profile_says_where_the_time_goes(headline: Path) -> None:
         assert "bench::prefill" in {event.get("name") for event in events}
 
 
+@HEADLINE
 def test_no_secret_is_in_any_file(headline: Path) -> None:
     files = [file.read_bytes() for file in headline.rglob("*") if file.is_file()]
     assert len(files) >= 20
@@ -167,6 +172,7 @@ def in_process(
     return code, said.out, said.err
 
 
+@HEADLINE
 def test_the_commands_after_a_sweep(
     headline: Path,
     tmp_path: Path,
@@ -250,6 +256,7 @@ def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
+@HEADLINE
 def test_a_run_is_reproduced_from_what_mlflow_has_of_it(headline: Path, tmp_path: Path) -> None:
     shutil.copytree(headline / "outputs", tmp_path / "outputs")
     _, cells = runs(tmp_path)
@@ -308,8 +315,9 @@ def test_a_second_sweep_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
     assert second.returncode == 0
 
 
-def test_the_default_model_answers_in_every_quantization(tmp_path: Path) -> None:
-    names = "fp32,fp16,bf16,int8,int8_nodecomp,nf4,nf4_double,fp4"
+def test_the_default_model_answers_in_each_kind_of_quantization(tmp_path: Path) -> None:
+    """The others differ in tables and scales: tests/engine has them on tiny models."""
+    names = "fp32,bf16,int8,nf4"
     short = ["workload.new_tokens=4", "measure.warmups=1", "measure.repeats=1"]
     short += ["quality.max_new_tokens=8", "quality.text_tokens=256"]
     done = bench(tmp_path, "-m", f"quant={names}", *short)
@@ -317,20 +325,16 @@ def test_the_default_model_answers_in_every_quantization(tmp_path: Path) -> None
     found = results(tmp_path)
     for one in found:
         assert len(one.samples) >= 8
-        if one.cell.quant.name in ("fp32", "fp16", "bf16"):
+        if one.cell.quant.name in ("fp32", "bf16"):
             assert "Paris" in one.samples[0].answer
         assert one.revision == "0.1.2"
     bits = {r.cell.quant.name: derive(r)["bits_per_weight"] for r in found}
-    assert bits["fp32"] > bits["fp16"] == bits["bf16"] > bits["int8"] == bits["int8_nodecomp"]
-    assert bits["int8"] > bits["nf4"] == bits["fp4"]
-    # On a CPU with AVX512-BF16 bitsandbytes unpacks the doubly quantized scales: nothing is
-    # saved then.
-    assert bits["nf4_double"] <= bits["nf4"] * 1.001
+    assert bits["fp32"] > bits["bf16"] > bits["int8"] > bits["nf4"]
     kl = {result.cell.quant.name: derive(result)["kl_nats"] for result in found}
     assert abs(kl["fp32"]) < 1e-6  # it is the reference
-    assert kl["fp16"] < kl["bf16"] < kl["int8"] < kl["nf4"]
+    assert kl["bf16"] < kl["int8"] < kl["nf4"]
     for result in found:
-        if result.cell.quant.name in ("int8", "nf4", "fp4"):
+        if result.cell.quant.name in ("int8", "nf4"):
             assert result.divergence is not None
             for window in result.divergence.windows:
                 assert window.kl_nats > 5 * window.floor_kl_nats, result.cell.label
