@@ -1,6 +1,7 @@
 """Advice in words, the same for ``bench advise``, the end of a sweep and the report."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -149,7 +150,7 @@ def command(comparison: Comparison, in_question: Sequence[Result]) -> str:
     given = [(word, word.partition("=")[0]) for word in comparison.sweep.overrides if "=" in word]
     kept = [word for word, key in given if not {key, key.partition(".")[0]} & replaced]
     chosen = [f"{axis}={values}" for axis, values in axes.items()]
-    return " ".join(["python -m bench -m", *chosen, *kept, "measure=rigorous"])
+    return f"python -m bench -m {shlex.join([*chosen, *kept, 'measure=rigorous'])}"
 
 
 def _limits_in_words(limits: Limits) -> str:

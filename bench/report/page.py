@@ -8,6 +8,7 @@ print one ``Comparison``.
 import csv
 import functools
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from bench.analysis.advice import USUAL_KL_NATS
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import METRICS
-from bench.paths import DATA
+from bench.paths import DATA, from_here
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 from bench.report import charts, drawing, grid
@@ -59,8 +60,8 @@ def try_report(folder: Path, comparison: Comparison) -> list[Path]:
     # A full disk, or a mistake of ours: the results are kept, the command shows it whole.
     except Exception as error:
         print(
-            f"no report: {type(error).__name__}: {error}; `python -m bench report {folder}` tries"
-            " again",
+            f"no report: {type(error).__name__}: {error}; `python -m bench report"
+            f" {shlex.quote(from_here(folder))}` tries again",
             file=sys.stderr,
         )
         return []
@@ -100,7 +101,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         prompts=prompts,
         published=published,
         caveat=grid.CAVEAT,
-        command=f"python -m bench {' '.join(sweep.overrides)}".strip(),
+        command=f"python -m bench {shlex.join(sweep.overrides)}".strip(),
         commit=_commit(sweep),
         environment=_environment(results),
         metrics=METRICS,

@@ -12,6 +12,7 @@ Everything that MLflow may refuse becomes a ``TrackingError``: by then the resul
 import contextlib
 import json
 import os
+import shlex
 import socket
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -142,7 +143,7 @@ class Tracker:
         command = (
             "make ui"
             if usual
-            else f"mlflow server --port 5000 --backend-store-uri {redacted(self._uri)}"
+            else f"mlflow server --port 5000 --backend-store-uri {shlex.quote(redacted(self._uri))}"
         )
         return f"{command}, then http://127.0.0.1:5000{page}"
 

@@ -6,6 +6,7 @@ given.
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def sweep_tags(sweep: Sweep) -> dict[str, str]:
     code = sweep.provenance
     tags = {
         "bench.sweep_id": sweep.sweep_id,
-        "bench.overrides": " ".join(sweep.overrides),
+        "bench.overrides": shlex.join(sweep.overrides),
         "bench.measuring": code.measuring,
     }
     if code.commit is not None:

@@ -1,5 +1,6 @@
 """What is known of the running code, and which changes make an old result stale."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -121,14 +122,17 @@ def test_another_cell_has_another_key_and_a_longer_limit_has_not() -> None:
 
 
 def test_weights_and_tasks_that_are_saved_anew_under_the_same_path_are_others(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a_file").write_bytes(b"1")
     model = fakes.group("model", "gpt2", path=str(tmp_path))
     quality = fakes.group("quality", "none", task_folder=str(tmp_path))
     cells = fakes.cell(model=model), fakes.cell(quality=quality)
     before = [resume_key(cell, HOST) for cell in cells]
     assert [resume_key(cell, HOST) for cell in cells] == before
+    os.utime(tmp_path / "a_file", (0, 0))  # the same weights, copied
+    assert resume_key(cells[0], HOST) == before[0]
     (tmp_path / "a_file").write_bytes(b"12")
     for old, new in zip(before, [resume_key(cell, HOST) for cell in cells], strict=True):
         assert old != new

@@ -1,6 +1,7 @@
 """What MLflow holds after results were logged, on a real SQLite store."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -334,3 +335,38 @@ def test_a_refusal_ends_tracking_and_loses_no_record(folder: Path) -> None:
     recorder.keep(OK, finished=True)
     recorder.close("FINISHED", 2000.0, compare([OK], recorder.sweep), [], "")
     assert list(store.read_results(folder)) == [OK, FAILED]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("one line\nand 65 of SQL"),
+        KeyError("x"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_is_raised_while_tracking_ends_tracking(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    sweep = store.read_sweep(folder)
+    recorder = Recorder(folder, sweep, folder.parent.parent)
+    assert recorder.untracked is None
+    monkeypatch.setattr(MlflowClient, "log_batch", broken)
+    recorder.keep(OK, finished=True)
+    assert recorder.untracked is not None
+    assert recorder.untracked.startswith("MLflow at sqlite:///")
+    assert recorder.untracked.endswith(str(error).splitlines()[0])
+    recorder.close("FINISHED", 2000.0, None, [], "the table")  # asks nobody any more
+
+
+def test_a_command_that_is_printed_can_be_pasted(tmp_path: Path) -> None:
+    outputs = tmp_path / "my outputs"
+    stores.database(outputs / "mlflow.db")
+    tracked = tracker(stores.swept(outputs, OK))
+    (command, _, page) = tracked.how_to_look.partition(", then ")
+    assert shlex.split(command)[-1] == f"sqlite:///{outputs / 'mlflow.db'}"
+    assert page.startswith("http://127.0.0.1:5000/#/experiments/")
