@@ -44,9 +44,9 @@ test: test-fast test-models
 test-fast: .venv/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/engine --ignore=tests/gpu --ignore-glob='tests/test_*.py'
 
-# Real models: the engine by itself, and whole command lines; each worker takes a GB and more
+# Real models: whole command lines, which take longest, and the engine by itself; each worker takes a GB and more
 test-models: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/engine tests/test_*.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_*.py tests/engine
 
 lint: .venv/.installed
 	$(BIN)/ruff check

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
+from bench.__main__ import main
 from bench.paths import ROOT
 from bench.record.result import Result
 from bench.store.files import read_results
@@ -120,3 +122,20 @@ def wait_until_gone(processes: Sequence[psutil.Process]) -> None:
     """Fails when one of them is still there after some seconds."""
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
+
+
+def in_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command that runs in ``folder``, in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("BENCH_LOCK", str(folder / "lock"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for processes that are started from there
+    monkeypatch.setenv("BENCH_ROOT", "")  # what composing sets is taken back
+    monkeypatch.setenv("BENCH_SCRATCH", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("sys.argv", ["bench", *words])
+    capsys.readouterr()
+    code = main()
+    said = capsys.readouterr()
+    return code, said.out, said.err

@@ -35,10 +35,7 @@ CHROMIUM = next(
     ),
     None,
 )
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-    pytest.mark.xdist_group("browser"),  # one process has the pages
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 SAID = [
     answering(

@@ -10,8 +10,6 @@ from bench.paths import ROOT
 from bench.store.files import read_results, read_sweep
 from tests.command_line import environment
 
-pytestmark = pytest.mark.xdist_group("packaging")  # one process has the fixture
-
 TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
 
 

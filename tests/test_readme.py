@@ -13,7 +13,10 @@ from tests.command_line import readme_commands
 
 MADE = {  # by make: what a target runs
     "make sweep": "python -m bench -m quant=fp16,int8,nf4 batch=1,8,32",
-    "make test": "python -m pytest tests/engine tests/test_*.py",  # and first what needs no torch
+    # After what needs no torch
+    "make test": (
+        "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_*.py tests/engine"
+    ),
 }
 
 

@@ -17,8 +17,6 @@ import pytest
 
 from bench.paths import ROOT
 
-pytestmark = pytest.mark.xdist_group("preload")  # one process has the fixture
-
 _ACT = """
 import json, logging, os, sys, traceback
 import pynvml, torch

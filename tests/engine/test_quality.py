@@ -18,8 +18,6 @@ from bench.meter.reference import keep_reference
 from bench.paths import TEXTS
 from tests import fakes
 
-pytestmark = pytest.mark.xdist_group("quality")  # one process has the fixture
-
 BF16 = Quant("bf16", "none", "bf16")
 
 

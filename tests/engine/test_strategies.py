@@ -11,8 +11,6 @@ from bench.engine.transformers import STRATEGIES, strategy
 from bench.engine.transformers.load import load
 from tests import fakes
 
-pytestmark = pytest.mark.xdist_group("strategies")  # one process has the fixture
-
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
