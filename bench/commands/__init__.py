@@ -139,9 +139,10 @@ def _advise(arguments: list[str]) -> int:
         metavar="TOK_S",
         help="output tokens per second of the batch",
     )
+    parser.add_argument("--json", action="store_true", help="for programs; the README has its keys")
     given = parser.parse_args(arguments)
     from bench.analysis.comparison import compare
-    from bench.report.advice import print_advice
+    from bench.report.advice import as_json, print_advice
     from bench.report.terminal import say_damage
     from bench.store.files import read_place
 
@@ -150,7 +151,11 @@ def _advise(arguments: list[str]) -> int:
     )
     stored = read_place(_sweep_folder(given))
     say_damage(stored)
-    print_advice(compare(stored.results, stored.sweep), limits, given.goal)
+    comparison = compare(stored.results, stored.sweep)
+    if given.json:
+        print(as_json(comparison, limits, given.goal))
+    else:
+        print_advice(comparison, limits, given.goal)
     return 0
 
 

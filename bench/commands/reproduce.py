@@ -124,7 +124,8 @@ def _again(then: Result, hosts: Mapping[str, Host], processes: int | None) -> Re
     cell = replace(then.cell, measure=replace(then.cell.measure, passes=passes))
     asked = replace(then.asked, measure=replace(then.asked.measure, passes=passes))
     host = hosts[cell.engine.name]
-    return begin(asked, cell, host, outcome=why_not(cell, host, None))
+    begun = begin(asked, cell, host, outcome=why_not(cell, host, None))
+    return replace(begun, lines=then.lines)
 
 
 def in_worktree(commit: str | None, changed: Sequence[str], arguments: Sequence[str]) -> int:

@@ -182,7 +182,7 @@ def _begin(
     if earlier is not None:
         limits = replace(earlier.cell.measure, limits_s=cell.measure.limits_s)
         return replace(earlier, asked=asked, cell=replace(earlier.cell, measure=limits))
-    result = begin(asked, cell, host)
+    result = replace(begin(asked, cell, host), lines=plan.engine_of(cell).lines(cell))
     if description is None or cell.batch == "max":
         return result
     return replace(result, predicted_bytes=predict(cell, description).least_bytes)

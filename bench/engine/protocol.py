@@ -145,6 +145,9 @@ class Engine(Protocol):
     def describe(self, cell: Cell) -> Description | None:
         """What the model is; None where that is not known. Called in a throwaway process."""
 
+    def lines(self, cell: Cell) -> str:
+        """Python by which one loads the same model oneself; empty where that takes more."""
+
     def provide(self, cell: Cell) -> Files:
         """Download, convert, pack: whatever has to lie on disk. Cached; timed apart from
         loading."""

@@ -194,6 +194,9 @@ class Scripted:
     def describe(self, cell: Cell) -> Description | None:
         return None
 
+    def lines(self, cell: Cell) -> str:
+        return ""
+
     def provide(self, cell: Cell) -> Files:
         return Files(None, None)
 

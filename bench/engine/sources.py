@@ -55,6 +55,16 @@ def cached(model: Model) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
+def place(model: Model) -> str | None:
+    """The folder that ``fetch`` gives, now or once it has been there; None where a hub's cache or
+    nobody has one."""
+    if model.weights == "random":
+        return None
+    if model.path is not None or model.package is None:
+        return model.path
+    return str(_package_folder(model.name, model.package))
+
+
 def revision(model: Model, folder: Path | None) -> str | None:
     """What exactly was loaded: the hub's commit, the package's version; None for random weights and
     a local folder."""

@@ -178,6 +178,7 @@ class Result:
     answers: Answers | None = None  # None: not asked yet, or nothing to ask
     profile: Profile | None = None  # profile=true
     reused_from: str | None = None  # sweep_id of the sweep that measured it
+    lines: str = ""  # Python that loads the same model; empty where that takes more
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:

@@ -1,7 +1,9 @@
 """Advice in words, the same for ``bench advise``, the end of a sweep and the report."""
 
+import json
 import math
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +39,7 @@ class Answer:
     question: str
     headline: str  # the configuration, or that there is none
     why: tuple[str, ...]  # one sentence each
+    chosen: Result | None = None
 
 
 def answer(comparison: Comparison, advice: Advice, limits: Limits) -> Answer:
@@ -63,6 +66,7 @@ def answer(comparison: Comparison, advice: Advice, limits: Limits) -> Answer:
             *_how_sure(comparison, advice, [results[cell] for cell in advice.in_question]),
             *(f"would be better, but: {cell}" for cell in excluded),
         ),
+        best,
     )
 
 
@@ -121,36 +125,107 @@ def turning_points(comparison: Comparison) -> list[str]:
 def print_advice(comparison: Comparison, limits: Limits, goal: Goal | None) -> None:
     """Without a goal and limits the usual questions are answered."""
     console = Console(highlight=False, soft_wrap=True)
+    answers = use_cases(comparison)
     if goal is not None or limits != Limits():
+        answers = []
         for group, draws in comparison.alternatives:
             advice = advise(draws, limits, goal or "throughput", comparison.sweep.margin)
             given = answer(comparison, advice, limits)
-            _print(console, given, f"{group}: {given.question}" if group else given.question)
-        return
-    for name, given in use_cases(comparison):
-        _print(console, given, name)
-    for line in turning_points(comparison):
-        console.print(line, markup=False)
+            answers.append((f"{group}: {given.question}" if group else given.question, given))
+    for name, given in answers:
+        console.print(f"{name}: {given.headline}", markup=False, style="bold")
+        for line in given.why:
+            console.print(f"  {line}", markup=False)
+    if goal is None and limits == Limits():
+        for line in turning_points(comparison):
+            console.print(line, markup=False)
+    for place, again, lines in to_run(comparison, [given for _, given in answers]):
+        console.print(f"\n{place}", markup=False, style="bold")
+        console.print(f"  measure it again: {again}", markup=False)
+        if lines:
+            console.print(f"  load it:\n{textwrap.indent(lines, '    ')}", markup=False)
 
 
-def _print(console: Console, given: Answer, name: str) -> None:
-    console.print(f"{name}: {given.headline}", markup=False, style="bold")
-    for line in given.why:
-        console.print(f"  {line}", markup=False)
+def to_run(comparison: Comparison, answers: Sequence[Answer]) -> list[tuple[str, str, str]]:
+    """Of each cell that is recommended: what it is, the command that measures it again, and the
+    Python that loads it."""
+    chosen = {each.chosen.cell_id: each.chosen for each in answers if each.chosen is not None}
+    return [
+        (comparison.place(result), _again(comparison, result), result.lines)
+        for result in chosen.values()
+    ]
+
+
+def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
+    """The same for programs; README.md has what each key means. Units: SI."""
+    asked: list[tuple[str, str | None, Limits, Advice]] = []
+    if goal is None and limits == Limits():
+        asked += [(group, case.name, kept, given) for group, case, kept, given in comparison.advice]
+    else:
+        margin = comparison.sweep.margin
+        asked += [
+            (group, None, limits, advise(draws, limits, goal or "throughput", margin))
+            for group, draws in comparison.alternatives
+        ]
+    answers = [
+        {
+            "group": group or None,
+            "use_case": name,
+            "goal": advice.goal,
+            "limits": kept.set_ones(),
+            "answer": advice.word,
+            "probability": advice.probability,
+            "is_spread_assumed": advice.is_assumed,
+            "best": advice.best,
+            "in_question": advice.in_question,
+            "better_but_excluded": {c.cell_id: c.breaks for c in advice.better_but_excluded},
+        }
+        for group, name, kept, advice in asked
+    ]
+    cells = {
+        result.cell_id: {
+            "label": result.cell.label,
+            "axes": {name: coordinate(result.cell, name) for name in comparison.columns},
+            "metrics": {
+                key: value
+                for key, value in comparison.values[result.cell_id].items()
+                if math.isfinite(value)
+            },
+            "measure_again": _again(comparison, result),
+            "load": result.lines or None,
+        }
+        for result in comparison.measured
+    }
+    found = {
+        "schema": 1,
+        "sweep": comparison.sweep.sweep_id,
+        "margin": comparison.sweep.margin,
+        "answers": answers,
+        "cells": cells,
+    }
+    return json.dumps(found, indent=1)
+
+
+def _again(comparison: Comparison, result: Result) -> str:
+    return f"python -m bench {shlex.join(_words(comparison, [result]))}"
+
+
+def _words(comparison: Comparison, cells: Sequence[Result]) -> list[str]:
+    """The sweep's own overrides, with the axes of these cells alone."""
+    axes = {
+        column: ",".join(dict.fromkeys(coordinate(r.cell, column) for r in cells))
+        for column in comparison.columns
+    }
+    given = [(word, word.partition("=")[0]) for word in comparison.sweep.overrides if "=" in word]
+    kept = [word for word, key in given if not {key, key.partition(".")[0]} & {*axes, "resume"}]
+    return [*(f"{axis}={values}" for axis, values in axes.items()), *kept, "resume=false"]
 
 
 def command(comparison: Comparison, in_question: Sequence[Result]) -> str:
-    """What measures the cells in question again, in more processes: the sweep's own words with
-    fewer values."""
-    axes = {
-        column: ",".join(dict.fromkeys(coordinate(r.cell, column) for r in in_question))
-        for column in comparison.columns
-    }
-    replaced = {*axes, "measure", "resume"}
-    given = [(word, word.partition("=")[0]) for word in comparison.sweep.overrides if "=" in word]
-    kept = [word for word, key in given if not {key, key.partition(".")[0]} & replaced]
-    chosen = [f"{axis}={values}" for axis, values in axes.items()]
-    return f"python -m bench -m {shlex.join([*chosen, *kept, 'measure=rigorous'])}"
+    """What measures the cells in question again, in more processes."""
+    dropped = ("measure=", "measure.", "resume=")
+    words = [w for w in _words(comparison, in_question) if not w.startswith(dropped)]
+    return f"python -m bench -m {shlex.join([*words, 'measure=rigorous'])}"
 
 
 def _limits_in_words(limits: Limits) -> str:

@@ -24,7 +24,7 @@ from bench.paths import DATA, from_here
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 from bench.report import charts, drawing, grid
-from bench.report.advice import turning_points, use_cases
+from bench.report.advice import to_run, turning_points, use_cases
 from bench.report.answers import side_by_side
 from bench.report.grid import Grid
 from bench.report.terminal import as_text
@@ -72,6 +72,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
     results, sweep, against = comparison.results, comparison.sweep, comparison.against
     profiles, published = grid.profiles(comparison), grid.published(comparison)
     prompts = side_by_side(comparison)
+    answers = use_cases(comparison)
     sections = [
         ("advice", "What to use", True),
         ("grid", "Every cell", True),
@@ -89,7 +90,8 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         conditions=grid.conditions(comparison),
         sections=[(id_, name) for id_, name, is_there in sections if is_there],
         usual_kl=USUAL_KL_NATS if any(result.divergence for result in results) else None,
-        use_cases=use_cases(comparison),
+        use_cases=answers,
+        to_run=to_run(comparison, [answer for _, answer in answers]),
         turning_points=turning_points(comparison),
         at_equal_memory=grid.equal_memory(comparison),
         cells=grid.cells(comparison),

@@ -1,5 +1,6 @@
 """Advice on constructed sweeps whose answer is known, and on noise, where there is none."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -14,7 +15,15 @@ from bench.config.settings import Baseline, Tracking
 from bench.record.measurement import Repeat
 from bench.record.result import Outcome, Result
 from bench.record.sweep import Spread, Sweep
-from bench.report.advice import Answer, answer, command, turning_points, use_cases
+from bench.report.advice import (
+    Answer,
+    answer,
+    as_json,
+    command,
+    to_run,
+    turning_points,
+    use_cases,
+)
 from tests import fakes
 
 MIB = 2**20
@@ -278,3 +287,36 @@ def test_many_cells_alike_are_no_reason_to_say_that_nothing_fits() -> None:
     found = advise(compare(alike, calibrated).plausible, Limits(), "tpot", 0.001)
     assert found.word == "not enough data"
     assert found.best in found.in_question
+
+
+def test_what_is_recommended_can_be_loaded_and_measured_again() -> None:
+    known = [replace(result, lines=f"load {result.cell.quant.name}") for result in KNOWN]
+    comparison = compare(known, SWEEP)
+    given = [answer for _, answer in use_cases(comparison)]
+    places = dict.fromkeys(
+        each.headline.removeprefix("not enough data; best guess ") for each in given
+    )
+    found = to_run(comparison, given)
+    assert [place for place, _, _ in found] == list(places)
+    assert found[0][1:] == (
+        "python -m bench quant=bf16 batch=1 workload=chat resume=false",
+        "load bf16",
+    )
+
+
+def test_for_programs_it_is_json() -> None:
+    comparison = compare(KNOWN, SWEEP)
+    found = json.loads(as_json(comparison, Limits(), None))
+    assert [each["use_case"] for each in found["answers"]] == [
+        "single-user chat",
+        "batch processing",
+        "edge device",
+        "real-time API",
+    ]
+    assert found["cells"].keys() == {result.cell_id for result in KNOWN}
+    best = found["answers"][0]["best"]
+    assert found["cells"][best]["axes"] == {"quant": "bf16", "batch": "1"}
+    asked = json.loads(as_json(comparison, Limits(max_kl_nats=1.0), "tpot"))
+    (only,) = asked["answers"]
+    assert (only["use_case"], only["goal"], only["limits"]) == (None, "tpot", {"max_kl_nats": 1.0})
+    assert found["cells"][only["best"]]["axes"] == {"quant": "nf4", "batch": "1"}

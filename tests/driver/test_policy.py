@@ -214,12 +214,14 @@ def test_random_weights_are_asked_nothing() -> None:
 # The quality reference
 
 
-def reference(cell: Cell, host: Host, baseline_quant: str | None = None) -> Cell | None:
+def reference(
+    cell: Cell, host: Host, baseline_quant: str | None = None, **changes: Any
+) -> Cell | None:
     """A model of 2000 bytes in fp32 and 1000 in 16 bits."""
     known = Records({}, {"transformers": host}, {})
     for name, scale in (("fp32", 2), ("fp16", 1), ("bf16", 1)):
         of = replace(cell, quant=Quant(name, "none", name))  # type: ignore[arg-type]
-        sized = fakes.description(matrices=(), plain_bytes=1000 * scale)
+        sized = fakes.description(matrices=(), plain_bytes=1000 * scale, **changes)
         known.descriptions[described_as(of)] = sized  # type: ignore[index]
     return reference_cell(known, cell, baseline_quant)
 
@@ -239,6 +241,13 @@ def test_the_reference_is_the_unquantized_model_in_the_widest_dtype_that_fits() 
     assert small is not None
     assert small.quant == BF16
     assert reference(nf4, fakes.host(memory_bytes=500)) is None
+
+
+def test_a_model_without_sdpa_has_a_reference_in_eager() -> None:
+    eager = fakes.resolved(quant="nf4", attn="eager", quality="samples")
+    found = reference(eager, fakes.host(), attention=("eager",))
+    assert found is not None
+    assert (found.attn.name, found.attn.implementation) == ("eager", "eager")
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,11 @@ def build(cell: Cell) -> PreTrainedModel:
 
 def load(cell: Cell, folder: Path) -> PreTrainedModel:
     """The model in this folder, quantized by transformers."""
+    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(cell.quant.dtype),
-        quantization_config=SCHEMES[cell.quant.scheme].configuration(cell.quant),
+        quantization_config=None if configuration is None else configuration.made(),
         device_map={"": "cpu"},
     )
     return model

@@ -68,3 +68,9 @@ def test_a_prompt_with_fewer_tokens_than_rows_is_refused() -> None:
         CellFailure, match="the prompt has 3 tokens: 4 rows of it would not all differ"
     ):
         prompt_ids(cell, load_tokenizer(TINY.model, None), 320)
+
+
+def test_a_tokenizer_of_another_model_is_named() -> None:
+    tokenizer = load_tokenizer(TINY.model, None)
+    with pytest.raises(CellFailure, match="another model's tokenizer lies in its folder"):
+        prompt_ids(TINY, tokenizer, vocabulary=100)

@@ -1,6 +1,8 @@
 """Divergence on a real small model: readings against torch's own functions."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import torch
 from safetensors import safe_open
 
 from bench.analysis.divergence import is_above_floor
-from bench.config.cell import Cell, Quant
+from bench.config.cell import Attn, Cell, Quant
 from bench.engine.protocol import ENGINES
 from bench.engine.transformers.load import load
 from bench.engine.transformers.session import TransformersSession, open_session
+from bench.meter.answers import answer_cell
 from bench.meter.divergence import evaluate
 from bench.meter.reference import keep_reference
 from bench.paths import TEXTS
@@ -104,3 +107,31 @@ def test_a_model_that_scales_its_logits_shows_no_head(saved: Path) -> None:
 
     scaled.model.forward = halved
     assert scaled.head() is None
+
+
+def test_a_chat_template_that_raises_takes_the_answers_and_no_divergence_along(
+    saved: Path, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "model", tmp_path / "reference.safetensors"
+    shutil.copytree(saved, folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    place, cell = ENGINES["transformers"], cell_of(folder)
+    keep_reference(lambda *_: None, place, cell, BF16, str(file))
+    found = answer_cell(lambda *_: None, place, cell, str(file))
+    assert found.outcome.status == "ok"
+    assert found.samples == ()
+    assert found.without == "TemplateError: roles must alternate"
+    assert found.divergence is not None
+    assert len(found.divergence.windows) == 4
+
+
+def test_a_model_without_sdpa_is_its_own_reference_in_eager(
+    saved: Path, reference: Path, tmp_path: Path
+) -> None:
+    eager = replace(cell_of(saved), attn=Attn("eager", "eager"))
+    file = tmp_path / "reference.safetensors"
+    keep_reference(lambda *_: None, ENGINES["transformers"], eager, BF16, str(file))
+    found = evaluate(session(saved), file)
+    assert found is not None
+    assert all(abs(window.kl_nats) < 1e-6 for window in found.windows)
+    assert all(window.floor_kl_nats >= 0 for window in found.windows)

@@ -46,7 +46,7 @@ def layer(wanted: Quant, outputs: int = OUTPUTS, inputs: int = INPUTS) -> nn.Mod
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     weight = model[0].weight
-    replaced = replace_with_bnb_linear(model, [], configuration)[0]
+    replaced = replace_with_bnb_linear(model, [], configuration.made())[0]
     settings = {key: value for key, value in replaced.weight.__dict__.items() if key != "data"}
     replaced.weight = type(replaced.weight)(weight.data, requires_grad=False, **settings)
     quantized: nn.Module = replaced.to("cpu")

@@ -16,7 +16,7 @@ from bench.engine import transformers as engine
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Clock, Files, Session, Untimed
 from bench.engine.transformers import Transformers
-from bench.engine.transformers.schemes import SCHEMES, Scheme
+from bench.engine.transformers.schemes import SCHEMES, Configuration, Scheme
 from bench.record.result import Attestation
 from tests import fakes
 from tests.driver.test_seams import package_frames
@@ -33,14 +33,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_made_up_quantization_is_a_scheme_and_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import BitsAndBytesConfig
-
     precise = Scheme(
         package="bitsandbytes",
         layer_class="Linear4bit",
-        configuration=lambda quant: BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32
-        ),
+        configuration=lambda quant: Configuration("BitsAndBytesConfig", {"load_in_4bit": True}),
         executed_dtype=lambda quant: "fp32",
         matrix_bytes=lambda outputs, inputs, quant, device: outputs * inputs,  # at most
     )

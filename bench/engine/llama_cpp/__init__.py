@@ -63,6 +63,9 @@ class LlamaCpp:
     def describe(self, cell: Cell) -> Description | None:
         return None  # a prediction of memory would need the file's header: it is tried instead
 
+    def lines(self, cell: Cell) -> str:
+        return ""  # the file that it loads is made in its own interpreter
+
     def provide(self, cell: Cell) -> Files:
         from bench.engine.llama_cpp.files import provide
 

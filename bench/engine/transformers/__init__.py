@@ -12,6 +12,7 @@ from bench.config.cell import Cell, Requires
 from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.protocol import Accelerator, Files, Session
+from bench.engine.transformers.lines import loading_lines
 from bench.engine.transformers.schemes import SCHEMES, parameters_of, unknown_names
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
@@ -95,6 +96,9 @@ class Transformers:
         from bench.engine.transformers.describe import describe
 
         return describe(cell, sources.cached(cell.model))
+
+    def lines(self, cell: Cell) -> str:
+        return loading_lines(cell, sources.place(cell.model))
 
     def provide(self, cell: Cell) -> Files:
         folder = sources.fetch(cell.model)

@@ -49,11 +49,12 @@ def load(cell: Cell, folder: Path | None) -> PreTrainedModel:
 
 
 def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
+    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(cell.quant.dtype),
         attn_implementation=cell.attn.implementation,
-        quantization_config=SCHEMES[cell.quant.scheme].configuration(cell.quant),
+        quantization_config=None if configuration is None else configuration.made(),
         device_map={"": cell.device},
         trust_remote_code=False,
         use_safetensors=True,
@@ -105,7 +106,7 @@ def _random(cell: Cell) -> PreTrainedModel:
         from transformers.integrations.bitsandbytes import replace_with_bnb_linear
         from transformers.quantizers.base import get_keys_to_not_convert
 
-        replace_with_bnb_linear(model, get_keys_to_not_convert(model), quantization)
+        replace_with_bnb_linear(model, get_keys_to_not_convert(model), quantization.made())
     model.tie_weights()
     torch.manual_seed(cell.seed)
     # By identity on the meta device, so that tied weights stay one

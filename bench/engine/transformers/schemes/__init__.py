@@ -9,12 +9,21 @@ from typing import Any
 from bench.config.cell import Quant
 from bench.config.parse import parse
 from bench.engine.transformers.schemes.bitsandbytes import FOUR_BIT, INT8
-from bench.engine.transformers.schemes.scheme import DTYPE_BYTES, Scheme, dtype_name, torch_dtype
+from bench.engine.transformers.schemes.scheme import (
+    DTYPE_BYTES,
+    TORCH_NAMES,
+    Configuration,
+    Scheme,
+    dtype_name,
+    torch_dtype,
+)
 from bench.errors import ConfigError
 
 __all__ = [
     "DTYPE_BYTES",
     "SCHEMES",
+    "TORCH_NAMES",
+    "Configuration",
     "Scheme",
     "dtype_name",
     "parameters_of",

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.config.cell import Auto, DtypeName, Quant
 from bench.config.parse import parse
-from bench.engine.transformers.schemes.scheme import DTYPE_BYTES, Scheme, dtype_name, torch_dtype
+from bench.engine.transformers.schemes.scheme import (
+    DTYPE_BYTES,
+    TORCH_NAMES,
+    Configuration,
+    Scheme,
+    dtype_name,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,22 +57,20 @@ def _compute_dtype(quant: Quant) -> str:
     return quant.dtype if asked == "auto" else asked
 
 
-def _int8_configuration(quant: Quant) -> Any:
-    from transformers import BitsAndBytesConfig
+def _int8_configuration(quant: Quant) -> Configuration:
+    arguments = {"load_in_8bit": True, "llm_int8_threshold": _int8(quant).threshold}
+    return Configuration("BitsAndBytesConfig", arguments)
 
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=_int8(quant).threshold)
 
-
-def _four_bit_configuration(quant: Quant) -> Any:
-    from transformers import BitsAndBytesConfig
-
+def _four_bit_configuration(quant: Quant) -> Configuration:
     wanted = _four_bit(quant)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=wanted.quant_type,
-        bnb_4bit_use_double_quant=wanted.double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(_compute_dtype(quant)),
-    )
+    arguments = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": wanted.quant_type,
+        "bnb_4bit_use_double_quant": wanted.double_quant,
+        "bnb_4bit_compute_dtype": TORCH_NAMES[_compute_dtype(quant)],
+    }
+    return Configuration("BitsAndBytesConfig", arguments)
 
 
 def _int8_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:

@@ -3,7 +3,7 @@
 Nothing here imports torch, transformers or a quantization library before one of them is needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,32 @@ if TYPE_CHECKING:
     import torch
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
 class NoParameters:
     """Of a scheme that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What ``from_pretrained`` takes to quantize: a class of transformers, and its arguments as
+    plain values."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """As one would write it."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({given})"
+
+    def made(self) -> Any:
+        """The object; imports transformers."""
+        import transformers
+
+        return getattr(transformers, self.name)(**self.arguments)
 
 
 def _unquantized_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
@@ -37,8 +57,7 @@ class Scheme:
     parameters: type = NoParameters  # the frozen dataclass that quant.parameters become
     package: str | None = None  # import name of what it needs besides torch and transformers
     layer_class: str = "Linear"  # of its layers once they are quantized
-    # What from_pretrained takes
-    configuration: Callable[[Quant], Any] = lambda quant: None
+    configuration: Callable[[Quant], Configuration | None] = lambda quant: None
     # Of its products: fp32, fp16, bf16, int8
     executed_dtype: Callable[[Quant], str] = lambda quant: quant.dtype
     # Stored, with the state beside it
@@ -56,11 +75,11 @@ def torch_dtype(name: str) -> "torch.dtype":
     """The dtype of that name; imports torch."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, _TORCH_NAMES[name])
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES[name])
     return dtype
 
 
 def dtype_name(dtype: "torch.dtype") -> str:
     """``bf16`` for ``torch.bfloat16``; torch's own name for a dtype that no cell can ask for."""
     of_torch = str(dtype).removeprefix("torch.")
-    return next((name for name, torchs in _TORCH_NAMES.items() if torchs == of_torch), of_torch)
+    return next((name for name, torchs in TORCH_NAMES.items() if torchs == of_torch), of_torch)

@@ -1,0 +1,50 @@
+"""What one types to load a cell's model with transformers alone: what ``load`` does, as text."""
+
+from bench.config.cell import Cell
+from bench.engine.transformers.schemes import SCHEMES, TORCH_NAMES
+
+
+def loading_lines(cell: Cell, folder: str | None) -> str:
+    """Python that leaves the model of a resolved cell in ``model``.
+
+    Empty for quantized random weights, which transformers cannot make.
+
+    Args:
+        folder: with the files of a model that comes from no hub; None: of the hub, or random.
+    """
+    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
+    dtype = f"dtype=torch.{TORCH_NAMES[cell.quant.dtype]}"
+    settings = [dtype, f"attn_implementation={cell.attn.implementation!r}"]
+    names = ["AutoModelForCausalLM"]
+    before = []
+    if cell.model.weights == "random":
+        if configuration is not None:
+            return ""
+        names.insert(0, "AutoConfig")
+        architecture = dict(cell.model.architecture)
+        given = [repr(architecture.pop("model_type"))]
+        given += [f"{name}={value!r}" for name, value in architecture.items()]
+        before = [f"config = AutoConfig.for_model({', '.join(given)})"]
+        call, settings = "from_config", ["config", *settings]
+    else:
+        source = folder or cell.model.repo
+        is_pinned = folder is None and cell.model.revision is not None
+        revision = [f"revision={cell.model.revision!r}"] if is_pinned else []
+        call, settings = "from_pretrained", [repr(source), *revision, *settings]
+        settings.append(f"device_map={cell.device!r}")
+        if configuration is not None:
+            names.append(configuration.name)
+            settings.append(f"quantization_config={configuration}")
+    threads = [f"torch.set_num_threads({cell.threads})"] if cell.device == "cpu" else []
+    return "\n".join(
+        [
+            "import torch",
+            f"from transformers import {', '.join(names)}",
+            "",
+            *threads,
+            *before,
+            f"model = AutoModelForCausalLM.{call}(",
+            *(f"    {setting}," for setting in settings),
+            ").eval()",
+        ]
+    )

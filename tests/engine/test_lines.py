@@ -1,0 +1,74 @@
+"""The lines that load a cell's model are executed, and what they leave is what the engine loads."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.config.cell import Cell
+from bench.engine.protocol import ENGINES, engine_at
+from bench.engine.transformers.load import load
+from tests import fakes
+
+ENGINE = engine_at(ENGINES["transformers"])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("it's a model")
+    load(fakes.cell(model="tiny", quant="fp32"), None).save_pretrained(folder)
+    return folder
+
+
+def loaded_by(lines: str) -> Any:
+    names: dict[str, Any] = {}
+    threads = torch.get_num_threads()
+    try:
+        exec(lines, names)
+        assert f"set_num_threads({torch.get_num_threads()})" in lines
+    finally:
+        torch.set_num_threads(threads)
+    return names["model"]
+
+
+def numbers(model: Any) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "quant", ["fp32", "bf16", "int8", "int8_nodecomp", "nf4", "nf4_double", "fp4"]
+)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_they_load_what_is_measured(saved: Path, quant: str, attn: str) -> None:
+    own = {"weights": "pretrained", "tokenizer": "bytes", "path": str(saved)}
+    cell = fakes.resolved(model=fakes.group("model", "tiny", **own), quant=quant, attn=attn)
+    ours, theirs = load(cell, saved), loaded_by(ENGINE.lines(cell))
+    assert not theirs.training
+    assert theirs.config._attn_implementation == attn
+    assert [type(m) for m in theirs.modules()] == [type(m) for m in ours.modules()]
+    expected = numbers(ours)
+    assert numbers(theirs).keys() == expected.keys()
+    for name, value in numbers(theirs).items():
+        assert value.dtype == expected[name].dtype
+        assert torch.equal(value, expected[name]), name
+
+
+def test_random_weights_have_their_architecture_and_quantized_ones_no_lines() -> None:
+    random = fakes.resolved(model="tiny", quant="bf16")
+    model = loaded_by(ENGINE.lines(random))
+    assert model.config.hidden_size == random.model.architecture["hidden_size"]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert ENGINE.lines(fakes.resolved(model="tiny", quant="nf4")) == ""
+
+
+def hub(cell: Cell) -> Cell:
+    return replace(cell, model=replace(cell.model, path=None))
+
+
+def test_a_model_of_the_hub_is_named_with_its_commit() -> None:
+    cell = hub(fakes.resolved(model="gpt2", quant="nf4"))
+    lines = ENGINE.lines(cell)
+    assert f"    {cell.model.repo!r},\n    revision={cell.model.revision!r}," in lines
+    assert "from transformers import AutoModelForCausalLM, BitsAndBytesConfig" in lines
