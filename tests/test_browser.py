@@ -196,7 +196,7 @@ def test_mlflow_opens_on_charts_of_the_sweep(
     seen.page.goto(server + (where if key else where.replace(f"bench-{SWEEP.sweep_id}", LATEST)))
     charts = seen.page.locator(".js-plotly-plot")
     charts.nth(3).wait_for(timeout=60_000)
-    for title in ("rss_peak_bytes vs. output_tok_s", "kl_nats vs. output_tok_s"):
+    for title in ("rss_growth_bytes vs. output_tok_s", "kl_nats vs. output_tok_s"):
         seen.page.get_by_text(title).first.wait_for()
     assert seen.page.get_by_text("9 matching runs").count() == 1
     seen.keep(f"mlflow-{'sweep' if key else 'latest'}")

@@ -110,7 +110,7 @@ METRICS: tuple[Metric, ...] = (
            "RSS peak MiB", 1 / MIB, 0),
     Metric("rss_growth_bytes", "B", "lower",
            "peak resident set in the timed requests, minus that before loading; freed memory that"
-           " the heap keeps counts too", readings.rss_growth_bytes),
+           " the heap keeps counts too", readings.rss_growth_bytes, "memory MiB", 1 / MIB, 0),
     Metric("enqueue_share", "1", "lower",
            "host time to enqueue the first decode step / TPOT; near 1 the device waits for the"
            " host; only on a GPU", readings.enqueue_share),
@@ -269,10 +269,12 @@ def _ends(key: str, estimate: Estimate) -> dict[str, float]:
 
 
 def peak_memory_bytes(result: Result, values: Mapping[str, float]) -> float:
-    """What running the cell takes: the GPU's memory, or the whole process on a CPU; nan without a
-    reading. ``values``: as derived."""
-    key = "vram_peak_bytes" if result.cell.device == "cuda" else "rss_peak_bytes"
-    return values.get(key, math.nan)
+    """What the model needs to run: the GPU's memory; on a CPU what the process has grown by, since
+    its libraries take memory for any model. nan without a reading. ``values``: as derived."""
+    if result.cell.device == "cuda":
+        return values.get("vram_peak_bytes", math.nan)
+    grown = values.get("rss_growth_bytes", values.get("rss_peak_bytes", math.nan))
+    return max(grown, 1.0)  # of a tiny model the libraries may give back more
 
 
 def in_words(result: Result, values: Mapping[str, float]) -> str:

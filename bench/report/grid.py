@@ -20,6 +20,7 @@ SPEEDUPS = {"tpot_s": "decode speedup", "ttft_s": "prefill speedup"}
 _PAGE_ONLY = (
     "prefill_tok_s",
     "output_tok_s",
+    "rss_peak_bytes",
     "perplexity",
     "mbu",
     "bw_attained",
@@ -32,7 +33,7 @@ _LEAST_TELLING = (
     "decode tok/s",
     "J/token",
     "top-1 %",
-    "RSS peak MiB",
+    "memory MiB",
     "VRAM peak MiB",
     "prefill speedup",
     "KL nat",

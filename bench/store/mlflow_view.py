@@ -55,7 +55,7 @@ def _key(sweep_id: str) -> str:
 
 
 def _state(sweep_id: str, metrics: Collection[str], axes: Collection[str]) -> dict[str, Any]:
-    memory = "vram_peak_bytes" if "vram_peak_bytes" in metrics else "rss_peak_bytes"
+    memory = "vram_peak_bytes" if "vram_peak_bytes" in metrics else "rss_growth_bytes"
     columns = [
         key for key in ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", memory) if key in metrics
     ]

@@ -226,7 +226,8 @@ def test_an_outlier_is_counted_and_kept() -> None:
 
 def test_what_a_cell_takes_is_the_gpu_s_memory_or_the_whole_process() -> None:
     assert peak_memory_bytes(ON_GPU, derive(ON_GPU)) == 3000
-    assert peak_memory_bytes(ON_CPU, derive(ON_CPU)) == 5000
+    assert peak_memory_bytes(ON_CPU, derive(ON_CPU)) == 4000
+    assert peak_memory_bytes(ON_CPU, {"rss_peak_bytes": 5000}) == 5000
     assert math.isnan(peak_memory_bytes(ON_GPU, {"rss_peak_bytes": 5000}))
 
 

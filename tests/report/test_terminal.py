@@ -54,12 +54,12 @@ RESULTS = [
 TEXT = """\
 smollm2-135m, workload few: 8 prompt + 4 new tokens, Some CPU, 2 threads, torch 2.9.0, transformers 5.0.0
 
- quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   RSS peak MiB   decode speedup   prefill speedup   bound by   outcome
- ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- fp16    1       1,000.0     500.00            2.0         256.0            300   -                -                 unclear
- fp16    8       1,000.0   1,000.00            8.0         256.0            300   -                -                 unclear
- nf4     1       1,000.0     250.00            4.0          64.0            300   2.00x ?          1.00x ?           unclear
- nf4     8             -          -              -             -              -   -                -                 -          oom
+ quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   memory MiB   decode speedup   prefill speedup   bound by   outcome
+ ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fp16    1       1,000.0     500.00            2.0         256.0          300   -                -                 unclear
+ fp16    8       1,000.0   1,000.00            8.0         256.0          300   -                -                 unclear
+ nf4     1       1,000.0     250.00            4.0          64.0          300   2.00x ?          1.00x ?           unclear
+ nf4     8             -          -              -             -            -   -                -                 -          oom
 
 quant=nf4 batch=8: oom: no memory
 speedup: how many times as fast as quant=fp16
@@ -83,7 +83,7 @@ def test_recorded_results_give_the_same_table(tmp_path: Path) -> None:
 
 
 def test_a_single_cell_is_named_by_model_quant_and_batch() -> None:
-    columns = "model quant batch TTFT ms TPOT ms decode tok/s weights MiB RSS peak MiB bound by"
+    columns = "model quant batch TTFT ms TPOT ms decode tok/s weights MiB memory MiB bound by"
     assert header([RESULTS[0]]) == columns
 
 
