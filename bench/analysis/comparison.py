@@ -18,6 +18,7 @@ from bench.analysis.crossover import Crossover, crossovers
 from bench.analysis.metrics import derive
 from bench.analysis.notes import Finding, findings
 from bench.analysis.pareto import pareto_front
+from bench.analysis.threats import threats
 from bench.analysis.verdict import Change, speedups
 from bench.record.result import Result
 from bench.record.sweep import Sweep
@@ -47,6 +48,11 @@ class Comparison:
     def axis(self) -> str:
         """The compared one."""
         return next(iter(self.against.values)) if self.against is not None else "quant"
+
+    @cached_property
+    def threats(self) -> list[str]:
+        """Why the numbers may not hold elsewhere or tomorrow."""
+        return threats(self.results, self.sweep)
 
     @cached_property
     def plausible(self) -> Plausible:

@@ -80,6 +80,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         ("profile", "Where the time goes", bool(profiles)),
         ("texts", "Sample answers", bool(prompts)),
         ("elsewhere", "Published elsewhere", bool(published)),
+        ("threats", "Threats to validity", bool(comparison.threats)),
         ("environment", "Environment", True),
     ]
     return _template().render(
@@ -103,6 +104,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         prompts=prompts,
         published=published,
         caveat=grid.CAVEAT,
+        threats=comparison.threats,
         command=f"python -m bench {shlex.join(sweep.overrides)}".strip(),
         commit=_commit(sweep),
         environment=_environment(results),
