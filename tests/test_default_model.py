@@ -17,8 +17,8 @@ from tests.command_line import (
 def test_the_default_model_answers_in_each_kind_of_quantization(tmp_path: Path) -> None:
     """The others differ in tables and scales: tests/engine has them on tiny models."""
     names = "fp32,bf16,int8,nf4"
-    short = ["workload.new_tokens=4", "measure.warmups=1", "measure.repeats=1"]
-    short += ["quality.max_new_tokens=8", "quality.text_tokens=256"]
+    short = ["workload.new_tokens=4", "measure.warmups=1", "measure.repeats=1", "threads=1"]
+    short += ["quality.max_new_tokens=8", "quality.text_tokens=64", "quality.window_tokens=64"]
     done = bench(tmp_path, "-m", f"quant={names}", *short)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path)

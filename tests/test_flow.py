@@ -26,8 +26,9 @@ from tests.command_line import (
 )
 
 TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
+TINY += ["threads=1"]  # another file of tests runs beside this one
 SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16", "workload.new_tokens=300"]
-SLOW_CELLS += ["measure.warmups=2", "measure.repeats=3"]
+SLOW_CELLS += ["measure.warmups=2", "measure.repeats=3", "threads=1"]
 
 
 def test_a_killed_process_costs_its_cell_and_ctrl_c_ends_the_rest_at_once(tmp_path: Path) -> None:

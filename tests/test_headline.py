@@ -20,6 +20,7 @@ from tests.command_line import (
 )
 
 TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
+TINY += ["threads=1"]  # another file of tests runs beside this one
 
 
 @pytest.fixture(scope="module")

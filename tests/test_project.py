@@ -18,7 +18,7 @@ from bench.errors import ConfigError
 from bench.paths import ROOT
 from tests.command_line import environment, from_readme
 
-TINY = "workload.new_tokens=4 measure.warmups=1 measure.repeats=2"
+TINY = "workload.new_tokens=4 measure.warmups=1 measure.repeats=2 threads=1"
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]
 
 
