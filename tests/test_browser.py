@@ -191,7 +191,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_mlflow_opens_on_charts_of_the_sweep(
     browser: Browser, server: str, key: str | None
 ) -> None:
-    where = page("1", SWEEP.sweep_id)
+    where = page("1", SWEEP.sweep_id, len(SWEEP.cells))
     seen = Seen(browser, 1400)
     seen.page.goto(server + (where if key else where.replace(f"bench-{SWEEP.sweep_id}", LATEST)))
     charts = seen.page.locator(".js-plotly-plot")

@@ -7,6 +7,7 @@ the compared one; by default that is the first value of the first axis that vari
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from bench.config.cell import Cell, digest, identity
@@ -78,6 +79,18 @@ def coordinate(cell: Cell, column: str) -> str:
         else:
             value = getattr(value, name) if dataclasses.is_dataclass(value) else "-"
     return str(getattr(value, "name", value))  # a group is called by its name
+
+
+def short_name(
+    cell: Cell, columns: Sequence[str], before: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """A cell by what tells it apart, like ``nf4 batch 8``: a name says what it is, a number does
+    not. ``before``: what stands before the numbers of a column, if not its name."""
+    values = ((column, coordinate(cell, column)) for column in columns)
+    return " ".join(
+        value if value[:1].isalpha() else f"{before.get(column, f'{column} ')}{value}"
+        for column, value in values
+    )
 
 
 def comparable(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -99,9 +99,10 @@ def _gate(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     from bench.commands.gate import gate
+    from bench.store.files import sweep_folder
 
     current, baseline = (
-        _existing(name, given.output_dir) for name in (given.current, given.baseline)
+        sweep_folder(name, given.output_dir) for name in (given.current, given.baseline)
     )
     try:
         return gate(current, baseline, given.threshold)
@@ -247,10 +248,11 @@ def _reproduce(arguments: list[str]) -> int:
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":
+    from bench.store.files import find
     from bench.store.mlflow_fetch import from_folder, from_mlflow
 
     try:
-        folder = _find(given, Path(settings.output_dir))
+        folder = find(given, Path(settings.output_dir))
         if folder is not None:
             return from_folder(folder)
         return from_mlflow(given, _store_of_runs(given, settings))
@@ -288,35 +290,8 @@ def _folder(text: str) -> Path:
     return Path(whole_path(text))
 
 
-def _find(given: str, outputs: Path) -> Path | None:
-    """A folder by its path, or by its name among the sweeps of an output_dir."""
-    places = (_folder(given), outputs / "sweeps" / given)
-    return next((place for place in places if place.exists()), None)
-
-
-def _existing(given: str, outputs: Path) -> Path:
-    folder = _find(given, outputs)
-    if folder is None:
-        raise ConfigError(
-            [
-                f"{given}: no such folder, and no such sweep in {from_here(outputs / 'sweeps')};"
-                " --output-dir DIR looks in DIR/sweeps"
-            ]
-        )
-    return folder
-
-
 def _sweep_folder(given: argparse.Namespace) -> Path:
     """The one that is named, or the newest."""
-    if given.folder is not None:
-        return _existing(given.folder, given.output_dir)
-    place: Path = given.output_dir / "sweeps"
-    sweeps = sorted(place.glob("*/sweep.json"))
-    if not sweeps:
-        raise ConfigError(
-            [
-                f"no sweep in {from_here(place)}; want the folder of one, or"
-                " --output-dir DIR to look in DIR/sweeps"
-            ]
-        )
-    return sweeps[-1].parent
+    from bench.store.files import sweep_folder
+
+    return sweep_folder(given.folder, given.output_dir)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import paths
+from bench.analysis.columns import varying_columns
 from bench.analysis.comparison import Comparison, compare
 from bench.config.settings import Settings, Tracking
 from bench.driver.lock import ignore_signals, signals_deferred
@@ -55,6 +56,7 @@ class Request:
             calibration=_calibration(list(records.results.values())),
             cells=tuple(records.results),
             provenance=self.code,
+            columns=tuple(varying_columns([result.cell for result in records.results.values()])),
             reproduces=self.reproduces,
         )
 

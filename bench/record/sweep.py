@@ -41,4 +41,5 @@ class Sweep:
     calibration: Mapping[str, Spread]  # of this host, by metric; empty when there was none
     cells: tuple[str, ...]  # cell_ids, in the order of the grid
     provenance: Provenance
+    columns: tuple[str, ...] = ()  # what tells its cells apart, like quant and batch
     reproduces: str | None = None  # the run or sweep that this one repeats

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from bench.analysis import cost, readings
-from bench.analysis.columns import coordinate
+from bench.analysis.columns import coordinate, short_name
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
@@ -55,16 +55,9 @@ def charts(comparison: Comparison) -> Iterator[Chart]:
 
 def _shown(comparison: Comparison, result: Result) -> Shown:
     values = comparison.values[result.cell_id]
-    label = " ".join(
-        _short(column, coordinate(result.cell, column)) for column in comparison.columns
-    )
+    label = short_name(result.cell, comparison.columns)
     group = coordinate(result.cell, comparison.axis)
     return Shown(result, label, group, values, peak_memory_bytes(result, values) / MIB)
-
-
-def _short(column: str, value: str) -> str:
-    """Names speak for themselves, numbers do not."""
-    return value if value[:1].isalpha() else f"{column} {value}"
 
 
 def _colours(cells: Sequence[Shown]) -> dict[str, str]:

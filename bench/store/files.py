@@ -19,7 +19,7 @@ from typing import Any
 from bench.config.cell import digest
 from bench.config.parse import parse
 from bench.errors import ConfigError, StoreError
-from bench.paths import cache_folder
+from bench.paths import cache_folder, from_here, whole_path
 from bench.record.redact import redacted
 from bench.record.result import Host, Outcome, Result, from_json
 from bench.record.sweep import Spread, Sweep
@@ -41,6 +41,41 @@ def new_folder(outputs: Path) -> Path:
             continue
         return folder
     raise StoreError(f"{outputs}: 100 sweeps in one second")
+
+
+def sweep_folder(given: str | None, outputs: Path) -> Path:
+    """The folder of a sweep by its path, or by its name among the sweeps of an output_dir; None:
+    the newest there.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    place = outputs / "sweeps"
+    if given is None:
+        sweeps = sorted(place.glob("*/sweep.json"))
+        if not sweeps:
+            raise ConfigError(
+                [
+                    f"no sweep in {from_here(place)}; want the folder of one, or"
+                    " --output-dir DIR to look in DIR/sweeps"
+                ]
+            )
+        return sweeps[-1].parent
+    folder = find(given, outputs)
+    if folder is None:
+        raise ConfigError(
+            [
+                f"{given}: no such folder, and no such sweep in {from_here(place)};"
+                " --output-dir DIR looks in DIR/sweeps"
+            ]
+        )
+    return folder
+
+
+def find(given: str, outputs: Path) -> Path | None:
+    """A folder by its path, or by its name among the sweeps of an output_dir."""
+    places = (Path(whole_path(given)), outputs / "sweeps" / given)
+    return next((place for place in places if place.exists()), None)
 
 
 def cell_folder(folder: Path, cell_id: str) -> Path:

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench import paths
+from bench.analysis.columns import short_name
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import derive
 from bench.config.cell import digest
@@ -136,7 +137,7 @@ class Tracker:
     @property
     def how_to_look(self) -> str:
         """The page of the runs, and what serves it where no server runs yet."""
-        page = views.page(self.experiment_id, self._sweep.sweep_id)
+        page = views.page(self.experiment_id, self._sweep.sweep_id, len(self._sweep.cells))
         if self._uri.startswith("http"):
             return str(redacted(self._uri)).rstrip("/") + page
         usual = self._uri == f"sqlite:///{paths.ROOT / 'outputs' / 'mlflow.db'}"
@@ -181,7 +182,7 @@ class Tracker:
             if self._is_single:
                 run_id = self.parent_id
                 if self._sweep.reproduces is None:
-                    self._client.update_run(run_id, name=result.cell.label)
+                    self._client.update_run(run_id, name=self._cell_name(result))
                 self._set_tags(run_id, logged.cell_tags(result, values))
             else:
                 run_id = self._new_cell(result, logged.cell_tags(result, values))
@@ -209,9 +210,13 @@ class Tracker:
         tags = {"mlflow.parentRunId": self.parent_id, **self._tags("cell"), **cell_tags}
         started_at = milliseconds(result.started_at)
         run = self._client.create_run(
-            self.experiment_id, started_at, tags, run_name=result.cell.label
+            self.experiment_id, started_at, tags, run_name=self._cell_name(result)
         )
         return str(run.info.run_id)
+
+    def _cell_name(self, result: Result) -> str:
+        """What varies comes first: lists of runs show some twenty characters."""
+        return short_name(result.cell, self._sweep.columns, {"batch": "b"}) or result.cell.label
 
     def _log_artifacts(self, run_id: str, result: Result) -> None:
         folder = cell_folder(self._folder, result.cell_id)
@@ -250,6 +255,8 @@ class Tracker:
             if comparison is not None:
                 self._name_bottlenecks(comparison)
                 self._prepare_view(comparison, ended_at)
+                if not self._is_single:
+                    self._summarize(comparison)
             took_s = round(ended_at - self._sweep.started_at, 3)
             self._client.log_metric(self.parent_id, "sweep_s", took_s)
             self._client.set_tag(self.parent_id, logged.NOTE, logged.sweep_note(files, summary))
@@ -273,10 +280,23 @@ class Tracker:
                 }
                 self._set_tags(run.info.run_id, tags)
 
+    def _summarize(self, comparison: Comparison) -> None:
+        """The parent says what varies, what does not, and which cells are best; and has all of them
+        in one table, since MLflow compares a hundred runs at most."""
+        asked, shared = logged.parent_params(comparison), logged.shared_params(comparison.results)
+        metrics, tags = logged.best_cells(comparison)
+        self._client.log_batch(self.parent_id, metrics, [*asked, *shared], [])
+        self._set_tags(self.parent_id, tags)
+        there = {artifact.path for artifact in self._client.list_artifacts(self.parent_id)}
+        if "cells.json" not in there:  # a table that is logged again gets longer
+            self._client.log_table(self.parent_id, logged.cells(comparison), "cells.json")
+
     def _prepare_view(self, comparison: Comparison, ended_at: float) -> None:
         metrics = {key for values in comparison.values.values() for key in values}
         axes = [logged.param_of(column) for column in comparison.columns]
-        tags = views.view_tags(self._sweep.sweep_id, metrics, axes, milliseconds(ended_at))
+        many = len(comparison.results) > views.MOST_COMPARED
+        at_ms = milliseconds(ended_at)
+        tags = views.view_tags(self._sweep.sweep_id, metrics, axes, at_ms, with_charts=not many)
         for key, value in {**tags, logged.NOTE: views.DESCRIPTION}.items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
 

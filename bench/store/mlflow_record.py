@@ -5,7 +5,9 @@ given.
 """
 
 import dataclasses
+import getpass
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 import yaml
 from mlflow.entities import Metric, Param
 
-from bench.analysis.columns import is_group
+from bench.analysis.columns import coordinate, is_group
+from bench.analysis.comparison import Comparison
 from bench.analysis.divergence import answer_differences
-from bench.analysis.metrics import in_words
+from bench.analysis.metrics import METRIC, METRICS, in_words
 from bench.analysis.operators import per_step_s
 from bench.analysis.readings import median_step_s
 from bench.config.cell import identity
@@ -27,6 +30,7 @@ from bench.record.sweep import Sweep
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
 _LONGEST_VALUE = 500
+_BEST = ("output_tok_s", "tpot_s", "ttft_s", "vram_peak_bytes", "rss_growth_bytes", "kl_nats")
 LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
@@ -76,6 +80,9 @@ def sweep_tags(sweep: Sweep) -> dict[str, str]:
     """How a sweep was asked for and which code runs it."""
     code = sweep.provenance
     tags = {
+        "mlflow.source.name": "bench",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
         "bench.sweep_id": sweep.sweep_id,
         "bench.overrides": shlex.join(sweep.overrides),
         "bench.measuring": code.measuring,
@@ -130,6 +137,64 @@ def samples(result: Result) -> dict[str, list[Any]]:
         columns["first_difference"] = [answer.first_difference for answer in differences]
         columns["equal_share"] = [round(answer.equal_share, 3) for answer in differences]
     return columns
+
+
+def parent_params(comparison: Comparison) -> list[Param]:
+    """The axes of a sweep with their values."""
+    cells = [result.cell for result in comparison.results]
+    values = {
+        column: dict.fromkeys(coordinate(cell, column) for cell in cells)
+        for column in comparison.columns
+    }
+    return [
+        Param(f"axis.{column}", ", ".join(of)[:_LONGEST_VALUE]) for column, of in values.items()
+    ]
+
+
+def shared_params(results: Sequence[Result]) -> list[Param]:
+    """The parameters that all cells have alike."""
+    (first, *others) = [{param.key: param.value for param in params(r)} for r in results]
+    return [
+        Param(key, value)
+        for key, value in first.items()
+        if all(other.get(key) == value for other in others)
+    ]
+
+
+def best_cells(comparison: Comparison) -> tuple[list[Metric], dict[str, str]]:
+    """By number that matters, the best value of any cell; and tags with which cell that is."""
+    metrics, tags = [], {}
+    for key in _BEST:
+        having = [r for r in comparison.measured if key in comparison.values[r.cell_id]]
+        if not having:
+            continue
+        sign = -1 if METRIC[key].better == "higher" else 1
+        best = min(having, key=lambda r: sign * comparison.values[r.cell_id][key])
+        value = rounded(comparison.values[best.cell_id][key])
+        metrics.append(Metric(f"best/{key}", value, milliseconds(best.ended_at), 0))
+        tags[f"bench.best.{key}"] = comparison.place(best)
+    return metrics, tags
+
+
+def cells(comparison: Comparison) -> dict[str, list[Any]]:
+    """Every cell with what a person compares, as columns."""
+    table: dict[str, list[Any]] = {
+        column: [coordinate(result.cell, column) for result in comparison.results]
+        for column in comparison.columns
+    }
+    table["status"] = [result.outcome.status for result in comparison.results]
+    for key in (metric.key for metric in METRICS if metric.heading):
+        values = [comparison.values[r.cell_id].get(key) for r in comparison.results]
+        if any(value is not None for value in values):
+            table[key] = [None if value is None else rounded(value) for value in values]
+    return table
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no account of this number, as in some containers
+        return str(os.getuid())
 
 
 def rounded(value: float) -> float:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+MOST_COMPARED = 100  # runs that MLflow draws at once
 LATEST = "bench-latest"  # the key of the newest sweep's view
 _TAG = "mlflow.sharedViewState."
 _SPEED, _DETAIL = "speed", "detail"
@@ -23,29 +24,36 @@ DESCRIPTION = (
 
 
 def view_tags(
-    sweep_id: str, metrics: Collection[str], axes: Collection[str], created_ms: int
+    sweep_id: str,
+    metrics: Collection[str],
+    axes: Collection[str],
+    created_ms: int,
+    with_charts: bool = True,
 ) -> dict[str, str]:
     """Experiment tags with the view of one sweep, under its own key and as the latest.
 
     Args:
         metrics: keys that its cells have.
         axes: parameters that differ between them, like quant.name.
+        with_charts: of more than ``MOST_COMPARED`` cells the table alone tells.
     """
-    state = json.dumps(_state(sweep_id, metrics, axes))
+    state = _state(sweep_id, metrics, axes)
+    state = state if with_charts else state | {"compareRunCharts": []}
     view = {
         "name": f"sweep {sweep_id}",
         "createdAt": created_ms,
         "updatedAt": created_ms,
-        "state": state,
+        "state": json.dumps(state),
     }
     return {f"{_TAG}{key}": json.dumps(view) for key in (_key(sweep_id), LATEST)}
 
 
-def page(experiment_id: str, sweep_id: str) -> str:
-    """Where the UI shows it, after the server's address."""
+def page(experiment_id: str, sweep_id: str, cells: int) -> str:
+    """Where the UI shows it, after the server's address: charts, or the table of many cells."""
+    mode = "CHART" if cells <= MOST_COMPARED else "TABLE"
     # A first visit without the workflow type opens on a page about something else.
     query = (
-        f"viewStateShareKey={_key(sweep_id)}&compareRunsMode=CHART&workflowType=machine_learning"
+        f"viewStateShareKey={_key(sweep_id)}&compareRunsMode={mode}&workflowType=machine_learning"
     )
     return f"/#/experiments/{experiment_id}/runs?{query}"
 

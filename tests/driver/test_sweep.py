@@ -238,7 +238,7 @@ def test_settings_that_differ_and_names_that_nobody_has_stop_a_sweep_before_it_b
     for cells, changes, said in (
         ([unknown], {}, "engine.name=magic: no such engine; there are transformers, "),
         ([scripted("steps often")], {}, "engine.options.script=steps often: "),
-        ([scripted()], {"output_dir": "/dev/null/x"}, "output_dir=/dev/null/x: cannot write"),
+        ([scripted()], {"output_dir": "/dev/null/x"}, "output_dir=/dev/null/x: cannot be written"),
     ):
         with pytest.raises(ConfigError, match=said):
             sweep(tmp_path, *cells, **changes)

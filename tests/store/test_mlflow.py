@@ -23,8 +23,10 @@ from bench.record.result import Outcome
 from bench.store import files as store
 from bench.store.database import tracking_uri
 from bench.store.mlflow import Tracker
+from bench.store.mlflow_view import view_tags
 from bench.store.recorder import Recorder
 from tests import fakes, stores
+from tests.analysis.test_advice import KNOWN
 
 SAMPLES = (Sample("Why?", "Because.", (1, 2), True), Sample("How?", "Slowly", (3,), False))
 OK = fakes.result(samples=SAMPLES)
@@ -370,3 +372,41 @@ def test_a_command_that_is_printed_can_be_pasted(tmp_path: Path) -> None:
     (command, _, page) = tracked.how_to_look.partition(", then ")
     assert shlex.split(command)[-1] == f"sqlite:///{outputs / 'mlflow.db'}"
     assert page.startswith("http://127.0.0.1:5000/#/experiments/")
+
+
+def test_a_parent_says_what_varies_what_does_not_and_which_cell_is_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = stores.database(tmp_path / "mlflow.db")
+    folder = stores.swept(tmp_path, *KNOWN)
+    sweep = replace(store.read_sweep(folder), columns=("quant", "batch"))
+    store.write_sweep(folder, sweep)
+    assert push(folder) == 0
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs(["1"])
+    (parent,) = [run for run in runs if run.data.tags["bench.kind"] == "sweep"]
+    assert parent.data.params["axis.quant"] == "bf16, int8, nf4"
+    assert parent.data.params["axis.batch"] == "1, 8, 32"
+    assert parent.data.params["model.name"] == "smollm2-135m"
+    assert "quant.name" not in parent.data.params
+    assert parent.data.metrics["best/tpot_s"] == pytest.approx(0.02)
+    assert parent.data.tags["bench.best.tpot_s"] == "quant=nf4 batch=1"
+    assert parent.data.tags["mlflow.source.name"] == "bench"
+    assert parent.data.tags["mlflow.user"]
+    names = {run.info.run_name for run in runs if run.data.tags["bench.kind"] == "cell"}
+    assert "nf4 b8" in names
+    file = client.download_artifacts(parent.info.run_id, "cells.json", str(tmp_path))
+    table = json.loads(Path(file).read_text())
+    assert len(table["data"]) == len(KNOWN)
+    assert table["columns"][:3] == ["quant", "batch", "status"]
+
+
+def test_more_cells_than_mlflow_compares_open_as_a_table(tmp_path: Path) -> None:
+    stores.database(tmp_path / "mlflow.db")
+    few = tracker(stores.swept(tmp_path, OK, FAILED))
+    assert "compareRunsMode=CHART" in few.how_to_look
+    many = [fakes.result(cell=fakes.cell(batch=batch)) for batch in range(1, 102)]
+    assert "compareRunsMode=TABLE" in tracker(stores.swept(tmp_path, *many)).how_to_look
+    (view, _) = view_tags("id", {"ttft_s"}, ["quant.name"], 0, with_charts=False).values()
+    assert json.loads(json.loads(view)["state"])["compareRunCharts"] == []
