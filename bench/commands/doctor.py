@@ -20,12 +20,13 @@ from bench.analysis.verdict import COMPARED, spread
 from bench.config.cell import Cell, cell_id
 from bench.driver.lock import machine_lock, signals_as_interrupts
 from bench.driver.places import try_places
-from bench.driver.plan import resolve, why_not
+from bench.driver.plan import DEVICES, resolve, why_not
 from bench.driver.policy import Job, Records
 from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
 from bench.driver.process import run_isolated
 from bench.driver.worker import PhaseTimes, begin, take, task_of
 from bench.errors import BenchError
+from bench.meter.interference import unreadable
 from bench.record.result import Host, Peaks
 from bench.report import terminal
 from bench.report.progress import ProgressLine
@@ -81,6 +82,11 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
         )
         or "none: python -m bench doctor --calibrate (a few minutes)"
     )
+    absent = [f"{name} {why}" for name, why in host.missing.items() if name in DEVICES]
+    if absent:
+        rows["other devices"] = ", ".join(absent)
+    if unread := unreadable():
+        rows["not read here"] = ", ".join(unread)
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         shown.add_row(Text(name), Text(value))

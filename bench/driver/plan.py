@@ -6,6 +6,7 @@ values are data in their YAML (``requires:``); the rules here are about combinat
 machine.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from bench.engine.protocol import ENGINES, Engine, engine_at
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
+DEVICES = ("ROCm", "MPS")
 USUAL_ENGINE = "transformers"  # it knows most names, and shows what a model as published predicts
 
 
@@ -78,7 +80,8 @@ def available_bytes(cell: Cell, host: Host) -> int | None:
 
 def _device(cell: Cell, host: Host, description: Description | None) -> str | None:
     if cell.device == "cuda" and host.device != "cuda":
-        return f"device=cuda: engine={cell.engine.name} sees no CUDA device here"
+        others = "".join(f"; {name} {why}" for name, why in host.missing.items() if name in DEVICES)
+        return f"device=cuda: engine={cell.engine.name} sees no CUDA device here{others}"
     return None
 
 
@@ -108,6 +111,8 @@ def _context(cell: Cell, host: Host, description: Description | None) -> str | N
 
 def _cpus(cell: Cell, host: Host, description: Description | None) -> str | None:
     absent = [] if cell.cpus == "all" else sorted(set(cell.cpus) - set(host.cpu_ids))
+    if cell.cpus != "all" and not hasattr(os, "sched_setaffinity"):
+        return f"cpus={list(cell.cpus)}: this system pins no process to CPUs; want cpus=all"
     if absent:
         return f"cpus={list(cell.cpus)}: this machine lets us use {list(host.cpu_ids)}"
     available = _usable_cpus(cell, host)

@@ -187,7 +187,8 @@ class _Foreign:
                 stderr=subprocess.STDOUT,
             )
         self.pid = self._process.pid
-        self.sentinel = os.pidfd_open(self.pid)
+        # Linux; elsewhere its end is seen by the end of the pipe
+        self.sentinel = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 
     def join(self, limit_s: float | None = None) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -203,7 +204,8 @@ class _Foreign:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()
-        os.close(self.sentinel)
+        if self.sentinel is not None:
+            os.close(self.sentinel)
 
 
 def _started(
@@ -250,7 +252,8 @@ def _follow(
             raise CellFailure(
                 "timeout", f"phase {phase} took longer than its {limit_s:g} s{setting}"
             )
-        wait([ours, process.sentinel], left if phase in TIMED_PHASES else min(left, 1.0))
+        ends = [] if process.sentinel is None else [process.sentinel]
+        wait([ours, *ends], left if phase in TIMED_PHASES else min(left, 1.0))
         if ours.poll():
             try:
                 kind, *message = ours.recv()

@@ -6,6 +6,7 @@ take seconds and tell what it can do at most. numpy's stand in for engines that 
 
 import contextlib
 import mmap
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ class PeakKernels:
     where: str  # like 2 threads, torch 2.13.0
     wait: Kernel = nothing
     bus_bytes_s: float | None = None  # what the memory's clock and width come to, to pick a sheet
+
+
+def affinity() -> tuple[int, ...]:
+    """The CPUs that this process may use; all of them on systems that pin none (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def huge_pages(size: int) -> mmap.mmap:

@@ -136,6 +136,10 @@ class Engine(Protocol):
     def accelerator(self) -> Accelerator | None:
         """The device of ``device=cuda``; None without one. Called in a throwaway process."""
 
+    def unsupported(self) -> dict[str, str]:
+        """Kinds of devices that are here and cannot be measured, with what to do. Called where
+        ``accelerator`` is."""
+
     def unknown_names(self, cell: Cell) -> list[str]:
         """A sentence for each name or parameter in the cell that this engine does not have."""
 

@@ -180,6 +180,9 @@ class Scripted:
     def accelerator(self) -> Accelerator | None:
         return None
 
+    def unsupported(self) -> dict[str, str]:
+        return {}
+
     def unknown_names(self, cell: Cell) -> list[str]:
         script = cell.engine.options.get("script", "")
         try:

@@ -13,6 +13,7 @@ import platform
 import shutil
 from pathlib import Path
 
+from bench.engine.kernels import affinity
 from bench.engine.protocol import Engine
 from bench.meter.nvml import driver_version, nvml_uuid
 from bench.record.result import Host
@@ -43,7 +44,7 @@ def host_of(engine: Engine) -> Host:
         device_name=cpu_name if device is None else device.name,
         cpu_name=cpu_name,
         cpus=usable_cpus(),
-        cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
+        cpu_ids=affinity(),
         memory_bytes=memory_limit_bytes(),
         device_memory_bytes=None if device is None else device.memory_bytes,
         device_uuid=None if device is None else nvml_uuid(device.uuid),
@@ -56,7 +57,7 @@ def host_of(engine: Engine) -> Host:
             **({} if device is None else device.versions),
             **_versions(engine.packages),
         },
-        missing=_missing(engine.optional),
+        missing=_missing(engine.optional) | engine.unsupported(),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
     )
 
@@ -70,7 +71,7 @@ def usable_cpus() -> int:
     granted = [
         -(-int(quota) // int(period)) for quota, period in quotas if quota not in ("max", "-1")
     ]
-    return max(1, min([len(os.sched_getaffinity(0)), *granted]))
+    return max(1, min([len(affinity()), *granted]))
 
 
 def memory_limit_bytes() -> int:

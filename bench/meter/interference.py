@@ -14,12 +14,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.meter.host import cgroup_files
+from bench.meter.host import OWN_CGROUPS, cgroup_files
+from bench.meter.memory import STATUS
 from bench.record.measurement import Interference
 
 STAT = Path("/proc/stat")
 PRESSURE = Path("/proc/pressure/cpu")
 _STEAL = 8  # column of the line "cpu" (proc_stat(5)), in clock ticks of all CPUs together
+
+
+def unreadable() -> list[str]:
+    """What this system tells nobody, so that it is absent from every record."""
+    places = (
+        ("a process's memory", STATUS),
+        ("limits of a cgroup", OWN_CGROUPS),
+        ("time that other virtual machines took", STAT),
+        ("waiting for CPUs", PRESSURE),
+    )
+    absent = [what for what, file in places if not file.exists()]
+    return absent if hasattr(os, "sched_getaffinity") else [*absent, "CPU affinity"]
 
 
 def counters() -> Interference:

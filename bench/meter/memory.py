@@ -13,7 +13,7 @@ from bench.engine.protocol import Accelerator, Session
 from bench.meter.nvml import nvml_uuid, used_bytes
 from bench.record.measurement import Memory
 
-_STATUS = Path("/proc/self/status")
+STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -24,9 +24,9 @@ def rss_bytes() -> int | None:
 
 def _status_bytes(field: str) -> int | None:
     """A field of ``/proc/self/status`` like VmRSS; None where the system has no such file."""
-    if not _STATUS.exists():
+    if not STATUS.exists():
         return None
-    for line in _STATUS.read_text().splitlines():
+    for line in STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return None

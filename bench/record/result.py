@@ -42,7 +42,8 @@ class Host:
     os: str
     python: str
     versions: Mapping[str, str]  # of the packages that decide numbers
-    missing: Mapping[str, str]  # optional packages that cannot be used here, with the reason
+    # Optional packages, and kinds of devices, that cannot be used here, with the reason
+    missing: Mapping[str, str]
     compiler: bool
 
 

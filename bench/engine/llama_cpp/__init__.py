@@ -8,11 +8,10 @@ in a measured process. ``native`` wraps the C functions, ``session`` runs reques
 what ran, ``files`` makes the f16 file.
 """
 
-import os
 from pathlib import Path
 
 from bench.config.cell import Cell
-from bench.engine.kernels import CanaryKernels, PeakKernels, numpy_canary, numpy_peaks
+from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
 from bench.engine.protocol import Accelerator, Files, Session
 from bench.paths import interpreter
 from bench.record.description import Description
@@ -28,6 +27,9 @@ class LlamaCpp:
 
     def accelerator(self) -> Accelerator | None:
         return None
+
+    def unsupported(self) -> dict[str, str]:
+        return {}
 
     def unknown_names(self, cell: Cell) -> list[str]:
         # sdpa stands for llama.cpp's own fused attention: there is no other to choose.
@@ -83,7 +85,7 @@ class LlamaCpp:
 
     def peak_kernels(self, device: str, threads: int) -> PeakKernels | None:
         # numpy's BLAS takes all CPUs: that is no limit for a cell with fewer.
-        return numpy_peaks() if threads == len(os.sched_getaffinity(0)) else None
+        return numpy_peaks() if threads == len(affinity()) else None
 
     def open(self, cell: Cell, files: Files) -> Session:
         from bench.engine.llama_cpp.session import LlamaSession

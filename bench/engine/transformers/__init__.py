@@ -50,6 +50,11 @@ class Transformers:
 
         return accelerator()
 
+    def unsupported(self) -> dict[str, str]:
+        from bench.engine.transformers.probes import unsupported
+
+        return unsupported()
+
     def unknown_names(self, cell: Cell) -> list[str]:
         asked = (
             ("attn.implementation", cell.attn.implementation, IMPLEMENTATIONS),

@@ -120,8 +120,9 @@ def flags_in_force() -> dict[str, str]:
 
 
 def accelerator() -> Accelerator | None:
-    """The current CUDA device, found without making a context; None without one."""
-    if not torch.cuda.is_available():
+    """The current CUDA device, found without making a context; None without one. ROCm answers to
+    the name of CUDA, and is none."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return Accelerator(
@@ -134,6 +135,16 @@ def accelerator() -> Accelerator | None:
             "cudnn": str(torch.backends.cudnn.version()),
         },
     )
+
+
+def unsupported() -> dict[str, str]:
+    """Devices that torch sees and this tool has no clock, counters and data sheets for."""
+    found = {
+        "ROCm": torch.version.hip is not None and torch.cuda.is_available(),
+        "MPS": torch.backends.mps.is_available(),
+    }
+    reason = "is not supported yet; device=cpu measures this machine's CPU"
+    return {name: reason for name, is_here in found.items() if is_here}
 
 
 def allocated_peaks() -> tuple[int, int]:
