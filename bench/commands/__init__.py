@@ -45,9 +45,27 @@ def run_command(name: str, arguments: list[str]) -> int:
     return commands[name](arguments)
 
 
+_EXAMPLES = {
+    "push": "push outputs/sweeps/2026-01-31_12-00-00",
+    "fetch": "fetch smollm2-135m qwen2.5-3b",
+    "gate": "gate 2026-02-01_12-00-00 --baseline 2026-01-31_12-00-00 --threshold 5%",
+    "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
+    "report": "report 2026-01-31_12-00-00",
+    "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
+    "doctor": "doctor --calibrate",
+}
+
+
+def _plain_parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    example = f"example: python -m bench {_EXAMPLES[name]}"
+    prog = f"python -m bench {name}"
+    options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}  # an example is a line
+    return argparse.ArgumentParser(prog, description=description, epilog=example, **options)
+
+
 def _parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
     """Of a command that reads the folder of a sweep."""
-    parser = argparse.ArgumentParser(f"bench {name}", description=description, **options)
+    parser = _plain_parser(name, description, **options)
     parser.add_argument(
         "--output-dir",
         type=_folder,
@@ -76,11 +94,14 @@ def _push(arguments: list[str]) -> int:
 
 
 def _fetch(arguments: list[str]) -> int:
-    if not arguments:
+    parser = _plain_parser("fetch", "Download and convert models now, not at their first use.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="a value of conf/model")
+    models = parser.parse_args(arguments).models
+    if not models:
         raise ConfigError(["fetch: want one or more models; see conf/model/"])
     from bench.commands.fetch import fetch
 
-    return fetch(arguments)
+    return fetch(models)
 
 
 def _gate(arguments: list[str]) -> int:
@@ -161,9 +182,7 @@ def _advise(arguments: list[str]) -> int:
 
 
 def _doctor(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "bench doctor", description="What this machine is, and what works on it."
-    )
+    parser = _plain_parser("doctor", "What this machine is, and what works on it.")
     parser.add_argument(
         "--calibrate", action="store_true", help="find the spread between processes (a few minutes)"
     )

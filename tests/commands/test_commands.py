@@ -73,3 +73,22 @@ def test_a_sweep_is_pushed_to_the_store_beside_it(
     assert run("push", "2026-01-01_00-00-00", "--output-dir", "elsewhere") == 0
     assert "1 of 1 cells" in capsys.readouterr().out
     assert (elsewhere / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize(
+    "command", ["push", "fetch", "gate", "advise", "report", "reproduce", "doctor"]
+)
+def test_help_has_an_example_that_its_parser_takes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(command, "-h")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m bench {command} ")
+    (example,) = [line for line in said.splitlines() if line.startswith("example: ")]
+    words = example.removeprefix("example: python -m bench ").split()
+    assert words[0] == command
+    with pytest.raises(SystemExit) as ended:  # -h comes first to answer: the words before it parse
+        run(*words, "-h")
+    assert ended.value.code == 0
