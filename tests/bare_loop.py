@@ -1,9 +1,11 @@
 """TTFT and TPOT of one cell, with torch and transformers alone: what the tool is compared with.
 
 Arguments: folder of the model, text file, quant, batch, threads, prompt tokens, new tokens,
-warm-ups, repeats. Prints the medians of both over the repeats as a JSON list, in seconds.
+warm-ups, repeats. Prints a JSON list, in seconds: the medians of both over the repeats, and their
+minimum times: the quickest prefill, and the mean over positions of the quickest decode step there.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -30,7 +32,7 @@ ring = AutoTokenizer.from_pretrained(folder)(
 ).input_ids[0]
 step = len(ring) // batch
 ids = torch.stack([ring.roll(-row * step)[:prompt_tokens] for row in range(batch)])
-ttft, tpot = [], []
+ttft, tpot, steps = [], [], []
 with torch.inference_mode():
     for _ in range(warmups + repeats):
         start = time.perf_counter()
@@ -42,13 +44,17 @@ with torch.inference_mode():
         )
         token.tolist()
         first = time.perf_counter()
+        stamps = [first]
         for _ in range(new_tokens - 1):
             token = (
                 model(token, past_key_values=cache, logits_to_keep=1)
                 .logits[:, -1]
                 .argmax(-1, keepdim=True)
             )
-        end = time.perf_counter()
+            stamps.append(time.perf_counter())
         ttft.append(first - start)
-        tpot.append((end - first) / (new_tokens - 1))
-print(json.dumps([statistics.median(ttft[warmups:]), statistics.median(tpot[warmups:])]))
+        tpot.append((stamps[-1] - first) / (new_tokens - 1))
+        steps.append([after - before for before, after in itertools.pairwise(stamps)])
+quickest = [min(position) for position in zip(*steps[warmups:], strict=True)]
+times = [statistics.median(ttft[warmups:]), statistics.median(tpot[warmups:])]
+print(json.dumps([*times, min(ttft[warmups:]), statistics.fmean(quickest)]))

@@ -5,8 +5,10 @@ Both sides run in fresh processes, in pairs of which every other one begins with
 that the machine's moods fall on both. The bare side (`bare_loop.py`) shares no code with the
 package: model, loop and clock are written out there, with the same shapes, threads and settings.
 They are equivalent when the 90 % interval of the mean log ratio over the pairs lies within 3 % (two
-one-sided tests). Not in the default run: `pytest -m slow -s tests/test_bare_loop.py` prints the
-ratios.
+one-sided tests). Medians and minimum times are compared. On a machine whose medians differ by some
+10 % between processes (a virtual one with neighbours) ten pairs cannot tell of medians; of minimum
+times they can, so there BARE_LOOP_TIMES=minimum asks for these alone. Not in the default run:
+`pytest -m slow -s tests/test_bare_loop.py` prints the ratios.
 """
 
 import json
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from bench.analysis.metrics import derive
+from bench.analysis.readings import least_times_s
 from bench.analysis.stats import geometric_interval
 from bench.engine import sources
 from bench.meter.host import usable_cpus
@@ -26,23 +29,24 @@ from tests import fakes
 from tests.command_line import bench, environment, results
 
 BARE_LOOP = Path(__file__).parent / "bare_loop.py"
-PAIRS = 10
+PAIRS = int(os.environ.get("BARE_LOOP_PAIRS", "10"))
 MARGIN = 0.03
+TIMES = {"median TTFT": 0, "median TPOT": 1, "minimum TTFT": 2, "minimum TPOT": 3}
 PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS = 32, 16, 4, 10
 
 
-def bare(folder: Path, quant: str, batch: int, tmp_path: Path) -> tuple[float, float]:
+def bare(folder: Path, quant: str, batch: int, tmp_path: Path) -> list[float]:
     text = Path(__file__).parent.parent / "bench" / "data" / "text" / "prose.txt"
     shapes = [batch, usable_cpus(), PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS]
     command = [sys.executable, str(BARE_LOOP), str(folder), str(text), quant, *map(str, shapes)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=environment(tmp_path)
     )
-    ttft_s, tpot_s = json.loads(done.stdout.splitlines()[-1])
-    return ttft_s, tpot_s
+    times_s: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return times_s
 
 
-def ours(quant: str, batch: int, place: Path) -> tuple[float, float]:
+def ours(quant: str, batch: int, place: Path) -> list[float]:
     place.mkdir()
     shapes = [f"workload.prompt_tokens={PROMPT_TOKENS}", f"workload.new_tokens={NEW_TOKENS}"]
     care = ["measure=standard", "measure.passes=1", "resume=false", "quality=none", "tracking=none"]
@@ -51,8 +55,8 @@ def ours(quant: str, batch: int, place: Path) -> tuple[float, float]:
     done = bench(place, f"quant={quant}", f"batch={batch}", *shapes, *care)
     assert done.returncode == 0, done.stderr
     (result,) = results(place)
-    metrics = derive(result)
-    return metrics["ttft_s"], metrics["tpot_s"]
+    metrics, least = derive(result), least_times_s(result.measurements)
+    return [metrics["ttft_s"], metrics["tpot_s"], *least["ttft_s"], *least["tpot_s"]]
 
 
 @pytest.mark.slow
@@ -72,7 +76,7 @@ def test_the_tool_reads_what_a_bare_loop_reads(tmp_path: Path, quant: str, batch
             loop = bare(folder, quant, batch, tmp_path)
         pairs.append((tool, loop))
     intervals = {}
-    for name, index in (("TTFT", 0), ("TPOT", 1)):
+    for name, index in TIMES.items():
         ratios = [tool[index] / loop[index] for tool, loop in pairs]
         intervals[name] = geometric_interval(ratios, 0.90)
         tool_s, loop_s = (
@@ -84,6 +88,9 @@ def test_the_tool_reads_what_a_bare_loop_reads(tmp_path: Path, quant: str, batch
         )
         print(f"ratio of medians {tool_s / loop_s:.3f}; {intervals[name]}")
         print(f"of each pair {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    judged = os.environ.get("BARE_LOOP_TIMES", "")
     for name, found in intervals.items():
+        if not name.startswith(judged):
+            continue
         assert found.low > 1 / (1 + MARGIN), name
         assert found.high < 1 + MARGIN, name

@@ -56,8 +56,10 @@ def test_it_is_tracked_in_mlflow(headline: Path) -> None:
     (parent,), cells = runs(headline)
     assert parent.info.status == "FINISHED"
     cells.sort(key=lambda run: str(run.info.run_name))
-    labels = [f"tiny/{quant}/sdpa/b{batch}" for quant in ("fp32", "nf4") for batch in (1, 2)]
-    assert [run.info.run_name for run in cells] == labels
+    names = [f"{quant} b{batch}" for quant in ("fp32", "nf4") for batch in (1, 2)]
+    assert [run.info.run_name for run in cells] == names
+    assert parent.data.params["axis.quant"] == "fp32, nf4"
+    assert parent.data.metrics["best/output_tok_s"] > 0
     for run, result in zip(cells, results(headline), strict=True):
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -134,7 +136,7 @@ def test_the_commands_after_a_sweep(
 def test_a_run_is_reproduced_from_what_mlflow_has_of_it(headline: Path, tmp_path: Path) -> None:
     shutil.copytree(headline / "outputs", tmp_path / "outputs")
     _, cells = runs(tmp_path)
-    original = next(run for run in cells if run.info.run_name == "tiny/nf4/sdpa/b2")
+    original = next(run for run in cells if run.info.run_name == "nf4 b2")
     shutil.rmtree(tmp_path / "outputs" / "sweeps")  # as if a colleague had measured it
 
     command = from_readme("python -m bench reproduce RUN")

@@ -28,6 +28,7 @@ from bench.report.grid import Column, Entry, Grid, axes
 from bench.store.files import Stored
 
 _WIDTH = 160  # where there is no terminal
+_OF_FILES = 400  # nothing is left out there
 _MOST_FINDINGS = 3
 _MOST_NAMED = 2  # cells in a line
 _BETWEEN = 3  # a space, the divider, a space
@@ -180,7 +181,7 @@ def _records(grid: Grid, kept: Sequence[int]) -> Iterator[Text]:
 
 def as_text(comparison: Comparison) -> str:
     """The whole of it without colours, for files."""
-    plain = Console(width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
+    plain = Console(width=_OF_FILES, color_system=None, force_terminal=False, highlight=False)
     with plain.capture() as capture:
         plain.print(summary(comparison, brief=False))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

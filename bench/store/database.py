@@ -47,7 +47,7 @@ def make_whole(uri: str) -> None:
     Raises:
         whatever MLflow, SQLAlchemy or the file system raise when that fails.
     """
-    if not uri.startswith(SQLITE):
+    if not uri.startswith(SQLITE) or "?" in uri:  # options of SQLite: somebody knows what they do
         return
     file = Path(uri.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
