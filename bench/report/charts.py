@@ -17,7 +17,7 @@ from bench.analysis.columns import coordinate, short_name
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
-from bench.report.drawing import TEXT, Chart, legend, logarithmic, panels
+from bench.report.drawing import TEXT, Chart, legend, logarithmic, name_points, panels
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _MOST_BARS = 24
@@ -31,6 +31,7 @@ class Shown:
     result: Result
     label: str
     group: str  # value of the compared axis, which has a colour
+    rest: str  # what the colour does not say
     values: Mapping[str, float]
     memory_mib: float  # at the peak; nan where it was not read
 
@@ -57,7 +58,9 @@ def _shown(comparison: Comparison, result: Result) -> Shown:
     values = comparison.values[result.cell_id]
     label = short_name(result.cell, comparison.columns)
     group = coordinate(result.cell, comparison.axis)
-    return Shown(result, label, group, values, peak_memory_bytes(result, values) / MIB)
+    others = [column for column in comparison.columns if column != comparison.axis]
+    rest = short_name(result.cell, others)
+    return Shown(result, label, group, rest, values, peak_memory_bytes(result, values) / MIB)
 
 
 def _colours(cells: Sequence[Shown]) -> dict[str, str]:
@@ -123,6 +126,9 @@ def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
         axis.grid()
     if has_quality:
         logarithmic(axes[1], "x")
+    for axis, (_, value) in zip(axes, across, strict=False):
+        named = [(value(c), c.values["output_tok_s"], c.rest) for c in cells]
+        name_points(axis, named if len(cells) <= _MOST_BARS else [])
     axes[0].set_ylabel("output tokens / s")
     legend(figure, "right upper", _legend(colours))
     what = "speed, memory and divergence" if has_quality else "speed and memory"
@@ -229,7 +235,7 @@ def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
     parts = (
         ("weights", weights),
         ("KV cache", cache),
-        ("libraries, activations, the rest of the peak", np.maximum(peak - weights - cache, 0)),
+        ("activations, the rest of the peak", np.maximum(peak - weights - cache, 0)),
     )
     for (name, part), colour in zip(parts, (_COLOURS[0], _COLOURS[1], _COLOURS[7]), strict=True):
         axis.barh(places, part, left=left, color=colour, label=name)
@@ -259,25 +265,24 @@ def _roofline(cells: Sequence[Shown]) -> Chart:
         shares.append(size / tpot_s / result.peaks.read_bytes_s)
         step = cost.step_flops(attestation, context, result.cell.rows)
         prefill = cost.forward_flops(attestation, measurement.prompt_tokens, result.cell.rows)
-        points.setdefault((cell.group, "o"), []).append((step / size, step / tpot_s))
-        points.setdefault((cell.group, "^"), []).append((prefill / size, prefill / ttft_s))
+        points.setdefault((cell.group, "o"), []).append((step / size, step / tpot_s / 1e9))
+        points.setdefault((cell.group, "^"), []).append((prefill / size, prefill / ttft_s / 1e9))
     for (group, marker), places in points.items():
         axis.scatter(*zip(*places, strict=True), color=colours[group], marker=marker, s=24)
     for peak in peaks.values():
         assert peak is not None
         across = np.logspace(-1, 5, 50)
         for names, flops in _near_ones_together(peak.flops):
-            axis.plot(
-                across, np.minimum(across * peak.read_bytes_s, flops), color=TEXT, linewidth=0.8
-            )
-            axis.text(across[-1], flops, names, fontsize=7, color=TEXT, va="bottom", ha="right")
+            roof = np.minimum(across * peak.read_bytes_s, flops) / 1e9
+            axis.plot(across, roof, color=TEXT, linewidth=0.8)
+            axis.text(across[-1], roof[-1], names, fontsize=7, color=TEXT, va="bottom", ha="right")
     legend(figure, "right upper", _legend(colours))
     logarithmic(axis, "x")
     logarithmic(axis, "y")
     axis.set_xlabel(
         "operations per byte of weights and cache (circles: decode steps, triangles: prefill)"
     )
-    axis.set_ylabel("operations / s")
+    axis.set_ylabel("G operations / s")
     axis.grid()
     best = max(range(len(cells)), key=lambda i: shares[i])
     title = (

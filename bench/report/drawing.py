@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+_NAME_WIDTH, _NAME_HEIGHT = 0.16, 0.05  # of a point's name, in shares of the axes
 TEXT, GRID = "#010203", "#040506"  # stand for the page's own colours
 mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
 
@@ -83,6 +84,21 @@ def legend(figure: Figure, place: str, handles: Sequence[Artist], columns: int =
     style: dict[str, Any] = {"frameon": False, "labelcolor": TEXT, "fontsize": 8}
     style |= {"loc": f"outside {place}", "ncols": columns}
     figure.legend(handles=handles, **style)
+
+
+def name_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """A name beside each point, but where an earlier one stands already."""
+    to_axes = axis.transScale + axis.transLimits  # both sides in shares of the axes
+    named: list[tuple[float, float]] = []
+    for x, y, name in points:
+        across, up = to_axes.transform((x, y))
+        if any(abs(across - a) < _NAME_WIDTH and abs(up - u) < _NAME_HEIGHT for a, u in named):
+            continue
+        named.append((across, up))
+        is_right = across > 1 - _NAME_WIDTH  # there it would leave the axes
+        style = {"fontsize": 7, "color": TEXT, "textcoords": "offset points"}
+        place = {"xytext": (-6 if is_right else 6, 0), "ha": "right" if is_right else "left"}
+        axis.annotate(name, (x, y), va="center", **style, **place)
 
 
 def logarithmic(axis: Any, direction: str) -> None:
