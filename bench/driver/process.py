@@ -7,20 +7,16 @@ environment of its own is started by that interpreter. The child leads a session
 it can be ended with everything it started; it writes its output to a file; the kernel's
 out-of-memory killer is told to prefer it. It announces each phase and waits for the parent's answer
 before it goes on: the parent shows its progress in that moment and is asleep in a blocking read,
-without a timer thread, while anything is timed. If the parent dies, however suddenly, a pipe that
-only it held open ends, and the child ends itself.
+without a timer thread, while anything is timed. The other side of the pipe is ``driver.child``.
 """
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -28,7 +24,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError, CellFailure, FailureStatus
+from bench.driver.child import serve
+from bench.errors import BenchError, CellFailure
 from bench.paths import PACKAGE, interpreter
 
 OnPhase = Callable[[str, str], None]
@@ -38,14 +35,6 @@ _EXIT_LIMIT_S = 10.0
 # In these the parent does not even wake up to tick.
 TIMED_PHASES = frozenset({"load", "warm-up", "measure"})
 
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "cublas_status_alloc_failed",
-    "can't allocate memory",
-    "not enough memory",
-)
-# Of sdpa, when it is pinned to a backend that cannot.
-_NO_KERNEL = ("no available kernel", "no viable backend")
 
 _MEASURING = ("bench.meter.cell", "bench.meter.answers")  # what every engine's process runs
 _VMSTAT = Path("/proc/vmstat")
@@ -179,7 +168,7 @@ class _Foreign:
         descriptors = theirs.fileno(), lifeline.fileno()
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [python, "-m", "bench.driver.process", *map(str, descriptors)],
+                [python, "-m", "bench.driver.child", *map(str, descriptors)],
                 pass_fds=descriptors,
                 env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
                 stdin=subprocess.DEVNULL,
@@ -304,50 +293,3 @@ def _oom_kills() -> int:
         if line.startswith("oom_kill "):
             return int(line.split()[1])
     return 0
-
-
-def serve(theirs: Connection, lifeline: Connection) -> None:
-    """The whole life of a measured process: lead a session, run the task, send what comes out."""
-    os.setsid()
-    log, place, arguments = theirs.recv()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    with contextlib.suppress(OSError):  # forbidden in some sandboxes; then the kernel chooses
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-
-    def announce(phase: str, detail: str = "") -> None:
-        theirs.send(("phase", phase, detail))
-        theirs.recv()
-
-    try:
-        module, _, name = place.partition(":")
-        message: tuple[Any, ...] = (
-            "value",
-            getattr(importlib.import_module(module), name)(announce, *arguments),
-        )
-    except CellFailure as failure:
-        message = ("failure", failure.status, failure.reason, traceback.format_exc())
-    except Exception as error:  # the one place where a crash becomes an outcome
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        reason = f"{type(error).__name__}: {first}"
-        message = ("failure", _status(error), reason, traceback.format_exc())
-    theirs.send(message)
-
-
-def _die_with_parent(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()  # nothing is ever sent: this returns when the parent is gone
-    os.killpg(0, signal.SIGKILL)
-
-
-def _status(error: Exception) -> FailureStatus:
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(phrase in text for phrase in _OUT_OF_MEMORY):
-        return "oom"
-    return "not_engaged" if any(phrase in text for phrase in _NO_KERNEL) else "failed"
-
-
-if __name__ == "__main__":  # an engine's own interpreter, started by _Foreign
-    serve(*(Connection(int(descriptor)) for descriptor in sys.argv[1:]))
