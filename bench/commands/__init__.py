@@ -161,7 +161,9 @@ def _advise(arguments: list[str]) -> int:
         metavar="TOK_S",
         help="output tokens per second of the batch",
     )
-    parser.add_argument("--json", action="store_true", help="for programs; the README has its keys")
+    parser.add_argument(
+        "--json", action="store_true", help="for programs, as bench/data/advice.schema.json has it"
+    )
     given = parser.parse_args(arguments)
     from bench.analysis.comparison import compare
     from bench.report.advice import as_json, print_advice

@@ -157,7 +157,7 @@ def to_run(comparison: Comparison, answers: Sequence[Answer]) -> list[tuple[str,
 
 
 def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
-    """The same for programs; README.md has what each key means. Units: SI."""
+    """The same for programs, as data/advice.schema.json has it. Units: SI."""
     asked: list[tuple[str, str | None, Limits, Advice]] = []
     if goal is None and limits == Limits():
         asked += [(group, case.name, kept, given) for group, case, kept, given in comparison.advice]

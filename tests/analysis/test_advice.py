@@ -12,6 +12,7 @@ from bench.analysis.crossover import sentence
 from bench.config.cell import Workload, cell_id
 from bench.config.parse import parse
 from bench.config.settings import Baseline, Tracking
+from bench.paths import DATA
 from bench.record.measurement import Repeat
 from bench.record.result import Outcome, Result
 from bench.record.sweep import Spread, Sweep
@@ -320,3 +321,19 @@ def test_for_programs_it_is_json() -> None:
     (only,) = asked["answers"]
     assert (only["use_case"], only["goal"], only["limits"]) == (None, "tpot", {"max_kl_nats": 1.0})
     assert found["cells"][only["best"]]["axes"] == {"quant": "nf4", "batch": "1"}
+
+
+def test_what_is_printed_for_programs_is_what_its_schema_says() -> None:
+    schema = json.loads((DATA / "advice.schema.json").read_text(encoding="utf-8"))
+    found = json.loads(as_json(compare(KNOWN, SWEEP), Limits(), None))
+    inner = schema["properties"]
+    assert [*found] == schema["required"] == [*inner]
+    assert found["schema"] == inner["schema"]["const"]
+    answers, cells = inner["answers"]["items"], inner["cells"]["additionalProperties"]
+    for given in found["answers"]:
+        assert [*given] == answers["required"] == [*answers["properties"]]
+        assert given["goal"] in answers["properties"]["goal"]["enum"]
+        assert given["answer"] in answers["properties"]["answer"]["enum"]
+    for cell in found["cells"].values():
+        assert [*cell] == cells["required"] == [*cells["properties"]]
+        assert all(isinstance(value, int | float) for value in cell["metrics"].values())
