@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # it imports mlflow, which most tests need not wait for
     from mlflow.entities import Run
 
 
+TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
+TINY += ["threads=1"]  # another file of tests runs beside this one
+
+
 def environment(folder: Path, **extra: str) -> dict[str, str]:
     """Ours, without what a surrounding CI, server or sweep would change."""
     dropped = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")

@@ -14,6 +14,7 @@ import pytest
 from bench.paths import cache_folder
 from bench.store.files import read_results
 from tests.command_line import (
+    TINY,
     bench,
     from_readme,
     in_process,
@@ -25,8 +26,6 @@ from tests.command_line import (
     wait_until_gone,
 )
 
-TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
-TINY += ["threads=1"]  # another file of tests runs beside this one
 SLOW_CELLS = ["-m", "model=tiny", "quant=fp32,bf16", "workload.new_tokens=300"]
 SLOW_CELLS += ["measure.warmups=2", "measure.repeats=3", "threads=1"]
 

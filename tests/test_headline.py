@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from bench.config.cell import cell_id
 from tests.command_line import (
+    TINY,
     bench,
     from_readme,
     in_process,
@@ -18,9 +19,6 @@ from tests.command_line import (
     runs,
     sweep_folder,
 )
-
-TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
-TINY += ["threads=1"]  # another file of tests runs beside this one
 
 
 @pytest.fixture(scope="module")

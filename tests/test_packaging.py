@@ -8,10 +8,7 @@ import pytest
 
 from bench.paths import ROOT
 from bench.store.files import read_results, read_sweep
-from tests.command_line import environment
-
-TINY = ["model=tiny", "workload.new_tokens=4", "measure.warmups=1", "measure.repeats=2"]
-TINY += ["threads=1"]  # another file of tests runs beside this one
+from tests.command_line import TINY, environment
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from bench.analysis.columns import BaselineAxes
 from bench.analysis.divergence import is_above_floor
-from bench.analysis.readings import disturbances, drift, outlying
+from bench.analysis.readings import disturbances, drift, has_drifted, outlying
 from bench.analysis.verdict import Change
 from bench.record.measurement import Measurement
 from bench.record.result import Result
@@ -19,7 +19,6 @@ Kind = Literal["outcome", "speedup", "doubt"]
 Doubt = tuple[str, str]  # the sentence, and how much of it; "" where there is no more to say
 
 _CLOCKS_AGREE = 0.01
-_STEADY = 0.10  # reference kernels move by some percent on a quiet machine
 _PROFILED_ALIKE = 1.5
 _LIBRARY = {"answers_looping": "answers that end in a loop", "answers_empty": "empty answers"}
 
@@ -120,11 +119,11 @@ def _of_requests(result: Result) -> Iterator[Doubt]:
 
 
 def _of_machine(result: Result) -> Iterator[Doubt]:
-    moved = max((drift(m) for m in result.measurements), key=abs)
-    if abs(moved) > _STEADY:
+    worst = max(result.measurements, key=lambda m: abs(drift(m)))
+    if has_drifted(worst):
         yield (
             "the machine's speed changed during this cell, by its reference kernels",
-            f"{moved:+.0%}",
+            f"{drift(worst):+.0%}",
         )
     for text, share in disturbances(result.measurements):
         yield text, f"{share:.0%}"

@@ -16,6 +16,7 @@ from bench.analysis.stats import outliers, readings_needed
 from bench.record.measurement import Measurement, Repeat, Telemetry
 from bench.record.result import Attestation, Result
 
+STEADY_DRIFT = 0.10  # reference kernels move by some percent on a quiet machine
 # by field of Interference: what it means, and the share of the time that is harmless. A quiet
 # machine of two CPUs shows a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy
 # neighbour 12 to 47 %.
@@ -80,6 +81,12 @@ def drift(measurement: Measurement) -> float:
     before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
     changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
     return max(changes, key=abs)
+
+
+def has_drifted(measurement: Measurement) -> bool:
+    """Whether the machine's speed changed over a cell: by more than its reference kernels move on a
+    quiet one."""
+    return abs(drift(measurement)) > STEADY_DRIFT
 
 
 def disturbances(measured: Sequence[Measurement]) -> list[tuple[str, float]]:

@@ -7,11 +7,9 @@ leaves out.
 
 from collections.abc import Iterator, Sequence
 
-from bench.analysis.readings import disturbances, drift
+from bench.analysis.readings import STEADY_DRIFT, disturbances, has_drifted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
-
-_STEADY = 0.10  # of reference kernels, as in ``notes``
 
 
 def threats(results: Sequence[Result], sweep: Sweep) -> list[str]:
@@ -59,10 +57,10 @@ def _of_machine(measured: Sequence[Result]) -> Iterator[str]:
     disturbed = sum(bool(disturbances(result.measurements)) for result in measured)
     if disturbed:
         yield f"Interference: others used the CPUs during {disturbed} of {len(measured)} cells."
-    moved = sum(any(abs(drift(m)) > _STEADY for m in r.measurements) for r in measured)
+    moved = sum(any(map(has_drifted, result.measurements)) for result in measured)
     if moved:
         yield (
-            f"Drift: the reference kernels moved by over {_STEADY:.0%} during {moved} of"
+            f"Drift: the reference kernels moved by over {STEADY_DRIFT:.0%} during {moved} of"
             f" {len(measured)} cells."
         )
     if all(result.cell.device == "cpu" for result in measured):

@@ -165,17 +165,13 @@ def _advise(arguments: list[str]) -> int:
         "--json", action="store_true", help="for programs, as bench/data/advice.schema.json has it"
     )
     given = parser.parse_args(arguments)
-    from bench.analysis.comparison import compare
     from bench.report.advice import as_json, print_advice
-    from bench.report.terminal import say_damage
-    from bench.store.files import read_place
+    from bench.report.terminal import compared
 
     limits = Limits(
         given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
     )
-    stored = read_place(_sweep_folder(given))
-    say_damage(stored)
-    comparison = compare(stored.results, stored.sweep)
+    comparison = compared(_sweep_folder(given))
     if given.json:
         print(as_json(comparison, limits, given.goal))
     else:
@@ -207,14 +203,10 @@ def _doctor(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     parser = _sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
     folder = _sweep_folder(parser.parse_args(arguments))
-    from bench.analysis.comparison import compare
     from bench.report.page import write_report
-    from bench.report.terminal import say_damage
-    from bench.store.files import read_place
+    from bench.report.terminal import compared
 
-    stored = read_place(folder)
-    say_damage(stored)
-    files = write_report(folder, compare(stored.results, stored.sweep))
+    files = write_report(folder, compared(folder))
     # By `mlflow run -e report`
     if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
         from bench.store.mlflow import keep_report

@@ -20,7 +20,7 @@ from bench.analysis.verdict import COMPARED, spread
 from bench.config.cell import Cell, cell_id
 from bench.driver.lock import machine_lock, signals_as_interrupts
 from bench.driver.places import try_places
-from bench.driver.plan import DEVICES, resolve, why_not
+from bench.driver.plan import resolve, why_not
 from bench.driver.policy import Job, Records
 from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
 from bench.driver.process import run_isolated
@@ -82,9 +82,8 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
         )
         or "none: python -m bench doctor --calibrate (a few minutes)"
     )
-    absent = [f"{name} {why}" for name, why in host.missing.items() if name in DEVICES]
-    if absent:
-        rows["other devices"] = ", ".join(absent)
+    if host.unsupported:
+        rows["other devices"] = ", ".join(f"{n} {why}" for n, why in host.unsupported.items())
     if unread := unreadable():
         rows["not read here"] = ", ".join(unread)
     shown = Table(box=None, show_header=False, pad_edge=False)

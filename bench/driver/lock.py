@@ -35,12 +35,12 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
             [f"the lock file {file}: {error.strerror}; BENCH_LOCK names another one"]
         ) from error
     try:
-        if not _is_locked(descriptor):
+        if not _takes(descriptor):
             say(
                 f"another sweep is running on this machine (lock file {file});"
                 " waiting for it to end, Ctrl-C to give up"
             )
-        while not _is_locked(descriptor):
+        while not _takes(descriptor):
             time.sleep(_POLL_S)
         yield
     finally:
@@ -56,8 +56,8 @@ def _opened(file: str) -> int:
         return os.open(file, os.O_RDONLY | os.O_CREAT, 0o644)
 
 
-def _is_locked(descriptor: int) -> bool:
-    """By us; tried without waiting."""
+def _takes(descriptor: int) -> bool:
+    """Whether the lock is ours now; tried without waiting."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

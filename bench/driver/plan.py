@@ -16,7 +16,6 @@ from bench.engine.protocol import ENGINES, Engine, engine_at
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
-DEVICES = ("ROCm", "MPS")
 USUAL_ENGINE = "transformers"  # it knows most names, and shows what a model as published predicts
 
 
@@ -80,7 +79,7 @@ def available_bytes(cell: Cell, host: Host) -> int | None:
 
 def _device(cell: Cell, host: Host, description: Description | None) -> str | None:
     if cell.device == "cuda" and host.device != "cuda":
-        others = "".join(f"; {name} {why}" for name, why in host.missing.items() if name in DEVICES)
+        others = "".join(f"; {name} {why}" for name, why in host.unsupported.items())
         return f"device=cuda: engine={cell.engine.name} sees no CUDA device here{others}"
     return None
 

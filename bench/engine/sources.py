@@ -44,15 +44,8 @@ def fetch(model: Model) -> Path | None:
 
 def cached(model: Model) -> Path | None:
     """The folder that ``fetch`` would give, if nothing has to be downloaded or converted for it."""
-    if model.weights == "random":
-        return None
-    if model.path is not None:
-        folder = Path(model.path)
-    elif model.package is not None:
-        folder = _package_folder(model.name, model.package)
-    else:
-        return None
-    return folder if (folder / "config.json").is_file() else None
+    folder = place(model)
+    return Path(folder) if folder is not None and Path(folder, "config.json").is_file() else None
 
 
 def place(model: Model) -> str | None:

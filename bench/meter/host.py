@@ -57,7 +57,8 @@ def host_of(engine: Engine) -> Host:
             **({} if device is None else device.versions),
             **_versions(engine.packages),
         },
-        missing=_missing(engine.optional) | engine.unsupported(),
+        missing=_missing(engine.optional),
+        unsupported=engine.unsupported(),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
     )
 

@@ -42,9 +42,10 @@ class Host:
     os: str
     python: str
     versions: Mapping[str, str]  # of the packages that decide numbers
-    # Optional packages, and kinds of devices, that cannot be used here, with the reason
-    missing: Mapping[str, str]
+    missing: Mapping[str, str]  # optional packages that cannot be used here, with the reason
     compiler: bool
+    # Kinds of devices that are here and cannot be measured, with what to do
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from bench.analysis.advice import ASSUMED, USUAL_KL_NATS, Advice, Excluded, Goal, Limits, advise
+from bench.analysis.advice import (
+    ASSUMED,
+    USUAL_KL_NATS,
+    Advice,
+    Excluded,
+    Goal,
+    Limits,
+    UseCase,
+    advise,
+)
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.crossover import sentence
@@ -93,15 +102,33 @@ def _how_sure(
     )
 
 
+Asked = tuple[str, UseCase | None, Limits, Advice]  # group, and None for a question of one's own
+
+
 def use_cases(comparison: Comparison) -> list[tuple[str, Answer]]:
     """The usual questions, each answered from the data."""
+    return _answered(comparison, comparison.advice)
+
+
+def _asked(comparison: Comparison, limits: Limits, goal: Goal | None) -> Sequence[Asked]:
+    """The usual questions where there is neither goal nor limit, else this one, for each group of
+    alternatives."""
+    if goal is None and limits == Limits():
+        return comparison.advice
+    margin = comparison.sweep.margin
     return [
-        (
-            f"{group}: {case.name} ({case.what})" if group else f"{case.name} ({case.what})",
-            answer(comparison, advice, limits),
-        )
-        for group, case, limits, advice in comparison.advice
+        (group, None, limits, advise(draws, limits, goal or "throughput", margin))
+        for group, draws in comparison.alternatives
     ]
+
+
+def _answered(comparison: Comparison, asked: Sequence[Asked]) -> list[tuple[str, Answer]]:
+    answers = []
+    for group, case, limits, advice in asked:
+        given = answer(comparison, advice, limits)
+        name = given.question if case is None else f"{case.name} ({case.what})"
+        answers.append((f"{group}: {name}" if group else name, given))
+    return answers
 
 
 def in_short(comparison: Comparison) -> list[str]:
@@ -125,13 +152,7 @@ def turning_points(comparison: Comparison) -> list[str]:
 def print_advice(comparison: Comparison, limits: Limits, goal: Goal | None) -> None:
     """Without a goal and limits the usual questions are answered."""
     console = Console(highlight=False, soft_wrap=True)
-    answers = use_cases(comparison)
-    if goal is not None or limits != Limits():
-        answers = []
-        for group, draws in comparison.alternatives:
-            advice = advise(draws, limits, goal or "throughput", comparison.sweep.margin)
-            given = answer(comparison, advice, limits)
-            answers.append((f"{group}: {given.question}" if group else given.question, given))
+    answers = _answered(comparison, _asked(comparison, limits, goal))
     for name, given in answers:
         console.print(f"{name}: {given.headline}", markup=False, style="bold")
         for line in given.why:
@@ -158,19 +179,10 @@ def to_run(comparison: Comparison, answers: Sequence[Answer]) -> list[tuple[str,
 
 def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
     """The same for programs, as data/advice.schema.json has it. Units: SI."""
-    asked: list[tuple[str, str | None, Limits, Advice]] = []
-    if goal is None and limits == Limits():
-        asked += [(group, case.name, kept, given) for group, case, kept, given in comparison.advice]
-    else:
-        margin = comparison.sweep.margin
-        asked += [
-            (group, None, limits, advise(draws, limits, goal or "throughput", margin))
-            for group, draws in comparison.alternatives
-        ]
     answers = [
         {
             "group": group or None,
-            "use_case": name,
+            "use_case": None if case is None else case.name,
             "goal": advice.goal,
             "limits": kept.set_ones(),
             "answer": advice.word,
@@ -180,7 +192,7 @@ def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
             "in_question": advice.in_question,
             "better_but_excluded": {c.cell_id: c.breaks for c in advice.better_but_excluded},
         }
-        for group, name, kept, advice in asked
+        for group, case, kept, advice in _asked(comparison, limits, goal)
     ]
     cells = {
         result.cell_id: {

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.columns import coordinate
-from bench.analysis.comparison import Comparison, compare
+from bench.analysis.comparison import Comparison
 from bench.paths import whole_path
 from bench.record.measurement import Repeat
-from bench.report.terminal import say_damage
-from bench.store.files import read_place, sweep_folder
+from bench.report.terminal import compared
+from bench.store.files import sweep_folder
 
 
 def results(sweep: str | None = None, output_dir: str = "outputs") -> pd.DataFrame:
@@ -73,9 +73,7 @@ def _requests(requests: tuple[Repeat, ...], is_warmup: bool) -> Iterator[dict[st
 
 
 def _compared(sweep: str | None, output_dir: str) -> Comparison:
-    stored = read_place(sweep_folder(sweep, Path(whole_path(output_dir))))
-    say_damage(stored)
-    return compare(stored.results, stored.sweep)
+    return compared(sweep_folder(sweep, Path(whole_path(output_dir))))
 
 
 def _verdicts(comparison: Comparison, cell_id: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.cells import cell_len
@@ -19,13 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.columns import coordinate
-from bench.analysis.comparison import Comparison
+from bench.analysis.comparison import Comparison, compare
 from bench.analysis.metrics import MIB
 from bench.analysis.notes import Finding
 from bench.record.result import Result, is_timed
 from bench.report import grid as grids
 from bench.report.grid import Column, Entry, Grid, axes
-from bench.store.files import Stored
+from bench.store.files import Stored, read_place
 
 _WIDTH = 160  # where there is no terminal
 _OF_FILES = 400  # nothing is left out there
@@ -43,6 +44,13 @@ def say_damage(stored: Stored) -> None:
     """Which results cannot be read; nothing when all can."""
     for reason in stored.damaged.values():
         say(f"left out: {reason}")
+
+
+def compared(folder: Path) -> Comparison:
+    """What lies in a sweep's folder, analysed; what cannot be read is named. Raises: StoreError."""
+    stored = read_place(folder)
+    say_damage(stored)
+    return compare(stored.results, stored.sweep)
 
 
 def summary(comparison: Comparison, brief: bool = True) -> RenderableType:

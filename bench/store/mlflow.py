@@ -15,8 +15,9 @@ import os
 import shlex
 import socket
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -222,15 +223,18 @@ class Tracker:
         folder = cell_folder(self._folder, result.cell_id)
         self._client.log_artifact(run_id, str(folder / "result.json"))
         self._client.log_text(run_id, logged.configuration(result), "config.yaml")
-        there = {artifact.path for artifact in self._client.list_artifacts(run_id)}
-        # A table that is logged again gets longer
-        if result.samples and "samples.json" not in there:
-            self._client.log_table(run_id, logged.samples(result), "samples.json")
+        if result.samples:
+            self._log_table(run_id, logged.samples(result), "samples.json")
         if result.profile is not None and (folder / TRACE).is_file():
             self._client.log_artifact(run_id, str(folder / TRACE))
         if result.outcome.status != "ok" and (folder / "log.txt").is_file():
             text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
             self._client.log_text(run_id, redacted(text), "log.txt")
+
+    def _log_table(self, run_id: str, columns: Mapping[str, Any], name: str) -> None:
+        """Unless it is there: a table that is logged again gets longer."""
+        if name not in {artifact.path for artifact in self._client.list_artifacts(run_id)}:
+            self._client.log_table(run_id, dict(columns), name)
 
     def close(
         self,
@@ -287,9 +291,7 @@ class Tracker:
         metrics, tags = logged.best_cells(comparison)
         self._client.log_batch(self.parent_id, metrics, [*asked, *shared], [])
         self._set_tags(self.parent_id, tags)
-        there = {artifact.path for artifact in self._client.list_artifacts(self.parent_id)}
-        if "cells.json" not in there:  # a table that is logged again gets longer
-            self._client.log_table(self.parent_id, logged.cells(comparison), "cells.json")
+        self._log_table(self.parent_id, logged.cells(comparison), "cells.json")
 
     def _prepare_view(self, comparison: Comparison, ended_at: float) -> None:
         metrics = {key for values in comparison.values.values() for key in values}

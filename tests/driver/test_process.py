@@ -185,12 +185,15 @@ def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
     wait_until_gone(child, grandchild)
 
 
-@pytest.mark.parametrize("on_linux", [True, False])
-def test_another_interpreter_runs_a_task_too(
-    on_linux: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not on_linux:
+@pytest.fixture(params=["linux", "elsewhere"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the end of another process is seen by the end of its pipe alone."""
+    if request.param == "elsewhere":
         monkeypatch.delattr(os, "pidfd_open")
+
+
+@pytest.mark.usefixtures("system")
+def test_another_interpreter_runs_a_task_too() -> None:
     pid, total = run_isolated(task(add, 2, 3, python=sys.executable), NO_PHASE, Path(os.devnull))
     assert total == 5
     assert pid != os.getpid()
@@ -201,12 +204,8 @@ def test_an_interpreter_that_is_not_there_is_failed_with_its_name() -> None:
         run_isolated(task(add, 2, 3, python="/no/such/python"), NO_PHASE, Path(os.devnull))
 
 
-@pytest.mark.parametrize("on_linux", [True, False])
-def test_another_interpreter_that_dies_is_failed_too(
-    on_linux: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not on_linux:
-        monkeypatch.delattr(os, "pidfd_open")
+@pytest.mark.usefixtures("system")
+def test_another_interpreter_that_dies_is_failed_too() -> None:
     dying = task(die, int(signal.SIGKILL), python=sys.executable)
     with pytest.raises(CellFailure, match="SIGKILL in phase measure"):
         run_isolated(dying, NO_PHASE, Path(os.devnull))

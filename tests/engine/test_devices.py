@@ -23,7 +23,7 @@ def test_apples_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     host = probe_host(lambda *_: None, ENGINES["transformers"])
     assert host.device == "cpu"
-    assert host.missing["MPS"] == WHY
+    assert host.unsupported["MPS"] == WHY
     cell = fakes.cell(device="cuda")
     obstacle = why_not(resolve(cell, host), host, None)
     assert obstacle is not None
