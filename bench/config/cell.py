@@ -57,23 +57,26 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which weights: a hub repository, a package's data file, a local folder, or random ones of an
-    architecture."""
+    """Which weights: a hub repository, a package's data file, a local folder or GGUF file, or
+    random ones of an architecture."""
 
     name: str
-    # As transformers' configuration class of ``model_type`` takes it
-    architecture: Mapping[str, Any]
     weights: Literal["pretrained", "random"] = "pretrained"
     tokenizer: Literal["pretrained", "bytes"] = "pretrained"
     repo: str | None = None
     revision: str | None = None
     package: Package | None = None
-    path: str | None = None  # a local folder, instead of the repository or package
+    path: str | None = None  # a local folder or GGUF file, instead of the repository or package
+    # For random weights, what is built: a file like config.json or a folder with one, else this
+    # architecture (as transformers' configuration class of ``model_type`` takes it), else what
+    # ``path`` or ``repo`` has
+    config: str | None = None
+    architecture: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.path == "":
             raise ValueError("path=: want a folder that save_pretrained wrote, or null")
-        if "model_type" not in self.architecture:
+        if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError(
                 "architecture.model_type is missing; want transformers' name of it, like llama"
             )
@@ -81,6 +84,10 @@ class Model:
             raise ValueError(
                 "weights=pretrained needs one of repo, package, path; or take weights=random"
             )
+        if self.weights == "pretrained" and self.config:
+            raise ValueError(f"config={self.config} goes with weights=random")
+        if not (self.repo or self.path or self.config or self.architecture or self.package):
+            raise ValueError("weights=random needs one of architecture, config, path, repo")
 
 
 @dataclass(frozen=True, slots=True)

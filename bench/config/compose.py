@@ -1,73 +1,175 @@
 """From a command line to composed configurations, or to a sentence for each mistake in it.
 
-Hydra composes every job of a sweep in this process; its task function only collects. Hydra stops at
-the first mistake and explains it in its own terms, so each override is then composed by itself, and
-for each that fails the sentence says which value or key it is and what would be right.
+Hydra composes; what it composes is only collected here. Composing takes 0.15 s, so a grid is not
+composed cell by cell, as Hydra's own sweeper does (twice each): the values of each axis are, and a
+cell takes from each of them what it changes. That is the same as long as no two axes change one
+group; where two do, their combinations are composed.
 """
 
 import itertools
 import os
-import shlex
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import hydra
-import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from bench.config.cell import Cell
-from bench.config.parse import unknown_key
+from bench.config.explain import REFUSALS, explain, keys_as_flags, values_of_groups
+from bench.config.models import stand_in
 from bench.config.settings import Config, parse_config
 from bench.errors import ConfigError
 from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS, whole_path
 
-# What composing raises over a command line, and over a YAML file that cannot be read
-_REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError, OSError)
 _ANSWERED_BY_HYDRA = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc")
+_SEVERAL = ("-m", "--multirun")
+_OF_A_SWEEP = ("sweeps", "hydra")  # keys that say what is swept, not with which values
+
+Axes = dict[str, list[str]]  # by key the overrides, one value each
 
 
-def collect(arguments: list[str]) -> list[Mapping[str, Any]]:
-    """The composed configuration of every job that the arguments describe, as plain mappings.
+def collect(arguments: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The composed configuration of every job that the arguments describe, as plain mappings; none
+    where Hydra has answered them itself.
 
     Raises:
-        ConfigError: when Hydra cannot compose them, or would run them elsewhere.
+        ConfigError: when Hydra cannot compose them.
     """
     problems = [
         *keys_as_flags(arguments),
         *_other_launchers(arguments),
-        *_values_of_groups(arguments),
+        *values_of_groups(arguments),
     ]
     if problems:
         raise ConfigError(problems)
-    jobs: list[Mapping[str, Any]] = []
-
-    def task(config: Any) -> None:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        jobs.append(plain)  # type: ignore[arg-type]
-
     os.environ["BENCH_ROOT"] = str(ROOT)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to us, instead of printing and exiting
-    # Hydra's parser gives up on an override behind a flag, as in `batch=8 -m quant=fp16,nf4`.
     overrides = [each for each in arguments if "=" in each and not each.startswith("-")]
     flags = [each for each in arguments if each not in overrides]
-    sys.argv = [sys.argv[0], *flags, *overrides]
     with _scratch() as scratch:
         os.environ["BENCH_SCRATCH"] = scratch
+        overrides = [_with_own_models(override, Path(scratch)) for override in overrides]
         try:
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-        except _REFUSALS as error:
-            raise ConfigError(explain(arguments, error)) from error
-    if not jobs and not any(each.startswith(_ANSWERED_BY_HYDRA) for each in arguments):
-        raise ConfigError(["hydra.launcher: it ran the cells elsewhere, where nothing is measured"])
+            if set(flags) <= set(_SEVERAL):
+                return _jobs(overrides, bool(flags))
+            _answer(flags, overrides)
+        except REFUSALS as error:
+            raise ConfigError(explain(overrides, bool(flags), error)) from error
+        finally:
+            del os.environ["BENCH_SCRATCH"]
+    return []
+
+
+def _answer(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Have Hydra print what a flag of its own asks for."""
+    if not any(flag.startswith(_ANSWERED_BY_HYDRA) for flag in flags):
+        known = ", ".join((*_SEVERAL, *_ANSWERED_BY_HYDRA))
+        raise ConfigError([f"{' '.join(flags)}: unknown flag; known are {known}"])
+    # Its parser gives up on an override behind a flag, as in `batch=8 --cfg job`.
+    sys.argv = [sys.argv[0], *flags, *overrides]
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda _: None)()
+
+
+def _jobs(overrides: Sequence[str], several: bool) -> list[Mapping[str, Any]]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        typed = parser.parse_overrides(list(overrides))
+        of_sweep = [str(o.input_line) for o in typed if o.key_or_group.startswith(_OF_A_SWEEP)]
+        mode, written_down = _of_sweep(of_sweep) if of_sweep else (None, [])
+        swept = [str(o.input_line) for o in typed if o.is_sweep_override()]
+        if swept and not several and mode != RunMode.MULTIRUN:
+            raise HydraException(f"{swept[0]}: several values")
+        axes: Axes = {}
+        for override in (*parser.parse_overrides(written_down), *typed):
+            axes[override.get_key_element()] = _single_values(override)
+        return _grid(axes)
+
+
+def _of_sweep(overrides: Sequence[str]) -> tuple[RunMode | None, list[str]]:
+    """What a file of ``sweeps/`` says: its mode, and the overrides that are its axes."""
+    own = compose("config", list(overrides), return_hydra_config=True).hydra
+    scratch = Path(os.environ["BENCH_SCRATCH"])
+    axes = (own.sweeper.params or {}).items()
+    return own.mode, [_with_own_models(f"{key}={values}", scratch) for key, values in axes]
+
+
+def _with_own_models(argument: str, folder: Path) -> str:
+    """The override ``model=...`` with stand-ins for models that have no YAML."""
+    if not argument.startswith("model="):
+        return argument
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return argument  # the whole command line is refused for it
+    typed = override.value()
+    if isinstance(typed, ChoiceSweep):
+        values = [getattr(value, "text", value) for value in typed.list]  # .text: of a quoted one
+    elif isinstance(typed, str):
+        values = [typed]
+    else:
+        return argument
+    return "model=" + ",".join(stand_in(str(value), folder) for value in values)
+
+
+def _single_values(override: Override) -> list[str]:
+    """An override for each of its values."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{override.input_line}: want a list of values")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _grid(axes: Axes) -> list[Mapping[str, Any]]:
+    """The configuration of each combination, in the order of nested loops, the last axis inmost."""
+    groups: dict[str, list[str]] = {}  # axes by the key at the top that they change
+    for key in axes:
+        if len(axes[key]) > 1:
+            groups.setdefault(re.split(r"[./@]", key.lstrip("+~"))[0], []).append(key)
+    first = {key: values[0] for key, values in axes.items()}
+    base = _composed(first)
+    changes: dict[str, dict[tuple[str, ...], Mapping[str, Any]]] = {}
+    for group, keys in groups.items():
+        changes[group] = {
+            values: _changed(_composed({**first, **dict(zip(keys, values, strict=True))}), base)
+            for values in itertools.product(*(axes[key] for key in keys))
+        }
+    touched = [
+        key for of in changes.values() for key in {key for each in of.values() for key in each}
+    ]
+    combinations = (
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    )
+    if len(set(touched)) < len(touched):
+        return [_composed(combination) for combination in combinations]
+    jobs: list[Mapping[str, Any]] = []
+    for combination in combinations:
+        job = dict(base)
+        for group, keys in groups.items():
+            job |= changes[group][tuple(combination[key] for key in keys)]
+        jobs.append(job)
     return jobs
+
+
+def _composed(overrides: Mapping[str, str]) -> dict[str, Any]:
+    config = compose("config", list(overrides.values()))
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return cast("dict[str, Any]", plain)
+
+
+def _changed(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in base or base[key] != value}
 
 
 def _scratch() -> "tempfile.TemporaryDirectory[str]":
@@ -87,31 +189,6 @@ def _other_launchers(arguments: Sequence[str]) -> list[str]:
         for argument in arguments
         if argument.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
     ]
-
-
-def _values_of_groups(arguments: Sequence[str]) -> list[str]:
-    """A sentence for each group that was given something else than one of its values: nothing, a
-    list (which Hydra would merge into one), or a value besides the one that it has."""
-    problems = []
-    for argument in arguments:
-        key, equals, value = argument.lstrip("+").partition("=")
-        if not equals or not ((CONF / key).is_dir() or key == "sweeps"):
-            continue
-        if value.startswith("["):
-            values = value.strip("[]").replace(" ", "")
-            problems.append(
-                f"{argument}: one cell has one {key}; to measure each of them: -m {key}={values}"
-            )
-        elif argument.startswith("+"):
-            problems.append(f"{argument}: {key} is there without the plus; want {key}={value}")
-        elif value in ("", "null") and key != "sweeps":
-            problems.append(f"{argument}: want one of {', '.join(_options(key))}")
-    return problems
-
-
-def _options(group: str) -> list[str]:
-    folder = ROOT / "sweeps" if group == "sweeps" else CONF / group
-    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def parsed(collected: Sequence[Mapping[str, Any]]) -> list[Config]:
@@ -135,128 +212,14 @@ def _with_whole_paths(config: Config) -> Config:
     model, quality = cell.model, cell.quality
     if model.path is not None:
         model = replace(model, path=whole_path(model.path))
+    if model.config is not None:
+        model = replace(model, config=whole_path(model.config))
     if quality.task_folder is not None:
         quality = replace(quality, task_folder=whole_path(quality.task_folder))
     return Config(
         replace(cell, model=model, quality=quality),
         replace(settings, output_dir=whole_path(settings.output_dir)),
     )
-
-
-def explain(arguments: Sequence[str], error: Exception) -> list[str]:
-    """One sentence for each wrong override in ``arguments``, or the error's own text when none is
-    wrong by itself."""
-    several = any(
-        argument in ("-m", "--multirun") or argument.startswith("sweeps=") for argument in arguments
-    )
-    problems: dict[str, None] = {}  # ordered, each once
-    if unreadable := [sentence for each in arguments if "=" in each for sentence in _unread(each)]:
-        return unreadable  # until they can be read nothing can be said of the others
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [
-            argument for argument in arguments if "=" in argument and not argument.startswith("-")
-        ]
-        # A key may exist in one value of a group only: the group's choices go along with each of
-        # the others.
-        choices = [override for override in overrides if _is_choice(override)]
-        for argument in overrides:
-            problems |= dict.fromkeys(
-                _problems(argument, [] if argument in choices else choices, several)
-            )
-    return list(problems) or [_own_words(error)]
-
-
-def keys_as_flags(arguments: Sequence[str]) -> list[str]:
-    """A sentence for each key that was given like a flag of other programs: ``--batch 8``,
-    ``--batch=8``, ``batch 8``; MLflow makes such flags of parameters that MLproject does not
-    name."""
-    config: dict[str, object] = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
-    keys = {*config, *(folder.name for folder in CONF.iterdir() if folder.is_dir()), "sweeps"} - {
-        "hydra",
-        "defaults",
-    }
-    found = []
-    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
-        name, _, value = argument.removeprefix("--").partition("=")
-        is_flag = argument.startswith("--")
-        if name.partition(".")[0] in keys and (is_flag or (not value and argument == name)):
-            wanted = f"{name}={value or after}"
-            by_mlflow = (
-                f'; with mlflow run: -P overrides="{wanted}"'
-                if "MLFLOW_RUN_ID" in os.environ
-                else ""
-            )
-            found.append(f"{argument}: keys are given as key=value; want {wanted}{by_mlflow}")
-    return found
-
-
-def _is_choice(argument: str) -> bool:
-    """Whether it names one value of a group, and one that exists."""
-    key, _, value = argument.partition("=")
-    return (CONF / key / f"{value}.yaml").is_file()
-
-
-def _unread(argument: str) -> Iterator[str]:
-    """Why an argument is no override."""
-    try:
-        OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        key, _, value = argument.partition("=")
-        quoted = shlex.quote(f"{key}='{value}'") if value and "'" not in value else ""
-        advice = f"; if it is a text, quote it: {quoted}" if quoted else ""
-        yield f"{argument}: not an override that Hydra understands ({_own_words(error)}){advice}"
-
-
-def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]:
-    override = OverridesParser.create().parse_override(argument)
-    if override.is_sweep_override():
-        if not several:
-            yield f"{argument}: several values; add -m to measure each of them"
-            return
-        values = list(override.sweep_string_iterator())
-    else:
-        values = [argument.partition("=")[2]]  # as typed: 12e45678 is infinity to the parser
-    for value in values:
-        try:
-            config = compose("config", [*choices, f"{argument.partition('=')[0]}={value}"])
-            parse_config(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-        except ConfigError as error:
-            yield from error.problems
-        except _REFUSALS as error:
-            yield _sentence(override, value, choices, error)
-
-
-def _sentence(override: Override, value: str, choices: list[str], error: Exception) -> str:
-    key = override.key_or_group
-    group = CONF / key if key != "sweeps" else ROOT / "sweeps"
-    if group.is_dir():
-        options = _options(key)
-        if value in options:  # it is there, and cannot be read or composed
-            return f"{key}={value}: {group / value}.yaml: {_own_words(error)}"
-        return f"{key}={value}: no such value; want one of {', '.join(options)}"
-    known, path = _known_keys(key, choices)
-    name = key.removeprefix(f"{path}.") if path else key
-    if name not in known:
-        typed = str(override.input_line).partition("=")[2]  # one key, one sentence for all values
-        return unknown_key(name, typed, known, path)
-    return f"{key}={value}: {_own_words(error)}"
-
-
-def _known_keys(key: str, choices: list[str]) -> tuple[list[str], str]:
-    """The keys beside the first unknown part of a dotted key, and the path to them."""
-    place: object = compose("config", choices)
-    path = ""
-    for part in key.split(".")[:-1]:
-        below = OmegaConf.select(place, part) if isinstance(place, DictConfig) else None
-        if not isinstance(below, DictConfig):
-            break
-        place, path = below, f"{path}.{part}" if path else part
-    return ([str(name) for name in place] if isinstance(place, DictConfig) else []), path
-
-
-def _own_words(error: Exception) -> str:
-    """The library's message without its layout."""
-    return " ".join(str(error).split())
 
 
 def missing_files(cell: Cell) -> list[str]:

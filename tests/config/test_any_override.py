@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.config import compose
+from bench.config import compose, explain
 from bench.driver import sweep
 from bench.paths import CONF
 
@@ -75,7 +75,8 @@ def test_a_yaml_that_cannot_be_read_is_named(
     own = tmp_path / "conf"
     shutil.copytree(CONF, own)
     (own / "quant" / "broken.yaml").write_bytes(BROKEN[kind])
-    monkeypatch.setattr(compose, "CONF", own)
+    for module in (compose, explain):
+        monkeypatch.setattr(module, "CONF", own)
     lines = said(monkeypatch, capsys, "quant=broken")
     assert 1 <= len(lines) <= 4
     assert all("quant" in line for line in lines)

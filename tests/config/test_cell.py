@@ -117,7 +117,8 @@ def paths(cell: Cell) -> Iterator[str]:
 
 
 def test_the_tests_below_know_every_field_of_a_cell() -> None:
-    assert {*OTHER_VALUES, *WITHOUT_IDENTITY, "workload.prompt"} == set(paths(BASE))
+    instead_of_others = {"workload.prompt", "model.config"}
+    assert {*OTHER_VALUES, *WITHOUT_IDENTITY, *instead_of_others} == set(paths(BASE))
 
 
 def test_cell_id_changes_with_every_field_that_can_change_a_number() -> None:
@@ -132,6 +133,11 @@ def test_cell_id_changes_with_the_prompt() -> None:
         for prompt in ("a", "b")
     )
     assert cell_id(one) != cell_id(other)
+
+
+def test_cell_id_changes_with_the_configuration_of_random_weights() -> None:
+    random = changed(BASE, "model.weights", "random")
+    assert cell_id(random) != cell_id(changed(random, "model.config", "/models/config.json"))
 
 
 def test_cell_id_stays_when_only_requirements_or_limits_change() -> None:

@@ -96,6 +96,7 @@ def test_hydras_own_settings_compose_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [source.path for source in own.runtime.config_sources if source.schema == "file"] == [
         str(CONF),
         str(ROOT),
+        str(ROOT),  # in place of the folder of models without a YAML
     ]
     assert (own.run.dir, own.sweep.dir, own.output_subdir) == (".", "outputs/hydra", None)
     assert (own.job_logging.root, own.hydra_logging.root) == (None, None)

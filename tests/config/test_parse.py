@@ -218,4 +218,4 @@ def test_an_unknown_key_like_no_other_is_told_with_all_that_are_known() -> None:
 def test_the_advice_to_quote_is_for_texts_only() -> None:
     with pytest.raises(ConfigError) as caught:
         fakes.cell(model=fakes.group("model", "gpt2", architecture=5))
-    assert caught.value.problems == ["model.architecture=5: want a mapping"]
+    assert caught.value.problems == ["model.architecture=5: want a mapping or null"]
