@@ -238,7 +238,13 @@ def description(**changes: Any) -> Description:
         "dtype_bytes": 2,
         "kv_bytes_per_token_layer": 8,
         "product_bytes": 0,
-        "attention": ("eager", "sdpa"),
+        "attention": (
+            "eager",
+            "sdpa",
+            "flash_attention_2",
+            "flash_attention_3",
+            "flex_attention",
+        ),
     }
     return Description(**values | changes)
 

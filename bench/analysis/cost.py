@@ -22,11 +22,9 @@ from bench.record.result import Attestation, Peaks
 def kv_bytes(model: Attestation, context_tokens: float, batch: int) -> float:
     """The KV cache of ``batch`` sequences as stored. Layers with a sliding window keep no more than
     the window."""
-    per_layer = model.kv_bytes_per_token / model.shape.layers
-    kept = sum(
-        min(window or context_tokens, context_tokens) for window in model.shape.sliding_windows
-    )
-    return batch * per_layer * kept
+    windows = [window for window in model.shape.sliding_windows if window != 0]
+    kept = sum(_within(window, context_tokens) for window in windows)
+    return batch * model.kv_bytes_per_token * kept / len(windows) if windows else 0.0
 
 
 def weight_bytes_per_step(model: Attestation) -> int:
@@ -49,7 +47,7 @@ def forward_flops(model: Attestation, prompt_tokens: int, batch: int) -> float:
     attention's square.
     """
     pairs = sum(
-        _causal_pairs(prompt_tokens, window or prompt_tokens)
+        _causal_pairs(prompt_tokens, prompt_tokens if window is None else window)
         for window in model.shape.sliding_windows
     )
     return batch * (
@@ -62,10 +60,13 @@ def forward_flops(model: Attestation, prompt_tokens: int, batch: int) -> float:
 def step_flops(model: Attestation, context_tokens: float, batch: int) -> float:
     """Operations of one decode step of the whole batch, each sequence with ``context_tokens`` in
     its cache."""
-    pairs = sum(
-        min(window or context_tokens, context_tokens) for window in model.shape.sliding_windows
-    )
+    pairs = sum(_within(window, context_tokens) for window in model.shape.sliding_windows)
     return batch * (2 * model.matmul_weights + _head_flops(model) + _attention_flops(model, pairs))
+
+
+def _within(window: int | None, context_tokens: float) -> float:
+    """Tokens that a layer's cache keeps."""
+    return context_tokens if window is None else min(window, context_tokens)
 
 
 def _causal_pairs(tokens: int, window: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import yaml
 
 from bench.config.cell import Model
+from bench.config.models import own_model
 from bench.config.parse import parse
 from bench.errors import CellFailure, ConfigError
 from bench.paths import CONF
@@ -17,29 +18,35 @@ def fetch(names: Sequence[str]) -> int:
     """Fetch each model; returns the exit code.
 
     Raises:
-        ConfigError: for a name that has no YAML.
+        ConfigError: for a name that is no model.
     """
-    known = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(
-            [f"model={name}: no such model; there are {', '.join(known)}" for name in unknown]
-        )
+    models = [_model(name) for name in names]
     # Read when tqdm is imported: transformers' conversion shows a bar and asks nobody
     os.environ["TQDM_DISABLE"] = "1"
     from bench.engine import sources
 
-    for name in names:
-        model = parse(
-            Model,
-            yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8")),
-            "model",
-        )
+    for name, model in zip(names, models, strict=True):
         print(f"{name}: fetching it, unless it is here", file=sys.stderr)
         try:
-            folder = sources.fetch(model)
+            folder = sources.fetch(sources.pinned(model), _show)
         except CellFailure as failure:
             print(failure.reason, file=sys.stderr)
             return 1
         print(f"{name}: {folder or 'built from random weights, nothing to fetch'}")
     return 0
+
+
+def _model(name: str) -> Model:
+    """What ``model=name`` means on the command line of a sweep."""
+    file = CONF / "model" / f"{name}.yaml"
+    if file.is_file():
+        return parse(Model, yaml.safe_load(file.read_text(encoding="utf-8")), "model")
+    own = own_model(name)
+    if own is None:
+        known = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
+        raise ConfigError([f"model={name}: no such model; there are {', '.join(known)}"])
+    return parse(Model, own, "model")
+
+
+def _show(what: str) -> None:
+    print(what, file=sys.stderr)

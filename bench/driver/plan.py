@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bench.analysis import footprint
-from bench.config.cell import Cell, DtypeName, EngineChoice, estimated_tokens
+from bench.config.cell import Attn, Cell, DtypeName, EngineChoice, estimated_tokens
 from bench.engine.protocol import ENGINES, Engine, engine_at
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
@@ -55,6 +55,15 @@ def resolve(cell: Cell, host: Host) -> Cell:
         ),
         threads=_usable_cpus(cell, host) if cell.threads == "auto" else cell.threads,
     )
+
+
+def with_attention(cell: Cell, description: Description | None) -> Cell:
+    """The cell with the best kernel that its architecture has instead of ``attn=auto``."""
+    if cell.attn.implementation != "auto":
+        return cell
+    has_sdpa = description is None or "sdpa" in description.attention
+    name = "sdpa" if has_sdpa else "eager"
+    return replace(cell, attn=Attn(name, name))
 
 
 def why_not(cell: Cell, host: Host, description: Description | None) -> Outcome | None:
@@ -108,6 +117,20 @@ def _context(cell: Cell, host: Host, description: Description | None) -> str | N
     return None
 
 
+def _attention(cell: Cell, host: Host, description: Description | None) -> str | None:
+    wanted = cell.attn.implementation
+    if description is None or not description.attention or wanted in description.attention:
+        return None
+    has = ", ".join(description.attention)
+    return f"attn={cell.attn.name}: model={cell.model.name} has no {wanted} attention; it has {has}"
+
+
+def _quantization(cell: Cell, host: Host, description: Description | None) -> str | None:
+    if description is None or description.obstacle is None:
+        return None
+    return f"quant={cell.quant.name} cannot hold model={cell.model.name}: {description.obstacle}"
+
+
 def _cpus(cell: Cell, host: Host, description: Description | None) -> str | None:
     absent = [] if cell.cpus == "all" else sorted(set(cell.cpus) - set(host.cpu_ids))
     if cell.cpus != "all" and not hasattr(os, "sched_setaffinity"):
@@ -145,6 +168,8 @@ RULES: tuple[Callable[[Cell, Host, Description | None], str | None], ...] = (
     _requirements,
     _tasks,
     _context,
+    _attention,
+    _quantization,
     _cpus,
     _memory,
 )

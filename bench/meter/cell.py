@@ -96,7 +96,7 @@ def begin(announce: Announce, place: str, cell: Cell) -> tuple[Engine, Files, fl
     announce("prepare")
     engine = engine_at(place)
     started = time.perf_counter()
-    files = engine.provide(cell)
+    files = engine.provide(cell, lambda what: announce("prepare", what))
     provide_s = time.perf_counter() - started
     if cell.cpus != "all":
         os.sched_setaffinity(0, cell.cpus)

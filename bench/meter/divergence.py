@@ -56,7 +56,7 @@ def evaluate(session: Session, reference: Path) -> Divergence | None:
         about = json.loads(stored.metadata()["about"])
         names = set(stored.keys())
         bias = stored.get_tensor("bias") if "bias" in names else None
-        head = Head(stored.get_tensor("head"), bias)
+        head = Head(stored.get_tensor("head"), bias, about["scale"], about["cap"])
         all_ids, hidden = stored.get_slice("ids"), stored.get_slice("hidden")
         windows = []
         for index, window in enumerate(about["windows"]):
@@ -75,8 +75,7 @@ def evaluate(session: Session, reference: Path) -> Divergence | None:
 def logits_of(head: Head, hidden: Floats) -> Iterator[Floats]:
     """A few positions at a time. Shapes: hidden (n, hidden); gives (positions, vocabulary)."""
     for start in range(0, len(hidden), _POSITIONS):
-        logits = hidden[start : start + _POSITIONS] @ head.weight.T
-        yield logits if head.bias is None else logits + head.bias
+        yield head.logits(hidden[start : start + _POSITIONS])
 
 
 def compare(ids: Ids, ours: Iterator[Floats], theirs: Iterator[Floats]) -> Compared:

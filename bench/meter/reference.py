@@ -41,19 +41,22 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
         floor: 16 bits, for the noise floor.
 
     Raises:
-        CellFailure: ``failed`` when the model's logits are more than a product with its head, or a
-            text is too short.
+        CellFailure: ``failed`` when the model's logits are more than its head makes, when it has no
+            tokenizer, or a text is too short.
     """
     engine, files, _ = begin(announce, place, cell)
     announce("load")
     session = engine.open(cell, files)
-    assert session.tokenizer is not None, "texts need a tokenizer"
+    if session.tokenizer is None:
+        raise CellFailure("failed", f"{cell.model.name} has no tokenizer, so it reads no texts")
     announce("quality", "the reference")
     ids, windows, begins_with_bos = _windows(cell.quality, session.tokenizer)
     head = session.head()
     if head is None:
         raise CellFailure(
-            "failed", f"{cell.model.name} makes its logits by more than a product with its head"
+            "failed",
+            f"{cell.model.name} makes its logits by more than a product with its head, a scale"
+            " and a cap",
         )
     hidden = [session.hidden(row[None]) for row in ids]
     answers, _ = try_answers(cell, session)  # its cells say why there are none
@@ -71,6 +74,8 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
     about = {
         "reference": cell.quant.name,
         "begins_with_bos": begins_with_bos,
+        "scale": head.scale,
+        "cap": head.cap,
         "windows": [
             {**window, "floor_kl_nats": kl} for window, kl in zip(windows, floors, strict=True)
         ],

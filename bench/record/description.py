@@ -60,6 +60,7 @@ class Description:
     kv_bytes_per_token_layer: int  # of one sequence, in a layer that keeps keys and values
     product_bytes: int  # that a quantized product takes beside each number of its result
     attention: tuple[str, ...]  # implementations that the architecture supports
+    obstacle: str | None = None  # why its matrices cannot be quantized so on this machine
 
     @property
     def weight_bytes(self) -> int:

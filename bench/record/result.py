@@ -83,7 +83,8 @@ class ModelShape:
     head_dim: int = field(metadata=NOT_NEGATIVE)
     hidden: int = field(metadata=COUNT)
     vocabulary: int = field(metadata=COUNT)
-    sliding_windows: tuple[int | None, ...]  # one entry a layer; None attends to all
+    # One entry a layer; None attends to all, 0 keeps no keys and values (a recurrent one)
+    sliding_windows: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,8 @@ def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> Non
         ),
         (
             {"attn": {"name": "x", "implementation": "magic"}},
-            "attn.implementation=magic: no such one; engine=transformers has eager, sdpa,"
+            "attn.implementation=magic: no such one; engine=transformers has auto, eager,"
+            " sdpa,"
             " flex_attention, flash_attention_2, flash_attention_3",
         ),
         (

@@ -4,7 +4,7 @@ import yaml
 
 from bench.config.cell import Cell
 from bench.engine.scripted import ScriptedSession
-from bench.meter.answers import answer_cell, answer_prompts
+from bench.meter.answers import answer_cell, answer_prompts, try_answers
 from bench.paths import PROMPT_SETS
 from bench.record.result import Answers, Outcome
 from tests import fakes
@@ -54,8 +54,9 @@ def test_an_ending_at_once_is_an_empty_answer() -> None:
 def test_without_prompts_or_a_tokenizer_there_are_no_answers() -> None:
     without_prompts, without_tokenizer = Fish(asked(prompts=None)), Fish(asked())
     without_tokenizer.tokenizer = None
-    assert answer_prompts(asked(prompts=None), without_prompts) == ()
-    assert answer_prompts(asked(), without_tokenizer) == ()
+    assert try_answers(asked(prompts=None), without_prompts) == ((), None)
+    without = "there is no tokenizer beside the weights"
+    assert try_answers(asked(), without_tokenizer) == ((), without)
 
 
 def test_a_quality_job_is_all_that_a_cell_is_asked() -> None:

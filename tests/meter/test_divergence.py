@@ -110,6 +110,8 @@ def kept(tmp_path: Path) -> Path:
     """A reference that gives the first token 1/2 and the others 1/4, in two windows of 5 tokens."""
     about: dict[str, Any] = {
         "reference": "fp32",
+        "scale": 1.0,
+        "cap": None,
         "begins_with_bos": False,
         "windows": [{"text": "alice", "bytes": 9, "floor_kl_nats": 0.125}] * 2,
         "answers": [dataclasses.asdict(fakes.sample(1, 2))],

@@ -129,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         windows, here = ours(cell, place)
-        published = sources.original(cell.model.name, cell.model.package)
+        published = sources.original(cell.model)
         version, packed = theirs(python, published, None, windows)
         _, unpacked = theirs(python, place / "f32.gguf", published, windows)
     print(f"this tool, fp32: perplexity {perplexity(here):.4f}")

@@ -8,6 +8,7 @@ in a measured process. ``native`` wraps the C functions, ``session`` runs reques
 what ran, ``files`` makes the f16 file.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.config.cell import Cell
@@ -34,17 +35,18 @@ class LlamaCpp:
     def unknown_names(self, cell: Cell) -> list[str]:
         # sdpa stands for llama.cpp's own fused attention: there is no other to choose.
         asked = (
-            ("quant.scheme", cell.quant.scheme, "none"),
-            ("attn.implementation", cell.attn.implementation, "sdpa"),
-            ("attn.backend", cell.attn.backend, None),
-            ("decode.strategy", cell.decode.strategy, "loop"),
+            ("quant.scheme", cell.quant.scheme, ("none",)),
+            ("attn.implementation", cell.attn.implementation, ("sdpa", "auto")),
+            ("attn.backend", cell.attn.backend, (None,)),
+            ("decode.strategy", cell.decode.strategy, ("loop",)),
         )
         return [
             *(f"engine.options.{name}: llama_cpp has no options" for name in cell.engine.options),
             *(
-                f"{path}={name}: no such one; engine={cell.engine.name} has only {only or 'null'}"
+                f"{path}={name}: no such one; engine={cell.engine.name} has only"
+                f" {only[0] or 'null'}"
                 for path, name, only in asked
-                if name != only
+                if name not in only
             ),
         ]
 
@@ -68,7 +70,7 @@ class LlamaCpp:
     def lines(self, cell: Cell) -> str:
         return ""  # the file that it loads is made in its own interpreter
 
-    def provide(self, cell: Cell) -> Files:
+    def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
         from bench.engine.llama_cpp.files import provide
 
         return provide(cell.model)

@@ -141,7 +141,7 @@ def _model_mismatches(
         ("hidden_size", shape.hidden),
         ("vocab_size", shape.vocabulary),
     ):
-        asked = cell.model.architecture.get(name, count)
+        asked = (cell.model.architecture or {}).get(name, count)
         if asked != count:
             yield f"{name} is {count}, model={cell.model.name} has {asked}"
 

@@ -33,20 +33,20 @@ def provide(model: Model) -> Files:
     Raises:
         CellFailure: ``failed``, with a sentence that says what to do.
     """
-    if model.package is None or model.path is not None:
+    if sources.is_hub(model) or (model.path is not None and not sources.is_gguf(model)):
         raise CellFailure(
             "failed",
-            f"model={model.name}: engine=llama_cpp reads the GGUF of a Python package; give"
-            " model.package without model.path, or take engine=transformers",
+            f"model={model.name}: engine=llama_cpp reads a GGUF, the user's or that of a Python"
+            " package; give model=FILE.gguf, or take engine=transformers",
         )
     shared = sources.cached(model)
     if shared is None:
         raise CellFailure(
             "failed",
             f"model={model.name}: its tokenizer has not been converted yet, which engine=llama_cpp"
-            f" cannot do; run `python -m bench fetch {model.name}` once",
+            f" cannot do; run `python -m bench fetch {model.path or model.name}` once",
         )
-    original = sources.original(model.name, model.package)
+    original = sources.original(model)
 
     def write(folder: Path) -> None:
         folder.mkdir()

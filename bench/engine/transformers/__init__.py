@@ -17,7 +17,14 @@ from bench.engine.transformers.schemes import SCHEMES, parameters_of, unknown_na
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
-IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+IMPLEMENTATIONS = (
+    "auto",  # what the architecture has (``driver.plan``)
+    "eager",
+    "sdpa",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+)
 BACKENDS = ("math", "flash", "efficient", "cudnn")  # of sdpa
 STRATEGIES = {  # name: the function that runs the token loop
     "loop": "bench.engine.transformers.strategies:loop",
@@ -100,14 +107,15 @@ class Transformers:
     def describe(self, cell: Cell) -> Description | None:
         from bench.engine.transformers.describe import describe
 
-        return describe(cell, sources.cached(cell.model))
+        return describe(cell, sources.configuration(cell.model))
 
     def lines(self, cell: Cell) -> str:
         return loading_lines(cell, sources.place(cell.model))
 
-    def provide(self, cell: Cell) -> Files:
-        folder = sources.fetch(cell.model)
-        return Files(folder, sources.revision(cell.model, folder))
+    def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
+        folder = sources.fetch(cell.model, show)
+        made_of = sources.configuration(cell.model) if folder is None else None
+        return Files(folder, sources.revision(cell.model, folder), made_of)
 
     def prepare(self, cell: Cell) -> None:
         from bench.engine.transformers.probes import set_flags
@@ -130,7 +138,7 @@ class Transformers:
     def open(self, cell: Cell, files: Files) -> Session:
         from bench.engine.transformers.session import open_session
 
-        return open_session(cell, files.folder)
+        return open_session(cell, files)
 
 
 def strategy(name: str) -> Callable[..., Any]:

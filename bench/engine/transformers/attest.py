@@ -7,8 +7,10 @@ single row with one decode step runs under torch's profiler to see which operato
 mismatch is ``not_engaged``: never a number under a wrong name.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from bench.config.cell import Cell
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Untimed
 from bench.engine.transformers.attention import attention_mismatches, attention_operators
+from bench.engine.transformers.describe import cache_windows
 from bench.engine.transformers.probes import Request, decode_syncs, flags_in_force
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
 from bench.errors import CellFailure
@@ -49,7 +52,8 @@ def attest(
     gathered.pop(head.weight.data_ptr(), None)  # tied: the head reads all of it
     others = [matrix.weight for matrix in _matrices(model) if matrix is not head]
     is_quantized = bool(_quantized(model))
-    shape = _shape(model)
+    cache = _filled_cache(cell, model, ids[:1])
+    shape = _shape(model, cache)
     attention = attention_operators(operators)
     in_force = model.config._attn_implementation
     return Attestation(
@@ -59,13 +63,14 @@ def attest(
         head_bytes=head.weight.nbytes,
         logical_weights=sum(_logical_count(p) for p in model.parameters()),
         matmul_weights=sum(map(_logical_count, others)),
-        kv_bytes_per_token=_kv_bytes_per_token(cell, model, ids[:1]),
+        kv_bytes_per_token=_kv_bytes_per_token(cache),
         executed_dtype=_executed_dtype(cell, is_quantized, by_dtype),
         is_quantized=is_quantized,
         mismatches=(
             *_shape_mismatches(cell, shape),
             *_layer_mismatches(cell, model),
             *attention_mismatches(cell.attn, in_force, attention),
+            *_cache_mismatches(cache),
             *_thread_mismatches(cell),
         ),
         outlier_share=outlier_share,
@@ -129,21 +134,18 @@ def _executed_dtype(cell: Cell, is_quantized: bool, by_dtype: Counter[str]) -> s
     return _SHORT_DTYPES[max(floating, key=lambda name: floating[name])]
 
 
-def _shape(model: PreTrainedModel) -> ModelShape:
+def _shape(model: PreTrainedModel, cache: DynamicCache) -> ModelShape:
     config = model.config.get_text_config(decoder=True)
-    window = getattr(config, "sliding_window", None)
-    usual = ["sliding_attention" if window else "full_attention"]
-    kinds = getattr(config, "layer_types", None) or usual
-    windows = [window if kind == "sliding_attention" else None for kind in kinds]
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    kept = _kept(cache)
+    heads = (getattr(config, "num_attention_heads", None) or 0) if kept else 0
     return ModelShape(
-        layers=layers,
+        layers=config.num_hidden_layers,
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=kept[0].keys.shape[1] if kept else 0,
+        head_dim=kept[0].keys.shape[-1] if kept else 0,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
-        sliding_windows=tuple(windows if len(windows) == layers else windows * layers),
+        sliding_windows=cache_windows(cache, config.num_hidden_layers),
     )
 
 
@@ -177,8 +179,8 @@ def _observe(
     return names, kernels, columns[0] / columns[1] if watched else None
 
 
-def _kv_bytes_per_token(cell: Cell, model: PreTrainedModel, ids: Ids) -> int:
-    """Of one sequence, all layers, read off a cache after a prefill and one decode step."""
+def _filled_cache(cell: Cell, model: PreTrainedModel, ids: Ids) -> DynamicCache:
+    """The cache of one sequence after a prefill and one decode step."""
     cache = DynamicCache(config=model.config)
     tokens = torch.from_numpy(ids).to(model.device)
     with torch.inference_mode():
@@ -187,14 +189,26 @@ def _kv_bytes_per_token(cell: Cell, model: PreTrainedModel, ids: Ids) -> int:
             tokens = logits[:, -1].argmax(-1, keepdim=True)
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
-    stored: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    kept: float = sum(layer.keys.shape[-2] for layer in cache.layers) / len(cache.layers)
-    return round(stored / kept)
+    return cache
+
+
+def _kept(cache: DynamicCache) -> list[Any]:
+    """The layers that keep keys and values."""
+    return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+
+
+def _kv_bytes_per_token(cache: DynamicCache) -> int:
+    """Of all layers together."""
+    layers = [layer.keys.nbytes + layer.values.nbytes for layer in _kept(cache)]
+    tokens = [layer.keys.shape[-2] for layer in _kept(cache)]
+    return round(sum(layers) / fmean(tokens)) if layers else 0
 
 
 def _shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:
     """A folder given by ``model.path`` may hold another model than the one it is called."""
-    architecture = cell.model.architecture
+    if cell.model.config is not None:
+        return
+    architecture = cell.model.architecture or {}
     for names, count in (
         (("num_hidden_layers", "n_layer"), shape.layers),
         (("hidden_size", "n_embd"), shape.hidden),
@@ -202,18 +216,33 @@ def _shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:
     ):
         for name in names:
             if name in architecture and architecture[name] != count:
-                yield f"{name} is {count}, model={cell.model.name} has {architecture[name]}"
+                yield (
+                    f"{name} is {count}, model={cell.model.name} has {architecture[name]}; give a"
+                    " folder of another model as model=FOLDER"
+                )
 
 
 def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
     quant, head = cell.quant, model.get_output_embeddings()
     scheme = SCHEMES[quant.scheme]
-    # A scheme replaces GPT-2's Conv1D too; without one it is as good as a Linear.
-    allowed = {scheme.layer_class, *(["Conv1D"] if quant.scheme == "none" else [])}
-    others = [m for m in _matrices(model) if m is not head and type(m).__name__ not in allowed]
+    others = [
+        m
+        for m in _matrices(model)
+        # Without a scheme GPT-2's Conv1D and Falcon's own class are as good as a Linear
+        if m is not head
+        and type(m).__name__ != scheme.layer_class
+        and (quant.scheme != "none" or _scheme_of(m) is not None)
+    ]
     if others:
         yield f"{len(others)} layers are {type(others[0]).__name__}, want {scheme.layer_class}"
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    fp32 = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    dtypes = {
+        parameter.dtype
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point()
+        # What transformers itself wants to be precise
+        and not any(re.search(rf"(^|\.){part}(\.|$)", name) for part in fp32)
+    }
     if dtypes != {torch_dtype(quant.dtype)}:
         names = ", ".join(sorted(map(str, dtypes)))
         yield f"unquantized weights are {names}, want {quant.dtype}"
@@ -231,6 +260,13 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
         yield f"weights are on {', '.join(sorted(places))}, want {cell.device}"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         yield "accelerate put hooks into the forward pass"
+
+
+def _cache_mismatches(cache: DynamicCache) -> Iterator[str]:
+    """A model that keeps nothing of the prompt computes each decode step without it."""
+    kept = [value for layer in cache.layers for value in vars(layer).values()]
+    if not any(isinstance(value, torch.Tensor) and value.numel() for value in kept):
+        yield "the model keeps no cache, so its decode steps do not see the prompt"
 
 
 def _thread_mismatches(cell: Cell) -> Iterator[str]:

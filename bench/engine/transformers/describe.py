@@ -41,11 +41,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, Conv1D, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from bench.config.cell import Cell
+from bench.engine.transformers.load import configuration
 from bench.engine.transformers.schemes import DTYPE_BYTES, SCHEMES, parameters_of, torch_dtype
 from bench.errors import CellFailure, ConfigError
 from bench.record.description import Description, Matrix, MatrixKind
@@ -55,8 +56,8 @@ _GATHERED = 4  # copies of the residual stream around experts
 _LONGEST_REASON = 200  # characters: transformers lists all architectures that it knows
 
 
-def describe(cell: Cell, folder: Path | None = None) -> Description:
-    """The model of a resolved cell under its quantization. ``folder``: where its configuration is
+def describe(cell: Cell, source: Path | None = None) -> Description:
+    """The model of a resolved cell under its quantization. ``source``: where its configuration is
     read; None: it is what the cell's architecture says.
 
     Raises:
@@ -65,7 +66,7 @@ def describe(cell: Cell, folder: Path | None = None) -> Description:
         CellFailure: ``failed`` for a folder whose model it cannot lay out.
     """
     parameters_of(cell.quant)
-    model = _laid_out(cell, folder)
+    model = _laid_out(cell, source)
     config = model.config.get_text_config(decoder=True)
     matrices, plain_bytes = _stored(model, cell)
     intermediate, mlp_copies = _widest_mlp(matrices, config)
@@ -88,25 +89,20 @@ def describe(cell: Cell, folder: Path | None = None) -> Description:
         intermediate=intermediate,
         mlp_copies=mlp_copies,
         vocabulary=config.vocab_size,
-        windows=_windows(cache, config.num_hidden_layers),
+        windows=cache_windows(cache, config.num_hidden_layers),
         context_tokens=getattr(config, "max_position_embeddings", None),
         is_tied=_is_tied(model),
         dtype_bytes=dtype_bytes,
         kv_bytes_per_token_layer=sum(kv_bytes) // len(kv_bytes) if kv_bytes else 0,
         product_bytes=SCHEMES[cell.quant.scheme].product_bytes,
         attention=_attention(model),
+        obstacle=_obstacle(matrices, cell),
     )
 
 
-def _laid_out(cell: Cell, folder: Path | None) -> PreTrainedModel:
-    architecture = dict(cell.model.architecture)
+def _laid_out(cell: Cell, source: Path | None) -> PreTrainedModel:
     try:
-        if folder is None:
-            config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
-        else:
-            config = AutoConfig.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
+        config = configuration(cell.model, source)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
                 config,
@@ -125,13 +121,14 @@ def _laid_out(cell: Cell, folder: Path | None) -> PreTrainedModel:
     ) as error:
         # What transformers raises over a configuration depends on the architecture
         reason = textwrap.shorten(str(error) or type(error).__name__, _LONGEST_REASON)
-        if folder is not None:
+        architecture = cell.model.architecture
+        if source is not None or architecture is None:
             raise CellFailure(
-                "failed", f"{cell.model.name}: cannot lay out the model in {folder}: {reason}"
+                "failed", f"{cell.model.name}: cannot lay out the model in {source}: {reason}"
             ) from error
         raise ConfigError(
             [
-                f"model.architecture.model_type={cell.model.architecture['model_type']}:"
+                f"model.architecture.model_type={architecture['model_type']}:"
                 f" transformers cannot lay out model={cell.model.name}: {reason}"
             ]
         ) from error
@@ -167,6 +164,19 @@ def _stored(model: PreTrainedModel, cell: Cell) -> tuple[tuple[Matrix, ...], int
         )
         counts[matrix] += count
     return tuple(replace(matrix, count=count) for matrix, count in counts.items()), plain_bytes
+
+
+def _obstacle(matrices: Sequence[Matrix], cell: Cell) -> str | None:
+    """Why the scheme cannot hold one of them."""
+    scheme = SCHEMES[cell.quant.scheme]
+    for matrix in matrices:
+        if matrix.stored_bytes != SCHEMES["none"].matrix_bytes(
+            matrix.outputs, matrix.inputs, cell.quant, cell.device
+        ):
+            reason = scheme.obstacle(matrix.outputs, matrix.inputs, cell.quant, cell.device)
+            if reason is not None:
+                return f"{matrix.name}: {reason}"
+    return None
 
 
 def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
@@ -205,6 +215,8 @@ def _is_tied(model: PreTrainedModel) -> bool:
 def _filled_cache(model: PreTrainedModel) -> DynamicCache:
     """The cache of one row after a prompt of two tokens, on the meta device."""
     cache = DynamicCache(config=model.config)
+    # GPT-2 looks at ids, which are none here
+    model.base_model.warn_if_padding_and_no_attention_mask = lambda *_: None
     ids = torch.zeros((1, 2), dtype=torch.long, device="meta")
     # A model may look at values, which are none here: the layers before have filled theirs
     with torch.inference_mode(), contextlib.suppress(RuntimeError, TypeError, ValueError):
@@ -212,7 +224,8 @@ def _filled_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def _windows(cache: DynamicCache, layers: int) -> tuple[int | None, ...]:
+def cache_windows(cache: DynamicCache, layers: int) -> tuple[int | None, ...]:
+    """Of each layer how many tokens its cache keeps, as in ``Description``."""
     kept = [
         getattr(layer, "sliding_window", None) if hasattr(layer, "keys") else 0
         for layer in cache.layers

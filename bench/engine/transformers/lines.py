@@ -1,6 +1,6 @@
 """What one types to load a cell's model with transformers alone: what ``load`` does, as text."""
 
-from bench.config.cell import Cell
+from bench.config.cell import Cell, Model
 from bench.engine.transformers.schemes import SCHEMES, TORCH_NAMES
 
 
@@ -21,16 +21,11 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
         if configuration is not None:
             return ""
         names.insert(0, "AutoConfig")
-        architecture = dict(cell.model.architecture)
-        given = [repr(architecture.pop("model_type"))]
-        given += [f"{name}={value!r}" for name, value in architecture.items()]
-        before = [f"config = AutoConfig.for_model({', '.join(given)})"]
+        before = [f"config = AutoConfig.{_configuration(cell.model)}"]
         call, settings = "from_config", ["config", *settings]
     else:
-        source = folder or cell.model.repo
-        is_pinned = folder is None and cell.model.revision is not None
-        revision = [f"revision={cell.model.revision!r}"] if is_pinned else []
-        call, settings = "from_pretrained", [repr(source), *revision, *settings]
+        source = [repr(folder)] if folder is not None else _on_hub(cell.model)
+        call, settings = "from_pretrained", [*source, *settings]
         settings.append(f"device_map={cell.device!r}")
         if configuration is not None:
             names.append(configuration.name)
@@ -48,3 +43,20 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
             ").eval()",
         ]
     )
+
+
+def _configuration(model: Model) -> str:
+    """The call of AutoConfig that gives the configuration of random weights."""
+    if model.config is None and model.architecture is not None:
+        architecture = dict(model.architecture)
+        given = [repr(architecture.pop("model_type"))]
+        given += [f"{name}={value!r}" for name, value in architecture.items()]
+        return f"for_model({', '.join(given)})"
+    source = model.config or model.path
+    given = [repr(source)] if source is not None else _on_hub(model)
+    return f"from_pretrained({', '.join(given)})"
+
+
+def _on_hub(model: Model) -> list[str]:
+    revision = [] if model.revision is None else [f"revision={model.revision!r}"]
+    return [repr(model.repo), *revision]

@@ -20,16 +20,18 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
-from bench.config.cell import Cell
+from bench.config.cell import Cell, Model
+from bench.engine.protocol import Files
 from bench.engine.transformers.schemes import SCHEMES, torch_dtype
 from bench.errors import CellFailure
 
 
-def load(cell: Cell, folder: Path | None) -> PreTrainedModel:
-    """The cell's model in evaluation mode on the cell's device; ``folder`` None for random weights.
+def load(cell: Cell, files: Files) -> PreTrainedModel:
+    """The cell's model in evaluation mode on the cell's device.
 
     ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch
     2.13 does not fold the batch into one product on a CPU, and prefill of 32 x 32 tokens in fp16
@@ -39,11 +41,11 @@ def load(cell: Cell, folder: Path | None) -> PreTrainedModel:
     Raises:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
     """
-    if folder is None:
-        model = _random(cell)
+    if files.folder is None:
+        model = _random(cell, files.configuration)
     else:
-        with reading(cell, folder):
-            model = _pretrained(cell, folder)
+        with reading(cell, files.folder):
+            model = _pretrained(cell, files.folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
     return model
 
@@ -91,9 +93,21 @@ def reading(cell: Cell, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _random(cell: Cell) -> PreTrainedModel:
-    architecture = dict(cell.model.architecture)
-    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+def configuration(model: Model, source: Path | None) -> PreTrainedConfig:
+    """What transformers builds: read from a folder or file like ``config.json``; None: the model's
+    YAML says it."""
+    if source is None:
+        assert model.architecture is not None, "what has no source has an architecture"
+        architecture = dict(model.architecture)
+        return AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        source, trust_remote_code=False, local_files_only=True
+    )
+    return config
+
+
+def _random(cell: Cell, source: Path | None) -> PreTrainedModel:
+    config = configuration(cell.model, source)
     dtype = torch_dtype(cell.quant.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

@@ -1,17 +1,22 @@
 """A loaded transformers model behind the ``Session`` protocol: numpy ids in, numpy ids out."""
 
 import contextlib
+import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from bench.config.cell import Cell, Quality
 from bench.engine.prompts import FileTokenizer, Ids, load_tokenizer
-from bench.engine.protocol import Clock, Floats, Head, HostClock
+from bench.engine.protocol import Clock, Files, Floats, Head, HostClock
 from bench.engine.transformers import strategy
 from bench.engine.transformers.attention import pinned
 from bench.engine.transformers.attest import attest
@@ -22,11 +27,17 @@ from bench.record.result import Attestation
 
 _POSITIONS = 16  # of which logits exist at once
 _SAME = 1e-2  # of logits: two ways through one head differ by less, a missing scale or cap by more
+_SCALES = "logit|lm_head|output_multiplier"  # in names of a configuration's numbers
+_BELOW_1 = 1 - 1e-6
 
 
-def open_session(cell: Cell, folder: Path | None) -> "TransformersSession":
-    """The cell's model in memory; ``folder`` None for random weights."""
-    session = TransformersSession(cell, load(cell, folder), folder)
+class _HeadReached(Exception):
+    """Ends a forward pass before logits are made of all positions."""
+
+
+def open_session(cell: Cell, files: Files) -> "TransformersSession":
+    """The cell's model in memory."""
+    session = TransformersSession(cell, load(cell, files), files.folder)
     if cell.device == "cuda":
         torch.cuda.synchronize()
     release_heap()
@@ -88,36 +99,61 @@ class TransformersSession:
         return _to_numpy(self._hidden(ids))
 
     def _hidden(self, ids: Ids) -> torch.Tensor:
-        on_device = torch.from_numpy(ids).to(self.model.device)
-        with torch.inference_mode(), pinned(self.cell.attn):
-            hidden: torch.Tensor = self.model.base_model(
-                on_device, use_cache=False
-            ).last_hidden_state
-        return hidden
+        """What the head is given, at every position; the forward pass ends there."""
+        given: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            given.append(arguments[0])
+            raise _HeadReached
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        with (
+            contextlib.suppress(_HeadReached),
+            torch.inference_mode(),
+            pinned(self.cell.attn),
+        ):
+            self.model(torch.from_numpy(ids).to(self.model.device), use_cache=False)
+        hook.remove()
+        return given[0]
 
     def head(self) -> Head | None:
-        """None where the model scales or caps what its head makes."""
-        probe = torch.arange(1, 9, device=self.model.device)[None] % self.vocabulary
-        module = self.model.get_output_embeddings()
-        with torch.inference_mode(), pinned(self.cell.attn):
-            hidden = self.model.base_model(probe, use_cache=False).last_hidden_state
-            made = module(hidden[:, -1:]).float()
-            real = self.model(probe, use_cache=False, logits_to_keep=1).logits.float()
-        if not torch.allclose(made, real, rtol=_SAME, atol=_SAME):
+        if self._finish is None:
             return None
-        return Head(
-            _to_numpy(module.weight), None if module.bias is None else _to_numpy(module.bias)
-        )
+        module = self.model.get_output_embeddings()
+        bias = None if module.bias is None else _to_numpy(module.bias)
+        return replace(self._finish, weight=_to_numpy(module.weight), bias=bias)
+
+    @functools.cached_property
+    def _finish(self) -> Head | None:
+        """What happens to the product with the head, without its weights: seen by comparing it with
+        the model's own logits. A scale is the configuration's own number where it is near."""
+        config = self.model.config.get_text_config(decoder=True)
+        probe = np.arange(1, 9)[None] % self.vocabulary
+        with torch.inference_mode(), pinned(self.cell.attn):
+            product = self.model.get_output_embeddings()(self._hidden(probe)[:, -1:])
+            logits = self.model(
+                torch.from_numpy(probe).to(self.model.device), use_cache=False, logits_to_keep=1
+            ).logits
+        made, real = _to_numpy(product), _to_numpy(logits)
+        cap = getattr(config, "final_logit_softcapping", None)
+        scaled = real if cap is None else cap * np.arctanh(np.clip(real / cap, -_BELOW_1, _BELOW_1))
+        scale = float((scaled * made).sum() / (made * made).sum())
+        known = [value for name, value in config.to_dict().items() if re.search(_SCALES, name)]
+        numbers = [float(value) for value in known if isinstance(value, int | float) and value]
+        near = [n for n in (1.0, *numbers, *(1 / n for n in numbers)) if abs(scale / n - 1) < _SAME]
+        finish = Head(made[0, :1], None, near[0] if near else scale, cap)
+        return finish if np.allclose(finish.finished(made), real, rtol=_SAME, atol=_SAME) else None
 
     def logits(self, ids: Ids) -> list[Iterator[Floats]] | None:
-        return [self._pieces(row) for row in self._hidden(ids)]
+        finish = self._finish
+        return None if finish is None else [self._pieces(row, finish) for row in self._hidden(ids)]
 
-    def _pieces(self, hidden: torch.Tensor) -> Iterator[Floats]:
+    def _pieces(self, hidden: torch.Tensor, finish: Head) -> Iterator[Floats]:
         head = self.model.get_output_embeddings()
         for start in range(0, len(hidden), _POSITIONS):
             with torch.inference_mode():
                 piece = head(hidden[start : start + _POSITIONS])
-            yield _to_numpy(piece)
+            yield finish.finished(_to_numpy(piece))
         release_heap()  # int8's products leave 10 MB of holes in the heap with each window
 
     def alternative(self) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # bitsandbytes 0.50.2, functional.py: weights that share a 4-bit scale, scales that share a nested
 # one, table entries.
+_PACKED_OUTPUTS = 32
 _BLOCK_WEIGHTS, _NESTED_BLOCK_SCALES, _CODE_ENTRIES, _NESTED_CODE_ENTRIES = 64, 256, 16, 256
 
 
@@ -109,6 +110,23 @@ def _four_bit_workspace_bytes(outputs: int, inputs: int, quant: Quant, device: s
     return outputs * inputs * (8 if device == "cpu" else DTYPE_BYTES[_compute_dtype(quant)])
 
 
+def _four_bit_obstacle(outputs: int, inputs: int, quant: Quant, device: str) -> str | None:
+    # 0.50.2, functional._convert_weight_packed_for_cpu asserts it
+    is_packed = outputs % _PACKED_OUTPUTS == 0 and inputs % 2 == 0
+    if device != "cpu" or is_packed or not _repacks():
+        return None
+    return (
+        f"bitsandbytes packs 4-bit weights for this processor in blocks of {_PACKED_OUTPUTS}"
+        f" outputs with an even number of inputs; want that instead of {outputs} x {inputs}"
+    )
+
+
+def _repacks() -> bool:
+    from bitsandbytes.functional import has_avx512bf16
+
+    return bool(has_avx512bf16())
+
+
 def _int8_state(layer: Any) -> "list[torch.Tensor]":
     kept = [layer.state.CB, layer.state.SCB, layer.weight.CB, layer.weight.SCB]
     return [tensor for tensor in kept if tensor is not None]
@@ -165,6 +183,7 @@ FOUR_BIT = Scheme(
     executed_dtype=_compute_dtype,
     matrix_bytes=_four_bit_bytes,
     workspace_bytes=_four_bit_workspace_bytes,
+    obstacle=_four_bit_obstacle,
     state=_four_bit_state,
     settings=_four_bit_settings,
     wanted=_four_bit_wanted,

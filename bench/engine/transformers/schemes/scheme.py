@@ -64,6 +64,8 @@ class Scheme:
     matrix_bytes: Callable[[int, int, Quant, str], int] = _unquantized_bytes
     # While a product is made
     workspace_bytes: Callable[[int, int, Quant, str], int] = lambda *_: 0
+    # Why a matrix cannot be held on this machine; None: it can
+    obstacle: Callable[[int, int, Quant, str], str | None] = lambda *_: None
     # That a layer keeps beside its weights
     state: Callable[[Any], "list[torch.Tensor]"] = lambda layer: []
     settings: Callable[[Any], dict[str, Any]] = lambda layer: {}
