@@ -12,6 +12,8 @@ import contextlib
 import errno
 import functools
 import json
+import os
+import re
 import shutil
 import threading
 import time
@@ -24,8 +26,9 @@ import tqdm
 from bench.config.cell import Model
 from bench.errors import CellFailure
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
+
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_COMMIT_DIGITS = 40
 _BETWEEN_SHOWN_S = 1.0
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"  # transformers' names
 
@@ -42,16 +45,14 @@ def commit_of(repo: str, revision: str | None) -> str | None:
 
     None where neither knows: ``fetch`` then says why.
     """
-    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+    from huggingface_hub import errors, hf_hub_download
 
-    wanted = revision or "main"
-    if len(wanted) == _COMMIT_DIGITS and set(wanted) <= set("0123456789abcdef"):
-        return wanted
-    try:
-        return str(HfApi().model_info(repo, revision=wanted).sha)
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:  # which also keeps what the revision names, for times without network
+        return Path(hf_hub_download(repo, "config.json", revision=revision)).parent.name
     except (errors.HFValidationError, *_unreachable()):
-        kept = try_to_load_from_cache(repo, "config.json", revision=wanted)
-        return Path(kept).parent.name if isinstance(kept, str) else None
+        return None
 
 
 def configuration(model: Model) -> Path:

@@ -112,7 +112,10 @@ def test_what_it_can_run_is_not_skipped() -> None:
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        (lambda model: dataclasses.replace(model, package=None, repo="a/b"), "give model.package"),
+        (
+            lambda model: dataclasses.replace(model, package=None, repo="a/b"),
+            "give model=FILE.gguf",
+        ),
         (lambda model: dataclasses.replace(model, name="new"), "python -m bench fetch new` once"),
     ],
 )

@@ -128,7 +128,9 @@ def test_a_local_folder_is_loaded(saved: Path) -> None:
 def test_a_folder_of_another_model_is_not_engaged(saved: Path) -> None:
     session = opened(in_folder(saved, num_hidden_layers=3))
     found = session.attest(np.array([[1, 2, 3]]), 4)
-    assert found.mismatches == ("num_hidden_layers is 2, model=tiny has 3",)
+    (mismatch,) = found.mismatches
+    advice = "give a folder of another model as model=FOLDER"
+    assert mismatch == f"num_hidden_layers is 2, model=tiny has 3; {advice}"
 
 
 def test_missing_tensors_are_not_replaced_by_random_ones(saved: Path) -> None:
@@ -140,9 +142,15 @@ def test_missing_tensors_are_not_replaced_by_random_ones(saved: Path) -> None:
         opened(cell)
 
 
-def test_a_missing_tokenizer_is_failed_with_a_sentence(saved: Path) -> None:
-    (saved / "tokenizer.json").unlink()
-    (saved / "tokenizer_config.json").unlink()
+def test_a_broken_tokenizer_is_failed_with_a_sentence(saved: Path) -> None:
+    (saved / "tokenizer.json").write_text("{")
     cell = in_folder(saved)
     with pytest.raises(CellFailure, match=r"cannot load .*; download the folder again"):
         opened(cell)
+
+
+def test_without_a_tokenizer_prompts_are_made_up(saved: Path) -> None:
+    (saved / "tokenizer.json").unlink()
+    (saved / "tokenizer_config.json").unlink()
+    session = opened(in_folder(saved))
+    assert session.tokenizer is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -95,18 +96,26 @@ def test_another_dtype_diverges_and_the_numbers_are_torchs_own(
             assert window.kl_nats > 0
 
 
-def test_a_model_that_scales_its_logits_shows_no_head(saved: Path) -> None:
-    scaled = session(saved)
-    assert scaled.head() is not None
-    forward = scaled.model.forward
+def test_what_happens_to_logits_after_the_head_is_seen(saved: Path) -> None:
+    for change, wanted in (
+        (lambda logits: logits, 1.0),
+        (lambda logits: logits / 2, 0.5),
+        (lambda logits: logits**3, None),
+    ):
+        scaled = session(saved)
+        forward = scaled.model.forward
 
-    def halved(*arguments: Any, **options: Any) -> Any:
-        out = forward(*arguments, **options)
-        out.logits = out.logits / 2
-        return out
+        def changed(
+            *arguments: Any, change: Any = change, forward: Any = forward, **given: Any
+        ) -> Any:
+            out = forward(*arguments, **given)
+            out.logits = change(out.logits)
+            return out
 
-    scaled.model.forward = halved
-    assert scaled.head() is None
+        scaled.model.forward = changed
+        head = scaled.head()
+        assert (None if head is None else head.scale) == (wanted and pytest.approx(wanted))
+        assert (scaled.logits(np.array([[1, 2, 3]])) is None) == (wanted is None)
 
 
 def test_a_chat_template_that_raises_takes_the_answers_and_no_divergence_along(

@@ -27,7 +27,7 @@ def smallest(cell: Cell, host: Host) -> Cell:
         quality=NOTHING,
         batch=1,
     )
-    return plan.resolve(small, host)
+    return plan.with_attention(plan.resolve(small, host), None)
 
 
 def test_every_distinct_cell_runs_with_a_tiny_model_or_says_why_not() -> None:

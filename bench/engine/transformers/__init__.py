@@ -138,7 +138,7 @@ class Transformers:
     def open(self, cell: Cell, files: Files) -> Session:
         from bench.engine.transformers.session import open_session
 
-        return open_session(cell, files)
+        return open_session(cell, files.folder, files.configuration)
 
 
 def strategy(name: str) -> Callable[..., Any]:

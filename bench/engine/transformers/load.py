@@ -25,12 +25,11 @@ from transformers import (
 )
 
 from bench.config.cell import Cell, Model
-from bench.engine.protocol import Files
 from bench.engine.transformers.schemes import SCHEMES, torch_dtype
 from bench.errors import CellFailure
 
 
-def load(cell: Cell, files: Files) -> PreTrainedModel:
+def load(cell: Cell, folder: Path | None, source: Path | None = None) -> PreTrainedModel:
     """The cell's model in evaluation mode on the cell's device.
 
     ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch
@@ -38,14 +37,17 @@ def load(cell: Cell, files: Files) -> PreTrainedModel:
     takes 3.8 s instead of 0.9 s (measured 2026-11-23, 2 threads of a Xeon with AVX512-FP16,
     smollm2-135m).
 
+    Args:
+        folder: with the weights; None: random ones.
+        source: what random ones are made of, as ``configuration`` reads it.
     Raises:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
     """
-    if files.folder is None:
-        model = _random(cell, files.configuration)
+    if folder is None:
+        model = _random(cell, source)
     else:
-        with reading(cell, files.folder):
-            model = _pretrained(cell, files.folder)
+        with reading(cell, folder):
+            model = _pretrained(cell, folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
     return model
 

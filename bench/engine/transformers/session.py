@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from bench.config.cell import Cell, Quality
 from bench.engine.prompts import FileTokenizer, Ids, load_tokenizer
-from bench.engine.protocol import Clock, Files, Floats, Head, HostClock
+from bench.engine.protocol import Clock, Floats, Head, HostClock
 from bench.engine.transformers import strategy
 from bench.engine.transformers.attention import pinned
 from bench.engine.transformers.attest import attest
@@ -35,9 +35,11 @@ class _HeadReached(Exception):
     """Ends a forward pass before logits are made of all positions."""
 
 
-def open_session(cell: Cell, files: Files) -> "TransformersSession":
-    """The cell's model in memory."""
-    session = TransformersSession(cell, load(cell, files), files.folder)
+def open_session(
+    cell: Cell, folder: Path | None, source: Path | None = None
+) -> "TransformersSession":
+    """The cell's model in memory; as ``load``."""
+    session = TransformersSession(cell, load(cell, folder, source), folder)
     if cell.device == "cuda":
         torch.cuda.synchronize()
     release_heap()
