@@ -9,7 +9,7 @@ mismatch is ``not_engaged``: never a number under a wrong name.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.engine.transformers.attention import attention_mismatches, attention_
 from bench.engine.transformers.describe import cache_windows
 from bench.engine.transformers.probes import Request, decode_syncs, flags_in_force
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
+from bench.engine.transformers.strategies import new_cache
 from bench.errors import CellFailure
 from bench.record.result import Attestation, ModelShape
 
@@ -181,15 +182,15 @@ def _observe(
 
 def _filled_cache(cell: Cell, model: PreTrainedModel, ids: Ids) -> DynamicCache:
     """The cache of one sequence after a prefill and one decode step."""
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     tokens = torch.from_numpy(ids).to(model.device)
     with torch.inference_mode():
         for _ in range(2):
-            logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = model(tokens, **cache, use_cache=True, logits_to_keep=1).logits
             tokens = logits[:, -1].argmax(-1, keepdim=True)
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
-    return cache
+    return next(iter(cache.values()))
 
 
 def _kept(cache: DynamicCache) -> list[Any]:
@@ -264,9 +265,17 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
 
 def _cache_mismatches(cache: DynamicCache) -> Iterator[str]:
     """A model that keeps nothing of the prompt computes each decode step without it."""
-    kept = [value for layer in cache.layers for value in vars(layer).values()]
-    if not any(isinstance(value, torch.Tensor) and value.numel() for value in kept):
+    if not any(_tensors(vars(layer)) for layer in cache.layers):
         yield "the model keeps no cache, so its decode steps do not see the prompt"
+
+
+def _tensors(value: Any) -> int:
+    """How many there are in it, however deep."""
+    if isinstance(value, Mapping):
+        return sum(map(_tensors, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_tensors, value))
+    return int(isinstance(value, torch.Tensor) and value.numel() > 0)
 
 
 def _thread_mismatches(cell: Cell) -> Iterator[str]:

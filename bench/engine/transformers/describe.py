@@ -48,6 +48,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from bench.config.cell import Cell
 from bench.engine.transformers.load import configuration
 from bench.engine.transformers.schemes import DTYPE_BYTES, SCHEMES, parameters_of, torch_dtype
+from bench.engine.transformers.strategies import new_cache
 from bench.errors import CellFailure, ConfigError
 from bench.record.description import Description, Matrix, MatrixKind
 
@@ -96,7 +97,7 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         kv_bytes_per_token_layer=sum(kv_bytes) // len(kv_bytes) if kv_bytes else 0,
         product_bytes=SCHEMES[cell.quant.scheme].product_bytes,
         attention=_attention(model),
-        obstacle=_obstacle(matrices, cell),
+        obstacle=_obstacle(matrices, model, cell),
     )
 
 
@@ -166,17 +167,18 @@ def _stored(model: PreTrainedModel, cell: Cell) -> tuple[tuple[Matrix, ...], int
     return tuple(replace(matrix, count=count) for matrix, count in counts.items()), plain_bytes
 
 
-def _obstacle(matrices: Sequence[Matrix], cell: Cell) -> str | None:
-    """Why the scheme cannot hold one of them."""
-    scheme = SCHEMES[cell.quant.scheme]
-    for matrix in matrices:
-        if matrix.stored_bytes != SCHEMES["none"].matrix_bytes(
-            matrix.outputs, matrix.inputs, cell.quant, cell.device
-        ):
-            reason = scheme.obstacle(matrix.outputs, matrix.inputs, cell.quant, cell.device)
-            if reason is not None:
-                return f"{matrix.name}: {reason}"
-    return None
+def _obstacle(matrices: Sequence[Matrix], model: PreTrainedModel, cell: Cell) -> str | None:
+    """Why the scheme can hold none of them, or not one of them."""
+    scheme, plain = SCHEMES[cell.quant.scheme], SCHEMES["none"]
+    if scheme is plain:
+        return None
+    sizes = [(m, (m.outputs, m.inputs, cell.quant, cell.device)) for m in matrices]
+    replaced = [(m, size) for m, size in sizes if m.stored_bytes != plain.matrix_bytes(*size)]
+    if not replaced:
+        linear = {type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear)}
+        return f"none of its layers is an ordinary Linear; they are {', '.join(sorted(linear))}"
+    reasons = ((m.name, scheme.obstacle(*size)) for m, size in replaced)
+    return next((f"{name}: {reason}" for name, reason in reasons if reason is not None), None)
 
 
 def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
@@ -214,14 +216,14 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 def _filled_cache(model: PreTrainedModel) -> DynamicCache:
     """The cache of one row after a prompt of two tokens, on the meta device."""
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     # GPT-2 looks at ids, which are none here
     model.base_model.warn_if_padding_and_no_attention_mask = lambda *_: None
     ids = torch.zeros((1, 2), dtype=torch.long, device="meta")
     # A model may look at values, which are none here: the layers before have filled theirs
     with torch.inference_mode(), contextlib.suppress(RuntimeError, TypeError, ValueError):
-        model.eval()(ids, past_key_values=cache, use_cache=True)
-    return cache
+        model.eval()(ids, **cache, use_cache=True)
+    return next(iter(cache.values()))
 
 
 def cache_windows(cache: DynamicCache, layers: int) -> tuple[int | None, ...]:

@@ -10,12 +10,27 @@ kernels. ``logits_to_keep=1``: the head runs on the last position only.
 receives each token on the host; that synchronises at each step, as its own check for the end does.
 """
 
+import functools
+import inspect
 from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from bench.engine.protocol import Clock
+
+
+def new_cache(model: PreTrainedModel) -> dict[str, DynamicCache]:
+    """An empty cache, by the name of the argument that the model's forward takes it under."""
+    return {_cache_argument(type(model)): DynamicCache(config=model.config)}
+
+
+@functools.cache
+def _cache_argument(kind: Any) -> str:
+    """State space models have a name of their own, and ignore the usual one without a word."""
+    known = inspect.signature(kind.forward).parameters
+    names = ("past_key_values", "cache_params")
+    return next((name for name in names if name in known), names[0])
 
 
 def loop(
@@ -28,16 +43,14 @@ def loop(
     """
     clock.start()
     ids = prompt_ids.to(model.device)
-    cache = DynamicCache(config=model.config)
-    logits = model(  # (batch, 1, vocabulary)
-        ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-    ).logits
+    cache = new_cache(model)
+    logits = model(ids, **cache, use_cache=True, logits_to_keep=1).logits  # (batch, 1, vocabulary)
     token = logits[:, -1].argmax(-1, keepdim=True)  # (batch, 1)
     token.tolist()  # the only synchronisation before the last token
     clock.token()
     tokens = [token]
     for _ in range(new_tokens - 1):
-        logits = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(token, **cache, use_cache=True, logits_to_keep=1).logits
         token = logits[:, -1].argmax(-1, keepdim=True)
         clock.token()
         tokens.append(token)
