@@ -228,7 +228,7 @@ def _exactness(then: Result, now: Result) -> Exactness:
         other_answers=sum(one.tokens != other.tokens for one, other in answers),
         windows=len(windows),
         other_windows=sum(one != other for one, other in windows),
-        is_one_sided=len(then.samples) != len(now.samples)
+        is_one_sided=(len(then.samples) != len(now.samples) and then.cell.quality.store_prompts)
         or (early != late and not same_reference),
     )
 

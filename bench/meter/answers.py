@@ -9,7 +9,10 @@ from pathlib import Path
 import yaml
 
 from bench.config.cell import Cell
+from bench.config.prompt_file import Line, lines_of
+from bench.engine.prompts import error_in_words, line_ids
 from bench.engine.protocol import Announce, Session
+from bench.errors import CellFailure
 from bench.meter.cell import opened
 from bench.meter.divergence import evaluate
 from bench.paths import PROMPT_SETS
@@ -40,24 +43,36 @@ def try_answers(cell: Cell, session: Session) -> tuple[tuple[Sample, ...], str |
     the model's author, may fail in any way, and nothing else of a cell's quality needs it."""
     try:
         return answer_prompts(cell, session), None
+    except CellFailure as failure:
+        return (), failure.reason
     except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        return (), f"{type(error).__name__}: {first}"
+        return (), error_in_words(cell, error)
 
 
 def answer_prompts(cell: Cell, session: Session) -> tuple[Sample, ...]:
-    """One answer for each prompt of the cell's quality; none without prompts or a tokenizer."""
+    """One answer for each prompt of the cell's file, or of its quality; none without prompts or a
+    tokenizer."""
     tokenizer = session.tokenizer
     if cell.quality.prompts is None or tokenizer is None:
         return ()
-    file = PROMPT_SETS[cell.quality.prompts]
-    prompts: list[str] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    asked = [tokenizer.chat(prompt) for prompt in prompts]
+    lines = asked_lines(cell)
+    asked = [line_ids(cell, line, tokenizer) for line in lines]
     samples = []
-    for prompt, ids in zip(
-        prompts, session.complete(asked, cell.quality.max_new_tokens), strict=True
-    ):
+    for line, ids in zip(lines, session.complete(asked, cell.quality.max_new_tokens), strict=True):
         stop = next((i for i, token in enumerate(ids) if token in session.ends), None)
         kept = ids if stop is None else ids[:stop]
-        samples.append(Sample(prompt, tokenizer.decode(kept), tuple(kept), stop is not None))
+        samples.append(Sample(line.shown, tokenizer.decode(kept), tuple(kept), stop is not None))
     return tuple(samples)
+
+
+def asked_lines(cell: Cell) -> list[Line]:
+    """What a cell is asked: prompts of its file, evenly spread as far as there are too many, or a
+    shipped set."""
+    if cell.workload.path is not None:
+        lines = lines_of(cell.workload)
+        count = min(len(lines), cell.quality.prompt_limit or len(lines))
+        return [lines[index * len(lines) // count] for index in range(count)]
+    file = PROMPT_SETS[str(cell.quality.prompts)]
+    prompts: list[str] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    turns = [({"role": "user", "content": prompt},) for prompt in prompts]
+    return [Line(number, None, turn) for number, turn in enumerate(turns, 1)]

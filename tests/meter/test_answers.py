@@ -1,10 +1,15 @@
 """Answers to prompts: where they end, and what is kept of them."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import yaml
 
 from bench.config.cell import Cell
 from bench.engine.scripted import ScriptedSession
-from bench.meter.answers import answer_cell, answer_prompts
+from bench.meter.answers import answer_cell, answer_prompts, try_answers
 from bench.paths import PROMPT_SETS
 from bench.record.result import Answers, Outcome
 from tests import fakes
@@ -66,3 +71,36 @@ def test_a_quality_job_is_all_that_a_cell_is_asked() -> None:
     assert (found.outcome, found.divergence, found.tasks) == (Outcome("ok"), None, ())
     assert len(found.samples) == len(PROMPTS)
     assert [phase[0] for phase in phases] == ["prepare", "load", *["quality"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("limit", "numbers"),
+    [(None, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 2, 4]), (9, [0, 1, 2, 3, 4, 5, 6])],
+)
+def test_a_file_of_prompts_takes_the_place_of_the_shipped_ones(
+    tmp_path: Path, limit: int | None, numbers: list[int]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    turns = [{"role": "user", "content": "p0"}, {"role": "assistant", "content": "no"}]
+    lines = [{"messages": turns}, *({"prompt": f"p{number}"} for number in range(1, 7))]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    cell = asked(prompt_limit=limit)
+    workload = replace(cell.workload, text=None, path=str(file), bucket="to2")  # whatever is timed
+    cell = replace(cell, workload=workload)
+    shown = ["user: p0\nassistant: no", *(f"p{number}" for number in range(1, 7))]
+    samples = answer_prompts(cell, Fish(cell))
+    assert [sample.prompt for sample in samples] == [shown[number] for number in numbers]
+    without = replace(cell, quality=replace(cell.quality, prompts=None))
+    assert answer_prompts(without, Fish(without)) == ()
+
+
+@pytest.mark.parametrize(("store", "said"), [(True, "KeyError: 'Why?'"), (False, "KeyError")])
+def test_why_there_are_no_answers_quotes_a_prompt_only_where_it_may_be_stored(
+    store: bool, said: str
+) -> None:
+    class Broken(Fish):
+        def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+            raise KeyError("Why?")
+
+    cell = asked(store_prompts=store)
+    assert try_answers(cell, Broken(cell)) == ((), said)
