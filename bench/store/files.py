@@ -94,8 +94,8 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def write_inputs(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Keep a copy of what models read, of UTF-8, by name: these files may be others tomorrow.
-    Raises: StoreError when the disk is full."""
+    """Keep a copy of what models read (UTF-8, by name), without what looks like a secret: these
+    files may be others tomorrow. Raises: StoreError when the disk is full."""
     (folder / INPUTS).mkdir()
     for name, content in files.items():
         _write(folder / INPUTS / name, redacted(content.decode()))
