@@ -4,6 +4,7 @@ Answers are greedy, to the model's own end of sequence, the same prompts for eve
 is in ``bench.meter.divergence``; tasks of lm-evaluation-harness run on the very model.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,8 @@ from bench.meter.divergence import evaluate
 from bench.paths import PROMPT_SETS
 from bench.record.measurement import Sample
 from bench.record.result import Answers, Outcome
+
+_TOKENS_AT_ONCE = 4096  # padding included: a row of 4,096 tokens is what many a model takes anyway
 
 
 def answer_cell(announce: Announce, place: str, cell: Cell, reference: str | None) -> Answers:
@@ -57,12 +60,29 @@ def answer_prompts(cell: Cell, session: Session) -> tuple[Sample, ...]:
         return ()
     lines = asked_lines(cell)
     asked = [line_ids(cell, line, tokenizer) for line in lines]
+    answered: dict[int, list[int]] = {}
+    for group in _together([len(ids) for ids in asked]):
+        answers = session.complete([asked[i] for i in group], cell.quality.max_new_tokens)
+        answered |= zip(group, answers, strict=True)
     samples = []
-    for line, ids in zip(lines, session.complete(asked, cell.quality.max_new_tokens), strict=True):
+    for index, line in enumerate(lines):
+        ids = answered[index]
         stop = next((i for i, token in enumerate(ids) if token in session.ends), None)
         kept = ids if stop is None else ids[:stop]
         samples.append(Sample(line.shown, tokenizer.decode(kept), tuple(kept), stop is not None))
     return tuple(samples)
+
+
+def _together(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Which prompts are answered at once: of similar lengths, as the longest pads the others, and
+    not more tokens than there is memory for."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if group and (len(group) + 1) * lengths[index] > _TOKENS_AT_ONCE:
+            yield sorted(group)
+            group = []
+        group.append(index)
+    yield sorted(group)
 
 
 def asked_lines(cell: Cell) -> list[Line]:

@@ -104,3 +104,24 @@ def test_why_there_are_no_answers_quotes_a_prompt_only_where_it_may_be_stored(
 
     cell = asked(store_prompts=store)
     assert try_answers(cell, Broken(cell)) == ((), said)
+
+
+def test_long_prompts_are_not_answered_all_at_once_and_answers_stay_in_their_places(
+    tmp_path: Path,
+) -> None:
+    groups: list[list[int]] = []
+
+    class Echo(Fish):
+        def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+            groups.append([len(prompt) for prompt in prompts])
+            return [prompt[:most] for prompt in prompts]
+
+    lengths = [3000, 1, 5000, 2, 1500, 1400]
+    file = tmp_path / "prompts.jsonl"
+    lines = ({"prompt": f"{index}" * length} for index, length in enumerate(lengths))
+    file.write_text("\n".join(map(json.dumps, lines)))
+    cell = asked(max_new_tokens=1)
+    cell = replace(cell, workload=replace(cell.workload, text=None, path=str(file)))
+    answers = [sample.answer for sample in answer_prompts(cell, Echo(cell))]
+    assert answers == ["0", "1", "2", "3", "4", "5"]
+    assert groups == [[1, 2], [1500, 1400], [3000], [5000]]
