@@ -131,6 +131,12 @@ def test_own_prompts_are_a_row_for_each_bucket(
     }
     assert len(results(tmp_path)) == 4
     assert "prompts-to16 has 1 of 51 tokens, timed at 51" in " ".join(out.split())
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why not?"}')
+    again = ("reproduce", str(sweep_folder(tmp_path)))
+    code, _, err = in_process(tmp_path, monkeypatch, capsys, *again)
+    assert code == 2
+    assert err.startswith("workload.path=prompts.jsonl: has changed")
+    assert len(err.splitlines()) == 1
 
 
 def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:

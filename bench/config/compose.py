@@ -271,21 +271,15 @@ def _own_words(error: Exception) -> str:
 
 
 def missing_files(cell: Cell) -> list[str]:
-    """A sentence for each text and prompt set that the cell names and the package does not ship,
-    and for each file of the user's that is not there or is another one by now."""
+    """A sentence for each text and prompt set that the cell names and the package does not ship."""
     shipped = [text for text in cell.quality.texts if not is_file(text)]
     named = (
         ("workload.text", cell.workload.text, TEXTS, ""),
         ("quality.prompts", cell.quality.prompts, PROMPT_SETS, ""),
         *(("quality.texts", text, TEXTS, ", or a path like ./mine.txt") for text in shipped),
     )
-    problems = [
+    return [
         f"{key}={name}: no such file; want one of {', '.join(known)}{path}"
         for key, name, known, path in named
         if name is not None and name not in known
     ]
-    try:
-        with_digests(cell)
-    except ConfigError as error:
-        problems += error.problems
-    return problems

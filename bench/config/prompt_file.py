@@ -243,6 +243,15 @@ def with_digests(cell: Cell) -> Cell:
     return replace(cell, workload=workload, quality=replace(quality, digests=digests))
 
 
+def changed_files(cell: Cell) -> list[str]:
+    """A sentence for a file of the user's that is not there any more, or is another one by now."""
+    try:
+        with_digests(cell)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def own_texts(quality: Quality) -> list[tuple[str, bytes]]:
     """Path and content of those texts that are files. Raises: ConfigError as ``content_of``."""
     named = [text for text in quality.texts if is_file(text)]

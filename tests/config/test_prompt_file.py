@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 
 from bench.config.cell import Cell, cell_id
-from bench.config.compose import missing_files, parsed
-from bench.config.prompt_file import cells_of, in_bucket, lines_of, own_files, with_digests
+from bench.config.compose import parsed
+from bench.config.prompt_file import (
+    cells_of,
+    changed_files,
+    in_bucket,
+    lines_of,
+    own_files,
+    with_digests,
+)
 from bench.errors import ConfigError
 from tests import fakes
 
@@ -182,7 +189,7 @@ def test_a_file_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.Monk
     assert cell.quality.texts == ("alice", str(text))
     assert cell.quality.digests == (hashlib.sha256(b"mine").hexdigest(),)
     assert with_digests(cell) == cell
-    assert missing_files(cell) == []
+    assert changed_files(cell) == []
     assert own_files([cell, cell]) == {
         f"{cell.workload.sha256[:12]}-prompts.jsonl": Path(path).read_bytes(),
         f"{cell.quality.digests[0][:12]}-mine.txt": b"mine",
@@ -196,11 +203,11 @@ def test_a_file_that_has_changed_since_it_was_asked_for_is_refused(tmp_path: Pat
     cell = with_digests(replace(asked, quality=replace(asked.quality, texts=(str(text),))))
     jsonl(tmp_path, {"prompt": "b"})
     text.unlink()
-    assert missing_files(cell) == [
+    assert changed_files(cell) == [
         f"workload.path={path}: has changed, its SHA-256 was {cell.workload.sha256}; want that file"
     ]
     jsonl(tmp_path, {"prompt": "a"})
-    assert missing_files(cell) == [
+    assert changed_files(cell) == [
         f"quality.texts={text}: cannot be read (No such file or directory)"
     ]
 
