@@ -38,7 +38,7 @@ def swept(
         *cells, sweep_id=place.name, overrides=overrides, tracking=tracking, reproduces=reproduces
     )
     files.write_sweep(place, sweep)
-    files.write_inputs(place, [TEXTS["prose"]])
+    files.write_inputs(place, {"prose.txt": TEXTS["prose"].read_bytes()})
     for result in results:
         files.write_result(place, result)
     return place

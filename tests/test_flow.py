@@ -3,6 +3,7 @@
 What ends a cell and what a sweep takes up is in tests/driver/test_sweep.py, on a scripted engine.
 """
 
+import json
 import shutil
 import signal
 import socket
@@ -105,6 +106,37 @@ def test_the_grids_of_the_readme_are_what_they_say(
         assert [result.asked.label.replace("/scripted", "") for result in found] == labels
         passes = 3 if "measure=standard" in command else 1
         assert [len(result.measurements) for result in found] == [passes] * len(labels)
+
+
+def test_own_prompts_are_a_row_for_each_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = from_readme(
+        "python -m bench -m quant=bf16,nf4 workload=prompts workload.path=prompts.jsonl"
+    )
+    scripted = ["model=tiny", "engine=scripted", "tracking=none", "measure.repeats=2"]
+    code, _, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
+    assert (code, err) == (
+        2,
+        "workload.path=prompts.jsonl: cannot be read (No such file or directory)\n",
+    )
+    turns = [{"role": "user", "content": "Explain what a bucket of prompts is, in a sentence."}]
+    lines = [{"prompt": "Why?", "new_tokens": 2}, {"messages": turns}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, out, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
+    assert code == 0, err
+    assert {result.asked.workload.name for result in results(tmp_path)} == {
+        "prompts-to1+2",
+        "prompts-to16",
+    }
+    assert len(results(tmp_path)) == 4
+    assert "prompts-to16 has 1 of 51 tokens, timed at 51" in " ".join(out.split())
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why not?"}')
+    again = ("reproduce", str(sweep_folder(tmp_path)))
+    code, _, err = in_process(tmp_path, monkeypatch, capsys, *again)
+    assert code == 2
+    assert err.startswith("workload.path=prompts.jsonl: has changed")
+    assert len(err.splitlines()) == 1
 
 
 def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def _without_length(result: Result) -> str:
     """What else a workload is: prompts are compared along their length where nothing else
     differs."""
     fields = identity(result.cell.workload).items()
-    return digest({name: value for name, value in fields if name not in ("name", "prompt_tokens")})
+    lengths = ("name", "prompt_tokens", "bucket")
+    return digest({name: value for name, value in fields if name not in lengths})
 
 
 def _turns(

@@ -9,7 +9,7 @@ What is really there afterwards is counted by the attestation.
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-from bench.config.cell import Cell, estimated_tokens
+from bench.config.cell import Cell
 from bench.record.description import Description
 
 
@@ -36,7 +36,7 @@ class Footprint:
 
 def predict(cell: Cell, description: Description) -> Footprint:
     """The needs of a resolved cell, whose model under its quantization this describes."""
-    prompt_tokens = cell.workload.prompt_tokens or estimated_tokens(cell.workload.prompt or "")
+    prompt_tokens = cell.workload.least_prompt_tokens
     weight_bytes = description.weight_bytes
     return Footprint(
         weight_bytes=weight_bytes,

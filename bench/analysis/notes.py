@@ -6,12 +6,14 @@ matters most: how cells ended, what the speedups mean, doubts about a number.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from bench.analysis.columns import BaselineAxes
 from bench.analysis.divergence import is_above_floor
 from bench.analysis.readings import disturbances, drift, has_drifted, outlying
 from bench.analysis.verdict import Change
+from bench.config.prompt_file import label_of
 from bench.record.measurement import Measurement
 from bench.record.result import Result
 
@@ -43,6 +45,7 @@ def findings(
     doubts = {r.cell_id: list(_doubts(r, values[r.cell_id])) for r in results}
     return [
         *_shared("outcome", outcomes),
+        *_about_prompts(results),
         *(_about_speedups(speedups, against) if speedups else ()),
         *_about_references(results),
         *_shared("doubt", doubts),
@@ -72,6 +75,25 @@ def _about_speedups(
         "?: one process per cell, so the noise between processes is unknown; use measure=standard,"
         " or run `python -m bench doctor --calibrate` once",
     )
+
+
+def _about_prompts(results: Sequence[Result]) -> Iterator[Finding]:
+    """What became of the prompts of files: a batch has one shape."""
+    buckets: dict[str, None] = {}
+    for result in results:
+        for m in result.measurements[:1]:
+            if m.given_tokens is not None:
+                lengths = dict.fromkeys((min(m.given_tokens), max(m.given_tokens)))
+                buckets[
+                    f"{result.cell.workload.name} has {len(m.given_tokens)} of"
+                    f" {' to '.join(map(str, lengths))} tokens, timed at {m.prompt_tokens}"
+                ] = None
+    if buckets:
+        yield Finding(
+            "doubt",
+            f"prompts: {'; '.join(buckets)}. A batch takes the first ones of its bucket; where it"
+            " has more rows, it takes them again from another token on",
+        )
 
 
 def _about_references(results: Sequence[Result]) -> Iterator[Finding]:
@@ -169,7 +191,15 @@ def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Dou
 def _of_quality(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
     if result.answers is not None and result.answers.without is not None:
         yield f"no sample answers: {result.answers.without}", ""
-    divergence = result.divergence
+    divergence, path = result.divergence, result.cell.workload.path
+    if divergence is not None and path is not None:
+        texts = list(dict.fromkeys(window.text for window in divergence.windows))
+        if label_of(path) not in texts:
+            yield (
+                f"divergence on {', '.join(texts)} alone: the prompts of {Path(path).name} do not"
+                f" fill a window of {result.cell.quality.window_tokens} tokens",
+                "",
+            )
     if divergence is not None and len(divergence.windows) > 1 and not is_above_floor(divergence):
         yield (
             "its divergence cannot be told from what another batch size does to the reference",

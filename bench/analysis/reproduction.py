@@ -221,6 +221,7 @@ def _exactness(then: Result, now: Result) -> Exactness:
         else []
     )
     answers = list(zip(then.samples, now.samples, strict=False))
+    is_withheld = not then.samples and not then.cell.quality.store_prompts  # as MLflow has it
     return Exactness(
         promised=then.cell.device == now.cell.device == "cpu"
         and _computing(then) == _computing(now),
@@ -228,7 +229,7 @@ def _exactness(then: Result, now: Result) -> Exactness:
         other_answers=sum(one.tokens != other.tokens for one, other in answers),
         windows=len(windows),
         other_windows=sum(one != other for one, other in windows),
-        is_one_sided=len(then.samples) != len(now.samples)
+        is_one_sided=(len(then.samples) != len(now.samples) and not is_withheld)
         or (early != late and not same_reference),
     )
 

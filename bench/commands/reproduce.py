@@ -22,6 +22,7 @@ from bench import paths
 from bench.analysis.differences import Difference, differences
 from bench.analysis.reproduction import Word, overall, reproductions
 from bench.config.compose import missing_files
+from bench.config.prompt_file import changed_files
 from bench.config.settings import Settings
 from bench.driver.lock import machine_lock, signals_as_interrupts
 from bench.driver.plan import why_not
@@ -60,11 +61,21 @@ def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -
     Args:
         processes: of each cell; None: as many as were recorded, and at least five.
     Raises:
-        ConfigError: when a cell names a text that this version does not have.
+        ConfigError: when a cell names a text that this version does not have, or a file of the
+            user's that has changed.
     """
-    problems = [problem for then in recorded.results for problem in missing_files(then.cell)]
+    advice = {
+        missing_files: "--checkout takes the version that had it",
+        changed_files: "inputs/ of the run has a copy, unless quality.store_prompts was false",
+    }
+    problems = dict.fromkeys(
+        f"{problem}; {what_to_do}"
+        for then in recorded.results
+        for look, what_to_do in advice.items()
+        for problem in look(then.cell)
+    )
     if problems:
-        raise ConfigError([f"{p}; --checkout takes the version that had it" for p in problems])
+        raise ConfigError(list(problems))
     words = ("reproduce", recorded.name)
     code = provenance([then.cell for then in recorded.results])
     outputs = Path(settings.output_dir)

@@ -143,18 +143,39 @@ class Workload:
 
     name: str
     new_tokens: int = field(metadata=within(minimum=2))  # with one there is no decode step
-    # Null: as long as ``prompt`` is
+    # Null: as long as ``prompt`` is, or the shortest prompt of the bucket
     prompt_tokens: int | None = field(default=None, metadata=COUNT)
     text: str | None = None  # a shipped text, cut or extended to ``prompt_tokens``
     prompt: str | None = None  # or this very prompt
+    path: str | None = field(default=None, metadata=_NOT_IDENTITY)  # or a file of prompts
+    sha256: str | None = None  # of that file: which one it is, wherever it lies
+    # Which of its prompts, by their lengths (``bench.config.prompt_file``); null: each in its turn
+    bucket: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.prompt is None):
-            raise ValueError("want exactly one of text and prompt")
+        given = [each for each in (self.text, self.prompt, self.path) if each is not None]
+        if not given or self.path == "":
+            raise ValueError(
+                f"path={'null' if self.path is None else ''}: want a file of prompts, a JSON object"
+                ' a line like {"prompt": "..."}; or give text or prompt'
+            )
+        if len(given) > 1:
+            raise ValueError("want exactly one of text, prompt and path")
         if self.prompt == "":
             raise ValueError("prompt=: want at least a character")
-        if self.prompt_tokens is None and self.prompt is None:
-            raise ValueError("prompt_tokens=null goes with prompt, whose length it then is")
+        if self.prompt_tokens is None and self.text is not None:
+            raise ValueError("prompt_tokens=null goes with prompt or path, whose length it then is")
+        if self.path is None and (self.sha256 is not None or self.bucket is not None):
+            raise ValueError("sha256 and bucket go with path")
+
+    @property
+    def least_prompt_tokens(self) -> int:
+        """How many tokens a prompt has; of what is not cut or extended, about how many at least."""
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens
+        if self.bucket is not None:  # to64, or to64+128
+            return int(self.bucket.removeprefix("to").partition("+")[0]) // 2 + 1
+        return estimated_tokens(self.prompt or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +208,25 @@ class Measure:
 @dataclass(frozen=True, slots=True)
 class Quality:
     """What the model is asked besides being timed; ``prompts`` null for no answers, no ``texts``
-    for no divergence."""
+    for no divergence. The prompts of a workload that has a file take the place of the shipped ones,
+    and are one of the texts."""
 
     name: str
     prompts: str | None = None  # a shipped prompt set
     max_new_tokens: int = field(default=48, metadata=COUNT)
-    # Shipped texts, on which predictions are compared with the unquantized model's
+    # Of a file of prompts, evenly spread, at most; null: all
+    prompt_limit: int | None = field(default=None, metadata=COUNT)
+    # Shipped texts and files, on which predictions are compared with the unquantized model's
     texts: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()  # SHA-256 of those that are files, in their order
     text_tokens: int = field(default=2048, metadata=COUNT)  # of each text, at most
     window_tokens: int = field(default=256, metadata=within(minimum=8))
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
     task_folder: str | None = None  # with files of tasks that it does not bring
     # Questions of each task; null: all
     task_limit: int | None = field(default=None, metadata=COUNT)
+    # False: no prompt, own text or answer goes where runs are tracked
+    store_prompts: bool = field(default=True, metadata=_NOT_IDENTITY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +253,11 @@ class Cell:
         ):
             raise ValueError(
                 f"cpus={list(self.cpus)}: want all, or different CPU numbers like [0,1]"
+            )
+        if self.workload.prompt is not None and not self.quality.store_prompts:
+            raise ValueError(
+                "workload.prompt is part of the configuration, which is tracked; with"
+                " quality.store_prompts=false put it in a file: workload=prompts workload.path=FILE"
             )
 
     @property
@@ -277,7 +309,7 @@ def cell_id(cell: Cell) -> str:
 
 
 def sample_key(cell: Cell) -> str:
-    """Which answers a resolved cell gives: cells that differ only in batch, workload or care share
+    """Which answers a resolved cell gives: cells that differ only in batch, lengths or care share
     one quality job."""
-    asked = [cell.model, cell.engine, cell.quant, cell.attn, cell.quality]
+    asked = [cell.model, cell.engine, cell.quant, cell.attn, cell.quality, cell.workload.sha256]
     return digest([*asked, cell.device, cell.seed, cell.threads])

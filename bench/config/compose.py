@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from bench.config.cell import Cell
 from bench.config.explain import REFUSALS, explain, keys_as_flags, values_of_groups
 from bench.config.models import stand_in
+from bench.config.prompt_file import cells_of, is_file, with_digests
 from bench.config.settings import Config, parse_config
 from bench.errors import ConfigError
 from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS, whole_path
@@ -197,8 +198,9 @@ def parsed(collected: Sequence[Mapping[str, Any]]) -> list[Config]:
     configs: list[Config] = []
     for mapping in collected:
         try:
-            configs.append(_with_whole_paths(parse_config(mapping)))
-            problems |= dict.fromkeys(missing_files(configs[-1].cell))
+            config = _with_whole_paths(parse_config(mapping))
+            problems |= dict.fromkeys(missing_files(config.cell))
+            configs += [replace(config, cell=cell) for cell in cells_of(with_digests(config.cell))]
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -209,28 +211,33 @@ def parsed(collected: Sequence[Mapping[str, Any]]) -> list[Config]:
 def _with_whole_paths(config: Config) -> Config:
     """With every path as it is meant where the command was typed; the only place that reads one."""
     cell, settings = config.cell, config.settings
-    model, quality = cell.model, cell.quality
+    model, workload, quality = cell.model, cell.workload, cell.quality
     if model.path is not None:
         model = replace(model, path=whole_path(model.path))
     if model.config is not None:
         model = replace(model, config=whole_path(model.config))
     if quality.task_folder is not None:
         quality = replace(quality, task_folder=whole_path(quality.task_folder))
+    if workload.path is not None:
+        workload = replace(workload, path=whole_path(workload.path))
+    texts = tuple(whole_path(text) if is_file(text) else text for text in quality.texts)
+    quality = replace(quality, texts=texts)
     return Config(
-        replace(cell, model=model, quality=quality),
+        replace(cell, model=model, workload=workload, quality=quality),
         replace(settings, output_dir=whole_path(settings.output_dir)),
     )
 
 
 def missing_files(cell: Cell) -> list[str]:
-    """Texts and prompt sets that the cell names and the package does not ship."""
+    """A sentence for each text and prompt set that the cell names and the package does not ship."""
+    shipped = [text for text in cell.quality.texts if not is_file(text)]
     named = (
-        ("workload.text", cell.workload.text, TEXTS),
-        ("quality.prompts", cell.quality.prompts, PROMPT_SETS),
-        *(("quality.texts", text, TEXTS) for text in cell.quality.texts),
+        ("workload.text", cell.workload.text, TEXTS, ""),
+        ("quality.prompts", cell.quality.prompts, PROMPT_SETS, ""),
+        *(("quality.texts", text, TEXTS, ", or a path like ./mine.txt") for text in shipped),
     )
     return [
-        f"{key}={name}: no such file; want one of {', '.join(known)}"
-        for key, name, known in named
+        f"{key}={name}: no such file; want one of {', '.join(known)}{path}"
+        for key, name, known, path in named
         if name is not None and name not in known
     ]

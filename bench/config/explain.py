@@ -66,9 +66,14 @@ def explain(overrides: Sequence[str], several: bool, error: Exception) -> list[s
         # the others.
         choices = [override for override in overrides if _is_choice(override)]
         several = several or any(each.startswith("sweeps=") for each in overrides)
+        keys = {override.partition("=")[0] for override in overrides}
         for argument in overrides:
+            # What is said of a key that is given too holds without it: that one has its turn
+            others = keys - {argument.partition("=")[0]}
             problems |= dict.fromkeys(
-                _problems(argument, [] if argument in choices else choices, several)
+                problem
+                for problem in _problems(argument, [] if argument in choices else choices, several)
+                if problem.partition("=")[0] not in others
             )
     return list(problems) or [_own_words(error)]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bench.analysis import footprint
-from bench.config.cell import Attn, Cell, DtypeName, EngineChoice, estimated_tokens
+from bench.config.cell import Attn, Cell, DtypeName, EngineChoice
 from bench.engine.protocol import ENGINES, Engine, engine_at
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
@@ -109,8 +109,7 @@ def _tasks(cell: Cell, host: Host, description: Description | None) -> str | Non
 
 def _context(cell: Cell, host: Host, description: Description | None) -> str | None:
     positions = None if description is None else description.context_tokens
-    prompt_tokens = cell.workload.prompt_tokens or estimated_tokens(cell.workload.prompt or "")
-    tokens = prompt_tokens + cell.workload.new_tokens
+    tokens = cell.workload.least_prompt_tokens + cell.workload.new_tokens
     if positions is not None and tokens > positions:
         workload, model = cell.workload.name, cell.model.name
         return f"workload={workload} takes {tokens} positions, model={model} has {positions}"

@@ -7,7 +7,6 @@ besides: a profile, and a quality job if no cell with the same sample key has be
 ends a job ends no other.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from bench.config.cell import (
     digest,
     sample_key,
 )
+from bench.config.prompt_file import digest_of
 from bench.driver.plan import USUAL_ENGINE, available_bytes, why_not, with_attention
 from bench.driver.provenance import measuring_digest, weights_of
 from bench.paths import TEXTS, cache_folder
@@ -177,7 +177,8 @@ def sixteen_bits(cell: Cell, host: Host) -> DtypeName:
 
 def reference_file(reference: Cell, host: Host) -> Path:
     """Where a reference is kept: its name says everything that it depends on."""
-    texts = [hashlib.sha256(TEXTS[t].read_bytes()).hexdigest() for t in reference.quality.texts]
+    shipped = [TEXTS[text] for text in reference.quality.texts if text in TEXTS]
+    texts = [digest_of(file.read_bytes()) for file in shipped] + [reference.workload.sha256]
     versions = {name: host.versions.get(name) for name in ("torch", "transformers")}
     measuring = measuring_digest(reference.engine.name)
     what = [reference.model, reference.quant, reference.quality, reference.device, host.device_name]

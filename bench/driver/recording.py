@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bench import paths
 from bench.analysis.columns import varying_columns
 from bench.analysis.comparison import Comparison, compare
+from bench.config.prompt_file import own_files
 from bench.config.settings import Settings, Tracking
 from bench.driver.lock import ignore_signals, signals_deferred
 from bench.driver.policy import Job, Records, wants_answers
@@ -93,13 +94,20 @@ def _calibration(results: Sequence[Result]) -> Mapping[str, Spread]:
     return files.read_calibration(host) if is_same else {}
 
 
-def _inputs(results: Sequence[Result]) -> set[Path]:
-    """The files that models read in these cells."""
+def _inputs(results: Sequence[Result]) -> dict[str, bytes]:
+    """By name, what models read in these cells; the user's own only where it may be stored.
+
+    Raises:
+        ConfigError: when a file of the user's has changed since it was asked for.
+    """
     cells = [result.cell for result in results]
-    texts = {name for cell in cells for name in cell.quality.texts}
+    texts = {name for cell in cells for name in cell.quality.texts if name in paths.TEXTS}
     texts |= {cell.workload.text for cell in cells if cell.workload.text is not None}
-    prompts = {cell.quality.prompts for cell in cells if cell.quality.prompts is not None}
-    return {paths.TEXTS[name] for name in texts} | {paths.PROMPT_SETS[name] for name in prompts}
+    prompts = {cell.quality.prompts for cell in cells if cell.workload.path is None} - {None}
+    shipped = [paths.TEXTS[name] for name in texts]
+    shipped += [paths.PROMPT_SETS[name] for name in prompts if name is not None]
+    own = own_files(cells) if all(cell.quality.store_prompts for cell in cells) else {}
+    return {file.name: file.read_bytes() for file in shipped} | own
 
 
 class Recording:

@@ -185,8 +185,10 @@ def _begin(
     if resume:
         earlier = files.find_earlier(outputs, cell_id(asked), resume_key(asked, host))
     if earlier is not None:
+        # What does not make it another cell is as it is now: limits, where files lie, what is kept
         limits = replace(earlier.cell.measure, limits_s=cell.measure.limits_s)
-        return replace(earlier, asked=asked, cell=replace(earlier.cell, measure=limits))
+        here = replace(earlier.cell, measure=limits, workload=cell.workload, quality=cell.quality)
+        return replace(earlier, asked=asked, cell=here)
     result = replace(begin(asked, cell, host), lines=plan.engine_of(cell).lines(cell))
     if description is None or cell.batch == "max":
         return result

@@ -8,7 +8,8 @@ Prompts are never padded and no two rows are alike: padding would need an attent
 costs a synchronisation and rules out kernels; equal rows would let a cache or a mixture of experts
 look better than it is. So a text is read as a ring of tokens and row ``r`` starts ``r`` equal steps
 along it: cut where the text is longer than the prompt, extended by going around where it is
-shorter.
+shorter. Of a file of prompts each is a ring: the rows take one after the other from its beginning,
+and where there are more rows than prompts, each further time some steps along.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bench.config.cell import Cell, Model, estimated_tokens
+from bench.config.cell import Cell, Model
+from bench.config.prompt_file import Line, Message, in_bucket
 from bench.errors import CellFailure
 from bench.paths import TEXTS
 
@@ -38,8 +40,8 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Without special marks."""
 
-    def chat(self, prompt: str) -> list[int]:
-        """A prompt as a user's turn where the model has a template for that, else as plain text."""
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation by the model's template where it has one, else its contents as a text."""
 
 
 class ByteTokenizer:
@@ -53,8 +55,8 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(each for each in ids if each < 256).decode(errors="replace")
 
-    def chat(self, prompt: str) -> list[int]:
-        return self.encode(prompt, special=False)
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        return self.encode(_contents(messages), special=False)
 
 
 class FileTokenizer:
@@ -73,12 +75,17 @@ class FileTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.wrapped.decode(ids, skip_special_tokens=True))
 
-    def chat(self, prompt: str) -> list[int]:
+    def chat(self, messages: Sequence[Message]) -> list[int]:
         if self.wrapped.chat_template is None:
-            return self.encode(prompt, special=True)
-        turn = [{"role": "user", "content": prompt}]
-        text = self.wrapped.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            return self.encode(_contents(messages), special=True)
+        text = self.wrapped.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
         return self.encode(text, special=False)
+
+
+def _contents(messages: Sequence[Message]) -> str:
+    return "\n\n".join(message["content"] for message in messages)
 
 
 def load_tokenizer(model: Model, folder: Path | None) -> Tokenizer | None:
@@ -95,26 +102,80 @@ def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:
     """The batch of prompts of a resolved cell. Shapes: (batch, prompt_tokens).
 
     Raises:
-        CellFailure: ``failed`` for a prompt with fewer tokens than the batch has rows.
+        CellFailure: ``failed`` for prompts with fewer tokens than the batch has rows.
     """
     workload, rows = cell.workload, cell.rows
     if tokenizer is None:
-        length = workload.prompt_tokens or estimated_tokens(workload.prompt or "")
-        return np.random.default_rng(cell.seed).integers(0, vocabulary, (rows, length))
-    text = workload.prompt or TEXTS[str(workload.text)].read_text(encoding="utf-8")
-    ring = np.array(tokenizer.encode(text, special=True), dtype=np.int64)
-    if ring.max(initial=0) >= vocabulary:
+        shape = rows, workload.least_prompt_tokens
+        return np.random.default_rng(cell.seed).integers(0, vocabulary, shape)
+    rings = [np.array(ids, dtype=np.int64) for ids in _encoded(cell, tokenizer)]
+    largest = max(ring.max(initial=0) for ring in rings)
+    if largest >= vocabulary:
         raise CellFailure(
             "failed",
-            f"the tokenizer makes token {ring.max()}, model={cell.model.name} has {vocabulary}:"
+            f"the tokenizer makes token {largest}, model={cell.model.name} has {vocabulary}:"
             " another model's tokenizer lies in its folder",
         )
-    if len(ring) < rows:
-        raise CellFailure(
-            "failed", f"the prompt has {len(ring)} tokens: {rows} rows of it would not all differ"
+    return _rows(rings, rows, workload.prompt_tokens or min(map(len, rings)))
+
+
+def _rows(rings: Sequence[Ids], rows: int, length: int) -> Ids:
+    """Different pieces of the rings, all of this length."""
+    chosen: dict[bytes, Ids] = {}
+    rounds = -(-rows // len(rings))
+    for row in range(rows):
+        ring = rings[row % len(rings)]
+        start = row // len(rings) * max(1, len(ring) // rounds)
+        turns = (
+            ring[(start + shift + np.arange(length)) % len(ring)] for shift in range(len(ring))
         )
-    length = workload.prompt_tokens or len(ring)
-    step = max(1, len(ring) // rows)
-    places = np.arange(rows)[:, None] * step + np.arange(length)[None, :]
-    prompts: Ids = ring[places % len(ring)]
-    return prompts
+        turn = next((turn for turn in turns if turn.tobytes() not in chosen), None)
+        if turn is None:
+            raise CellFailure(
+                "failed",
+                f"the prompt has {len(ring)} tokens: {rows} rows of it would not all differ",
+            )
+        chosen[turn.tobytes()] = turn
+    return np.stack(list(chosen.values()))
+
+
+def prompt_lengths(cell: Cell, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
+    """Of each prompt of the file that a cell is timed with, its tokens before it is cut; None
+    where there is no file or no tokenizer."""
+    if cell.workload.path is None or tokenizer is None:
+        return None
+    return tuple(len(ids) for ids in _encoded(cell, tokenizer))
+
+
+def _encoded(cell: Cell, tokenizer: Tokenizer) -> list[list[int]]:
+    workload = cell.workload
+    if workload.path is not None:
+        return [line_ids(cell, line, tokenizer) for line in in_bucket(workload)]
+    text = workload.prompt or TEXTS[str(workload.text)].read_text(encoding="utf-8")
+    return [tokenizer.encode(text, special=True)]
+
+
+def line_ids(cell: Cell, line: Line, tokenizer: Tokenizer) -> list[int]:
+    """One prompt of a file, or of a set.
+
+    Raises:
+        CellFailure: ``failed`` where the model's chat template refuses its messages.
+    """
+    if line.prompt is not None:
+        return tokenizer.encode(line.prompt, special=True)
+    try:
+        return tokenizer.chat(line.messages)
+    except Exception as error:  # a template is code of the model's author
+        raise CellFailure(
+            "failed",
+            f"the model's chat template does not take line {line.number} of the prompts:"
+            f" {error_in_words(cell, error)}",
+        ) from None
+
+
+def error_in_words(cell: Cell, error: Exception) -> str:
+    """What a tokenizer or its template raised, in a line; it may quote the prompt, so its kind
+    alone where prompts are not to be stored."""
+    kind = type(error).__name__
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{kind}: {first}" if cell.quality.store_prompts else kind

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.analysis.stopping import is_warm
 from bench.config.cell import Cell
-from bench.engine.prompts import Ids, prompt_ids
+from bench.engine.prompts import Ids, prompt_ids, prompt_lengths
 from bench.engine.protocol import Announce, Engine, Files, Session, Untimed, engine_at
 from bench.errors import BenchError
 from bench.meter.canary import read_canary
@@ -48,7 +48,7 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
     session = engine.open(cell, files)
     load_s = time.perf_counter() - started
     load_memory = memory.end(session)
-    ids = ids_of(cell, session)
+    ids, given_tokens = ids_of(cell, session), prompt_lengths(cell, session.tokenizer)
 
     announce("warm-up", "preparing")
     started = time.perf_counter()
@@ -72,6 +72,7 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
         return Findings(files.revision, attestation, None)
     measurement = Measurement(
         prompt_tokens=ids.shape[1],
+        given_tokens=given_tokens,
         provide_s=provide_s,
         load_s=load_s,
         ready_s=ready_s,

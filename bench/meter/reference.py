@@ -22,7 +22,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from bench.config.cell import Cell, Quality, Quant
+from bench.config.cell import Cell, Quant
+from bench.config.prompt_file import label_of, lines_of, own_texts
 from bench.engine.prompts import Ids, Tokenizer
 from bench.engine.protocol import Announce, Floats, Session
 from bench.errors import CellFailure
@@ -50,7 +51,7 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
     if session.tokenizer is None:
         raise CellFailure("failed", f"{cell.model.name} has no tokenizer, so it reads no texts")
     announce("quality", "the reference")
-    ids, windows, begins_with_bos = _windows(cell.quality, session.tokenizer)
+    ids, windows, begins_with_bos = _windows(cell, session.tokenizer)
     head = session.head()
     if head is None:
         raise CellFailure(
@@ -96,16 +97,15 @@ def _write(file: Path, kept: dict[str, Any], metadata: dict[str, str]) -> None:
     os.replace(aside, file)
 
 
-def _windows(quality: Quality, tokenizer: Tokenizer) -> tuple[Ids, list[dict[str, Any]], bool]:
+def _windows(cell: Cell, tokenizer: Tokenizer) -> tuple[Ids, list[dict[str, Any]], bool]:
     """Token ids, (windows, tokens); name and scored bytes of each; and whether each begins with the
     tokenizer's mark."""
     rows, about = [], []
-    begin_ids = list(tokenizer.begins)
-    for name in quality.texts:
-        text = TEXTS[name].read_text(encoding="utf-8")
+    quality, begin_ids = cell.quality, list(tokenizer.begins)
+    for name, text, is_named in _texts(cell):
         ids = tokenizer.encode(text, special=False)[: quality.text_tokens]
         pieces = list(_pieces(ids, quality.window_tokens - len(begin_ids)))
-        if not pieces:
+        if not pieces and is_named:
             raise CellFailure(
                 "failed", f"the text {name} has {len(ids)} tokens, less than one window"
             )
@@ -114,6 +114,19 @@ def _windows(quality: Quality, tokenizer: Tokenizer) -> tuple[Ids, list[dict[str
             scored = piece if begin_ids else piece[1:]
             about.append({"text": name, "bytes": len(tokenizer.decode(scored).encode())})
     return np.array(rows, dtype=np.int64), about, bool(begin_ids)
+
+
+def _texts(cell: Cell) -> Iterator[tuple[str, str, bool]]:
+    """What both models read: name, text, and whether it was named as one, so that it has to fill a
+    window. The prompts of a file, one after the other, are there without being named."""
+    for name in cell.quality.texts:
+        if name in TEXTS:
+            yield name, TEXTS[name].read_text(encoding="utf-8"), True
+    for path, content in own_texts(cell.quality):
+        yield label_of(path), content.decode(), True
+    if cell.workload.path is not None:
+        prompts = "\n\n".join(line.text for line in lines_of(cell.workload))
+        yield label_of(cell.workload.path), prompts, False
 
 
 def _pieces(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:

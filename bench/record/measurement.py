@@ -140,6 +140,8 @@ class Measurement:
     rss_before_load_bytes: int | None
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
     energy: Energy | None = None  # CUDA
+    # Of each prompt of a file, before it was cut to prompt_tokens
+    given_tokens: tuple[int, ...] | None = field(default=None, metadata=within(length=1))
 
 
 @dataclass(frozen=True, slots=True)

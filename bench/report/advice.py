@@ -224,9 +224,15 @@ def _again(comparison: Comparison, result: Result) -> str:
 
 def _words(comparison: Comparison, cells: Sequence[Result]) -> list[str]:
     """The sweep's own overrides, with the axes of these cells alone."""
+    columns = list(comparison.columns)
+    if "workload" in columns and any(result.cell.workload.bucket for result in cells):
+        # A bucket of prompts is no value of conf/workload, but a part of one
+        is_one_file = len({result.cell.workload.path for result in comparison.results}) == 1
+        columns.remove("workload")
+        columns += ["workload.bucket"] if is_one_file else ["workload.path", "workload.bucket"]
     axes = {
         column: ",".join(dict.fromkeys(coordinate(r.cell, column) for r in cells))
-        for column in comparison.columns
+        for column in columns
     }
     given = [(word, word.partition("=")[0]) for word in comparison.sweep.overrides if "=" in word]
     kept = [word for word, key in given if not {key, key.partition(".")[0]} & {*axes, "resume"}]

@@ -37,12 +37,12 @@ class Prompt:
 
 def side_by_side(comparison: Comparison) -> list[Prompt]:
     """Of every configuration that answered, beside its own reference; empty without answers or
-    without a reference."""
+    without a reference. A report is tracked: what is not to be stored is not in it."""
     seen: set[str] = set()  # cells with one sample key have the same answers
     prompts: dict[tuple[str, Sample], list[tuple[float, Shown]]] = {}
     for result in comparison.results:
         key = sample_key(result.cell)
-        if result.divergence is None or key in seen:
+        if result.divergence is None or key in seen or not result.cell.quality.store_prompts:
             continue
         seen.add(key)
         ours = {sample.prompt: sample for sample in result.samples}

@@ -105,8 +105,10 @@ def cells(comparison: Comparison) -> Grid:
     metrics = [m for m in METRICS if m.heading and any(m.key in v for v in values.values())]
     tasks = list(dict.fromkeys((s.task, s.metric) for r in results for s in r.tasks))
     ended_badly = any(result.outcome.status != "ok" for result in results)
+    has_prompts = any(result.cell.workload.bucket for result in results)
     columns = [
         *axes(comparison.columns),
+        *([Column("prompt tokens", True)] if has_prompts else []),
         *(Column(m.heading, True, m.key not in _PAGE_ONLY) for m in metrics),
         *(Column(f"{task} {score}", True, False) for task, score in tasks),
         *(Column(SPEEDUPS[metric], shows_interval=True) for metric in comparison.speedups),
@@ -116,6 +118,7 @@ def cells(comparison: Comparison) -> Grid:
     rows = []
     for result in results:
         row = _place(comparison, result)
+        row += [_prompt_tokens(result)] if has_prompts else []
         row += [_number(metric, values[result.cell_id]) for metric in metrics]
         row += [_score(result, task, score) for task, score in tasks]
         row += [_speedup(of.get(result.cell_id)) for of in comparison.speedups.values()]
@@ -141,6 +144,12 @@ def marked(comparison: Comparison, marks: Mapping[str, str]) -> Grid:
 def _place(comparison: Comparison, result: Result) -> list[Entry]:
     texts = [coordinate(result.cell, column) for column in comparison.columns]
     return [Entry(text, float(text) if text.isdigit() else None) for text in texts]
+
+
+def _prompt_tokens(result: Result) -> Entry:
+    """Of each row, which nothing but the tokenizer knows."""
+    counts = [m.prompt_tokens for m in result.measurements[:1]]
+    return Entry(str(counts[0]), counts[0]) if counts else Entry("-")
 
 
 def _number(metric: Metric, values: Mapping[str, float]) -> Entry:

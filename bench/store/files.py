@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -93,12 +93,12 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
     _write(folder / "sweep.json", json.dumps(redacted(dataclasses.asdict(sweep)), indent=1))
 
 
-def write_inputs(folder: Path, files: Collection[Path]) -> None:
-    """Keep a copy of what models read: these files may be others tomorrow. Raises: StoreError when
-    the disk is full."""
+def write_inputs(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Keep a copy of what models read (UTF-8, by name), without what looks like a secret: these
+    files may be others tomorrow. Raises: StoreError when the disk is full."""
     (folder / INPUTS).mkdir()
-    for file in files:
-        write_aside(folder / INPUTS / file.name, file.read_bytes())
+    for name, content in files.items():
+        _write(folder / INPUTS / name, redacted(content.decode()))
 
 
 def write_reproduction(folder: Path, record: Mapping[str, Any]) -> None:

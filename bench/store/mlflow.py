@@ -221,13 +221,19 @@ class Tracker:
 
     def _log_artifacts(self, run_id: str, result: Result) -> None:
         folder = cell_folder(self._folder, result.cell_id)
-        self._client.log_artifact(run_id, str(folder / "result.json"))
+        has_prompts = result.cell.quality.store_prompts
+        if has_prompts:
+            self._client.log_artifact(run_id, str(folder / "result.json"))
+        else:
+            without = logged.without_prompts(result).to_json()
+            self._client.log_text(run_id, without, "result.json")
         self._client.log_text(run_id, logged.configuration(result), "config.yaml")
-        if result.samples:
+        if result.samples and has_prompts:
             self._log_table(run_id, logged.samples(result), "samples.json")
         if result.profile is not None and (folder / TRACE).is_file():
             self._client.log_artifact(run_id, str(folder / TRACE))
-        if result.outcome.status != "ok" and (folder / "log.txt").is_file():
+        # What libraries print may quote anything
+        if result.outcome.status != "ok" and has_prompts and (folder / "log.txt").is_file():
             text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
             self._client.log_text(run_id, redacted(text), "log.txt")
 

@@ -124,6 +124,18 @@ def sweep_note(report: Sequence[Path], summary: str) -> str:
     return text.partition("## Every cell")[0][:LONGEST_NOTE]
 
 
+def without_prompts(result: Result) -> Result:
+    """The record without what was asked and answered, in words and tokens."""
+    answers = result.answers
+    if answers is None:
+        return result
+    divergence = answers.divergence
+    if divergence is not None:
+        divergence = dataclasses.replace(divergence, answers=())
+    answers = dataclasses.replace(answers, samples=(), divergence=divergence)
+    return dataclasses.replace(result, answers=answers)
+
+
 def samples(result: Result) -> dict[str, list[Any]]:
     """The answers as columns. The prompt first: MLflow's comparison of artifacts makes one row for
     each value of the first column."""

@@ -269,6 +269,24 @@ def test_the_command_gives_a_field_that_varies_once() -> None:
     assert command(compare(results, of_a_field), results) == wanted
 
 
+def test_the_command_names_a_bucket_of_prompts_in_the_file_that_it_is_of() -> None:
+    def of(stem: str, bucket: str) -> Result:
+        own = {"name": f"{stem}-{bucket}", "path": f"/x/{stem}.jsonl", "sha256": stem}
+        cell = fakes.resolved(workload=own | {"new_tokens": 4, "bucket": bucket})
+        return fakes.paced(cell, 0.5)
+
+    buckets = [of("a", "to4"), of("a", "to8")]
+    asked = replace(SWEEP, overrides=("workload=prompts", "workload.path=a.jsonl"))
+    start = "python -m bench -m workload"
+    assert command(compare(buckets, asked), buckets[1:]) == (
+        f"{start}.bucket=to8 workload=prompts workload.path=a.jsonl measure=rigorous"
+    )
+    several = compare([*buckets, of("b", "to8")], replace(asked, overrides=asked.overrides[:1]))
+    assert command(several, several.results[2:]) == (
+        f"{start}.path=/x/b.jsonl workload.bucket=to8 workload=prompts measure=rigorous"
+    )
+
+
 def test_workloads_are_no_choice_and_models_have_references_of_their_own() -> None:
     chat = fakes.group("workload", "chat")
     other = [

@@ -173,6 +173,15 @@ def test_what_only_one_side_has_cannot_be_told() -> None:
     assert (found.word, found.exactness.windows) == ("cannot tell", 0)
 
 
+def test_answers_that_were_kept_out_of_the_record_are_not_missed() -> None:
+    quality = fakes.group("quality", "samples", store_prompts=False)
+    now = fakes.paced(fakes.cell(quality=quality), 0.100, 0.101, 0.099)
+    now = replace(now, answers=fakes.answers(samples=(fakes.sample(1, 2),)))
+    then = replace(now, answers=fakes.answers())
+    assert once_more(then, now).word == "reproduced"
+    assert once_more(now, then).word == "cannot tell"
+
+
 def test_cells_that_are_one_now_keep_their_numbers_apart() -> None:
     now = paced(0.100, 0.101, 0.099)
     found = reproductions(

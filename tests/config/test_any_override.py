@@ -91,6 +91,12 @@ def test_a_yaml_that_cannot_be_read_is_named(
             "sweeps is there without the plus; want sweeps=headline",
         ),
         (["workload.text=null", "workload.prompt="], "workload.prompt=: want at least a character"),
+        (["workload=prompts"], "workload.path=null: want a file of prompts, a JSON object a line"),
+        (["workload=prompts", "workload.path=x", "bach=4"], "did you mean batch?"),
+        (
+            ["workload=prompts", "workload.path=none.jsonl"],
+            "workload.path=none.jsonl: cannot be read",
+        ),
         (["model.path="], "model.path=: want a folder that save_pretrained wrote, or null"),
         (["seed=18446744073709551616"], "at most 18446744073709551615"),
         (["workload.text=null", "workload.prompt=h\xe9 \xe0?"], "if it is a text, quote it: "),
@@ -121,7 +127,12 @@ def test_a_parameter_that_mlproject_does_not_name_is_an_override(
 @pytest.mark.parametrize("typed", ["~/m", "./m", "x/../m", "m/"])
 def test_a_path_is_read_once(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    jobs = compose.collect([f"model.path='{typed}'", f"output_dir='{typed}'"])
-    (config,) = compose.parsed(jobs)
-    assert config.cell.model.path == str(tmp_path / "m")
-    assert config.settings.output_dir == str(tmp_path / "m")
+    whole = str(tmp_path / "m")
+    Path(whole).write_text('{"prompt": "a"}')
+    keys = ("model.path", "output_dir", "workload.path", "quality.texts")
+    values = (typed, typed, typed, [typed])
+    own = [f"{key}={value!r}" for key, value in zip(keys, values, strict=True)]
+    (config,) = compose.parsed(compose.collect([*own, "workload=prompts"]))
+    cell = config.cell
+    assert (cell.model.path, cell.workload.path, cell.quality.texts) == (whole, whole, (whole,))
+    assert config.settings.output_dir == whole

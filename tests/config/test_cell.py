@@ -70,6 +70,8 @@ OTHER_VALUES: dict[str, Any] = {
     "quality.name": "other",
     "quality.prompts": "other",
     "quality.max_new_tokens": 49,
+    "quality.prompt_limit": 49,
+    "quality.digests": ("0",),
     "quality.texts": ("prose",),
     "quality.text_tokens": 49,
     "quality.window_tokens": 49,
@@ -87,6 +89,7 @@ WITHOUT_IDENTITY: dict[str, Any] = {
     "attn.requires": Requires(capability=9.0),
     "decode.requires": Requires(compiler=True),
     "engine.python": "/another/python",
+    "quality.store_prompts": False,
     "measure.limits_s": {"load": 1.0},
     "measure.resume": True,
 }
@@ -117,7 +120,8 @@ def paths(cell: Cell) -> Iterator[str]:
 
 
 def test_the_tests_below_know_every_field_of_a_cell() -> None:
-    instead_of_others = {"workload.prompt", "model.config"}
+    of_prompts = {f"workload.{name}" for name in ("prompt", "path", "sha256", "bucket")}
+    instead_of_others = {*of_prompts, "model.config"}
     assert {*OTHER_VALUES, *WITHOUT_IDENTITY, *instead_of_others} == set(paths(BASE))
 
 
@@ -138,6 +142,22 @@ def test_cell_id_changes_with_the_prompt() -> None:
 def test_cell_id_changes_with_the_configuration_of_random_weights() -> None:
     random = changed(BASE, "model.weights", "random")
     assert cell_id(random) != cell_id(changed(random, "model.config", "/models/config.json"))
+
+
+def test_cell_id_is_of_what_is_in_a_file_of_prompts_and_not_of_where_it_lies() -> None:
+    own = {"name": "w", "new_tokens": 2, "path": "/a/b.jsonl", "sha256": "0", "bucket": "to8"}
+    one = fakes.cell(workload=own)
+    assert cell_id(fakes.cell(workload=own | {"path": "/c/b.jsonl"})) == cell_id(one)
+    others = [fakes.cell(workload=own | {key: "1"}) for key in ("sha256", "bucket")]
+    assert len({cell_id(one), *map(cell_id, others)}) == 3
+    assert sample_key(others[0]) != sample_key(one) == sample_key(others[1])
+
+
+def test_a_prompt_that_is_typed_cannot_be_kept_out_of_what_is_tracked() -> None:
+    quality = fakes.group("quality", "samples", store_prompts=False)
+    workload = {"name": "w", "new_tokens": 2, "prompt": "a"}
+    with pytest.raises(ConfigError, match=r"put it in a file: workload=prompts workload.path=FILE"):
+        fakes.cell(quality=quality, workload=workload)
 
 
 def test_cell_id_stays_when_only_requirements_or_limits_change() -> None:
@@ -286,16 +306,32 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
             {"implementation": "eager", "backend": "math"},
             "backend=math goes with implementation=sdpa, not eager",
         ),
-        (Workload, {"new_tokens": 2, "prompt_tokens": 2}, "want exactly one of text and prompt"),
-        (
-            Workload,
-            {"new_tokens": 2, "text": "a", "prompt": "b"},
-            "want exactly one of text and prompt",
+        *(
+            (
+                Workload,
+                {"new_tokens": 2, "prompt_tokens": 2, **path},
+                f"path={value}: want a file of prompts, a JSON object a line like"
+                ' {"prompt": "..."}; or give text or prompt',
+            )
+            for path, value in (({}, "null"), ({"path": ""}, ""))
+        ),
+        *(
+            (
+                Workload,
+                {"new_tokens": 2, **dict.fromkeys(both, "a")},
+                "want exactly one of text, prompt and path",
+            )
+            for both in (("text", "prompt"), ("text", "path"), ("prompt", "path"))
         ),
         (
             Workload,
             {"new_tokens": 2, "text": "a"},
-            "prompt_tokens=null goes with prompt, whose length it then is",
+            "prompt_tokens=null goes with prompt or path, whose length it then is",
+        ),
+        (
+            Workload,
+            {"new_tokens": 2, "prompt": "a", "bucket": "to8"},
+            "sha256 and bucket go with path",
         ),
         (Workload, {"new_tokens": 1, "prompt": "b"}, "new_tokens=1: want an integer, at least 2"),
         (

@@ -19,7 +19,7 @@ AT_LEAST = {
     "quant": 8,
     "attn": 9,
     "decode": 2,
-    "workload": 5,
+    "workload": 6,
     "measure": 3,
     "quality": 3,
     "tracking": 3,
@@ -61,9 +61,10 @@ def default() -> dict[str, Any]:
             return composed()
 
 
-def chosen(default: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
+def chosen(default: Mapping[str, Any], group: str, name: str, **needs: str) -> dict[str, Any]:
     file = OmegaConf.load(CONF / group / f"{name}.yaml")
-    return {**default, group: OmegaConf.to_container(file, resolve=True)}
+    value = cast("dict[str, Any]", OmegaConf.to_container(file, resolve=True))
+    return {**default, group: {**value, **needs}}
 
 
 def model(default: Mapping[str, Any], name: str, **changes: str) -> Model:
@@ -109,7 +110,8 @@ def test_each_value_of_a_group_parses_and_is_called_like_its_file(
     names = [name for of, name in VALUES if of == group]
     assert composed(f"{group}={names[-1]}") == chosen(default, group, names[-1])
     for name in names:
-        config = parse_config(chosen(default, group, name))
+        needs = {"path": "/x.jsonl"} if (group, name) == ("workload", "prompts") else {}
+        config = parse_config(chosen(default, group, name, **needs))
         value = config.settings.tracking if group == "tracking" else getattr(config.cell, group)
         assert value.name == name
 

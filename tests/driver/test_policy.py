@@ -243,6 +243,18 @@ def test_the_reference_is_the_unquantized_model_in_the_widest_dtype_that_fits() 
     assert reference(nf4, fakes.host(memory_bytes=500)) is None
 
 
+def test_a_reference_belongs_to_what_is_in_the_files_that_it_has_read() -> None:
+    own = {"name": "w", "new_tokens": 4, "path": "/x", "sha256": "0", "bucket": "to8"}
+    texts = fakes.group("quality", "samples", texts=["alice", "./a.txt"], digests=["0"])
+
+    def file(quality: dict[str, Any] = texts, **workload: str) -> str:
+        cell = fakes.resolved(quality=quality, workload=own | workload)
+        return str(reference_file(cell, fakes.host()))
+
+    assert file(bucket="to16") == file(path="/y") == file()  # read as a whole, wherever it lies
+    assert len({file(), file(sha256="1"), file(texts | {"digests": ["1"]})}) == 3
+
+
 def test_a_model_without_sdpa_has_a_reference_in_eager() -> None:
     eager = fakes.resolved(quant="nf4", attn="eager", quality="samples")
     found = reference(eager, fakes.host(), attention=("eager",))

@@ -7,12 +7,14 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
-from bench.config.cell import cell_id
+from bench.config.cell import Cell, cell_id
+from bench.config.prompt_file import cells_of, with_digests
 from bench.config.settings import Tracking
 from bench.driver.process import OnPhase, Task
 from bench.errors import CellFailure, ConfigError
@@ -116,6 +118,64 @@ def test_a_sweep_takes_up_where_an_earlier_one_ended(tmp_path: Path) -> None:
     assert [result.reused_from for result in second] == [first[0].sweep_id, None]
     _, third = sweep(tmp_path, *grid, resume=False, worker=in_this_process)
     assert [result.reused_from for result in third] == [None, None]
+
+
+def own_prompts(file: Path, **changes: Any) -> list[Cell]:
+    """The cells of a file of prompts, as a command line would give them."""
+    cell = scripted(batch=2, workload=fakes.group("workload", "prompts", path=str(file)), **changes)
+    return cells_of(with_digests(cell))
+
+
+def test_prompts_of_a_file_are_measured_in_buckets_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    numbers = "".join(map(str, range(100)))
+    lines = [{"prompt": numbers[:30]}, {"prompt": numbers[-40:]}]
+    lines.append({"prompt": numbers + "0123456789", "new_tokens": 3})
+    file.write_text("\n".join(map(json.dumps, lines)))
+    code, results = sweep(tmp_path / "out", *own_prompts(file))
+    assert code == 0
+    found = {result.asked.workload.name: result.measurements[0] for result in results}
+    assert {name: (m.given_tokens, m.prompt_tokens) for name, m in found.items()} == {
+        "mine-to8": ((30, 40), 30),
+        "mine-to64+4": ((200,), 200),
+    }
+    assert [len(m.repeats[0].decode_step_s) for m in found.values()] == [63, 2]
+    (folder,) = (tmp_path / "out" / "sweeps").iterdir()
+    (copy,) = (folder / "inputs").glob("*mine.jsonl")
+    assert copy.read_bytes() == file.read_bytes()
+    assert {str(result.cell.workload.sha256)[:12] for result in results} == {copy.name[:12]}
+
+
+def test_prompts_that_have_changed_are_measured_anew_and_those_that_have_moved_are_not(
+    tmp_path: Path,
+) -> None:
+    file, moved = tmp_path / "mine.jsonl", tmp_path / "other" / "mine.jsonl"
+
+    def again(path: Path, **changes: Any) -> Result:
+        grid = own_prompts(path, **changes)
+        _, (result,) = sweep(tmp_path / "out", *grid, resume=True, worker=in_this_process)
+        return result
+
+    file.write_text('{"prompt": "abc"}')
+    first = again(file)
+    moved.parent.mkdir()
+    file.rename(moved)
+    kept_out = again(moved, quality=fakes.group("quality", "none", store_prompts=False))
+    assert (first.reused_from, kept_out.reused_from) == (None, first.sweep_id)
+    assert kept_out.cell.workload.path == str(moved)
+    assert not kept_out.cell.quality.store_prompts
+    assert not list((tmp_path / "out" / "sweeps" / kept_out.sweep_id / "inputs").iterdir())
+    moved.write_text('{"prompt": "abd"}')
+    assert again(moved).reused_from is None
+
+
+def test_prompts_that_change_while_a_sweep_waits_end_it_in_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "abc"}')
+    grid = own_prompts(file)
+    file.write_text('{"prompt": "abd"}')
+    with pytest.raises(ConfigError, match=r"workload.path=.*mine.jsonl: has changed"):
+        sweep(tmp_path / "out", *grid, worker=in_this_process)
 
 
 def test_a_sweep_that_was_killed_leaves_no_process_and_can_be_resumed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from safetensors import safe_open
 
 from bench.config.cell import Cell, Quant
+from bench.config.prompt_file import with_digests
 from bench.engine.prompts import ByteTokenizer, Ids
 from bench.engine.protocol import Files, Floats, Head
 from bench.engine.scripted import Scripted, ScriptedSession
-from bench.errors import CellFailure
+from bench.errors import CellFailure, ConfigError
 from bench.meter.divergence import evaluate
 from bench.meter.reference import keep_reference
 from bench.paths import TEXTS
@@ -69,8 +71,8 @@ ENGINE = Engine()
 
 
 def cell_of(script: str = "", name: str = "plain", **quality: Any) -> Cell:
-    asked = {"text_tokens": 100, "window_tokens": 32, "max_new_tokens": 4} | quality
-    group = fakes.group("quality", "samples", texts=["alice"], **asked)
+    asked = {"texts": ["alice"], "text_tokens": 100, "window_tokens": 32, "max_new_tokens": 4}
+    group = fakes.group("quality", "samples", **asked | quality)
     return scripted(script, model=PRETRAINED | {"name": name}, quality=group, quant="bf16")
 
 
@@ -93,6 +95,31 @@ def test_windows_are_the_text_one_after_the_other_and_the_rest_is_dropped(tmp_pa
     assert [window["bytes"] for window in about["windows"]] == [31] * 3
     assert about["reference"] == "bf16"
     assert len(about["answers"]) == 8
+
+
+def test_files_of_text_and_the_prompts_of_a_workload_are_read_too(tmp_path: Path) -> None:
+    mine, prompts = tmp_path / "my text.txt", tmp_path / "prompts.jsonl"
+    mine.write_text("m" * 70)
+    turns = [{"role": "user", "content": "b" * 20}, {"role": "assistant", "content": "c" * 20}]
+    lines = [{"prompt": "a" * 20}, {"messages": turns}]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    cell = with_digests(cell_of(texts=["alice", str(mine)]))
+    own = replace(cell.workload, text=None, path=str(prompts))
+    ids, about = kept(tmp_path, replace(cell, workload=own))
+    assert [window["text"] for window in about["windows"]] == [
+        *["alice"] * 3,
+        *["my_text.txt"] * 2,
+        *["prompts.jsonl"] * 2,  # of 64 tokens, with two empty lines between two texts
+    ]
+    assert (
+        bytes(ids[-2:].flatten().tolist()) == b"a" * 20 + b"\n\n" + b"b" * 20 + b"\n\n" + b"c" * 20
+    )
+    prompts.write_text(json.dumps({"prompt": "a" * 31}))
+    _, about = kept(tmp_path, replace(cell, workload=own))
+    assert {window["text"] for window in about["windows"]} == {"alice", "my_text.txt"}
+    mine.write_text("n" * 70)
+    with pytest.raises(ConfigError, match="has changed"):
+        kept(tmp_path, cell)
 
 
 def test_a_tokenizers_mark_begins_each_window_so_that_all_of_the_text_is_scored(

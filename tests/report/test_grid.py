@@ -1,5 +1,6 @@
 """Tables beside the main one, and that a sweep is analysed once for all of its printers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,49 @@ def test_the_best_batch_of_each_value_within_a_budget() -> None:
         "none fits",
         "33.3 tok/s at batch 1",
     ]
+
+
+def own(bucket: str, batch: int, given: tuple[int, ...]) -> Result:
+    """Of a bucket of prompts with so many tokens each; its windows are of alice alone."""
+    workload = {"name": f"mine-{bucket}", "new_tokens": 4, "path": "/x/mine.jsonl"}
+    cell = fakes.cell(workload=workload | {"bucket": bucket}, batch=batch, quality="samples")
+    return fakes.result(
+        cell=cell,
+        measurement=fakes.measurement(prompt_tokens=min(given), given_tokens=given),
+        divergence=fakes.divergence(),
+    )
+
+
+def test_the_table_and_a_note_say_how_long_own_prompts_are() -> None:
+    results = [own("to8", 1, (7, 9, 8)), own("to8", 4, (7, 9, 8)), own("to64", 1, (50,))]
+    comparison = compared(*results)
+    table = grid.cells(comparison)
+    assert [column.heading for column in table.columns[:3]] == [
+        "workload",
+        "batch",
+        "prompt tokens",
+    ]
+    assert [[entry.text for entry in row[:3]] for row in table.rows] == [
+        ["mine-to8", "1", "7"],
+        ["mine-to8", "4", "7"],
+        ["mine-to64", "1", "50"],
+    ]
+    notes = "\n".join(grid.notes(comparison))
+    assert (
+        "prompts: mine-to8 has 3 of 7 to 9 tokens, timed at 7; mine-to64 has 1 of 50 tokens, timed"
+        " at 50. A batch takes the first ones of its bucket; where it has more rows, it takes them"
+        " again from another token on"
+    ) in notes
+    assert (
+        "every cell: divergence on alice alone: the prompts of mine.jsonl do not fill a window of"
+        " 256 tokens"
+    ) in notes
+    with_prompts = fakes.divergence(fakes.window(), fakes.window(text="mine.jsonl"))
+    answers = fakes.answers(divergence=with_prompts)
+    whole = compared(*(replace(result, answers=answers) for result in results))
+    assert "do not fill a window" not in "\n".join(grid.notes(whole))
+
+
+def test_without_own_prompts_the_table_has_no_column_for_them() -> None:
+    table = grid.cells(compared(PLAIN, PACKED))
+    assert "prompt tokens" not in [column.heading for column in table.columns]

@@ -19,7 +19,7 @@ from bench.config.parse import parse
 from bench.config.settings import Tracking
 from bench.errors import ConfigError, TrackingError
 from bench.record.measurement import Sample
-from bench.record.result import Outcome
+from bench.record.result import Outcome, from_json
 from bench.store import files as store
 from bench.store.database import tracking_uri
 from bench.store.mlflow import Tracker
@@ -248,6 +248,50 @@ def test_no_secret_reaches_mlflow_or_the_disk(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
         push(folder)
+
+
+WORDS = "zyxwvut"  # of a prompt and its answers
+TOKENS = (867_530_911, 271_828_182)
+
+
+@pytest.mark.parametrize("store_prompts", [True, False])
+def test_prompts_and_answers_are_tracked_unless_they_are_to_stay_here(
+    store_prompts: bool, folder: Path, client: MlflowClient
+) -> None:
+    quality = fakes.group("quality", "samples", store_prompts=store_prompts)
+    own = {"name": "mine-to8", "new_tokens": 4, "path": "/x/mine.jsonl", "bucket": "to8"}
+    ours = Sample(f"{WORDS}?", f"{WORDS}!", TOKENS, True)
+    result = fakes.result(
+        cell=fakes.cell(quality=quality, workload=own),
+        samples=(ours,),
+        divergence=fakes.divergence(answers=(replace(ours, answer=f"no {WORDS}"),)),
+    )
+    failed = replace(
+        fakes.result(cell=fakes.cell(quality=quality, batch=2), outcome=Outcome("failed", "it")),
+        answers=result.answers,
+    )
+    for each in (result, failed):
+        store.write_result(folder, each)
+        (folder / each.cell_id / "log.txt").write_text(f"a library quotes {WORDS}")
+    sweep = replace(store.read_sweep(folder), cells=(result.cell_id, failed.cell_id))
+    store.write_sweep(folder, sweep)
+    assert push(folder) == 0
+    outputs = folder.parent.parent
+    tracked = [file for file in outputs.rglob("*") if file.is_file() and folder not in file.parents]
+    tracked += folder.glob("report.*")
+    assert {"mlflow.db", "result.json", "report.html", "cells.json"} <= {f.name for f in tracked}
+    assert ("log.txt" in {f.name for f in tracked}) == store_prompts
+    for content in (WORDS, *map(str, TOKENS)):
+        holding = [file.name for file in tracked if content.encode() in file.read_bytes()]
+        assert bool(holding) == store_prompts, holding
+    (kept,) = [r for r in store.read_results(folder) if r.cell_id == result.cell_id]
+    assert kept == result  # on disk all of it stays
+    logged = cells(client, tracker(folder))
+    assert {run.data.metrics.get("equal_tokens") for run in logged} == {1.0, None}
+    records = [mlflow.artifacts.load_text(f"{r.info.artifact_uri}/result.json") for r in logged]
+    read = {each.cell_id: each for each in (from_json(text, "here") for text in records)}
+    assert bool(read[result.cell_id].samples) == store_prompts
+    assert read[result.cell_id].replicates == result.replicates
 
 
 def test_push_sends_a_folder_and_ends_its_parent(folder: Path, client: MlflowClient) -> None:

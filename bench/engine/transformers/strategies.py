@@ -12,6 +12,7 @@ receives each token on the host; that synchronises at each step, as its own chec
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,13 +23,13 @@ from bench.engine.protocol import Clock
 
 def new_cache(model: PreTrainedModel) -> dict[str, DynamicCache]:
     """An empty cache, by the name of the argument that the model's forward takes it under."""
-    return {_cache_argument(type(model)): DynamicCache(config=model.config)}
+    return {_cache_argument(type(model).forward): DynamicCache(config=model.config)}
 
 
 @functools.cache
-def _cache_argument(kind: Any) -> str:
+def _cache_argument(forward: Callable[..., Any]) -> str:
     """State space models have a name of their own, and ignore the usual one without a word."""
-    known = inspect.signature(kind.forward).parameters
+    known = inspect.signature(forward).parameters
     names = ("past_key_values", "cache_params")
     return next((name for name in names if name in known), names[0])
 
