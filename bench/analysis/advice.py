@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.analysis.divergence import estimates
 from bench.analysis.metrics import peak_memory_bytes
-from bench.analysis.readings import process_times_s
+from bench.analysis.readings import fewest_requests, least_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import more_certain, spread
 from bench.record.measurement import Divergence
@@ -79,9 +79,10 @@ def plausible(
     generator = np.random.default_rng(0)
     times: dict[str, Array] = {}
     assumed = False
+    requests = fewest_requests(measured) if measured else 1
     for metric in ("ttft_s", "tpot_s"):
         logs = [
-            [math.log(s) for s in process_times_s(result.measurements)[metric]]
+            [math.log(s) for s in least_times_s(result.measurements, requests)[metric]]
             for result in measured
         ]
         own = spread(logs, blocked=False) if logs else None

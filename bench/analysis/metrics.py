@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist, median
+from statistics import NormalDist, geometric_mean, median
 from typing import Literal
 
 from bench.analysis import cost, readings
@@ -25,7 +25,7 @@ from bench.analysis.divergence import (
     first_difference,
 )
 from bench.analysis.readings import Process
-from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level
+from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level, median_interval
 from bench.record.result import Result
 
 MIB = 2**20
@@ -196,17 +196,19 @@ METRICS: tuple[Metric, ...] = (
            partial(_count_of_answers, "is_empty")),
 )
 # fmt: on
+# Over processes these are averaged as their intervals are: on the scale of logarithms
+_OF_TIMES = ("ttft_s", "tpot_s", "e2e_s", "prefill_tok_s", "decode_tok_s", "output_tok_s")
 METRIC = {metric.key: metric for metric in METRICS}
 
 
 def derive(result: Result) -> dict[str, float]:
-    """All metrics that this result has, each the median over its processes; empty for a cell
-    without a number.
+    """All metrics that this result has, each the median over its processes (of times and rates the
+    geometric mean, as their intervals); empty for a cell without a number.
 
-    ``_low`` and ``_high`` are intervals at 95 %: of TTFT and TPOT for the geometric mean over the
-    processes, where there are several (``_repeat_low`` and ``_repeat_high`` over the requests of
-    the first one, which say nothing about others); of divergence over the windows of the text; of
-    tasks by the standard error that the harness gives.
+    ``_low`` and ``_high`` are intervals at 95 %: of TTFT and TPOT over the processes, where there
+    are several; ``_repeat_low`` and ``_repeat_high`` over the requests of a single one, which say
+    nothing about others; of divergence over the windows of the text; of tasks by the standard error
+    that the harness gives.
     """
     measurements, attestation = result.measurements, result.attestation
     if not measurements or attestation is None:
@@ -215,7 +217,8 @@ def derive(result: Result) -> dict[str, float]:
     values: dict[str, float] = {}
     for metric in METRICS:
         read = [value for p in processes if (value := metric.value(p)) is not None]
-        if read and math.isfinite(typical := float(median(read))):
+        average = geometric_mean if metric.key in _OF_TIMES else median
+        if read and math.isfinite(typical := float(average(read))):
             values[metric.key] = typical
     return (
         values
@@ -228,14 +231,15 @@ def derive(result: Result) -> dict[str, float]:
 
 def _intervals_of_times(result: Result) -> dict[str, float]:
     ends: dict[str, float] = {}
-    first = result.measurements[0].repeats
-    requests = {"ttft_s": [r.ttft_s for r in first], "tpot_s": [readings.tpot_s(r) for r in first]}
-    level = look_level(result.cell.measure.repeats)
-    for key, processes in readings.process_times_s(result.measurements).items():
-        if len(processes) > 1:
+    if len(result.measurements) > 1:
+        for key, processes in readings.typical_times_s(result.measurements).items():
             ends |= _ends(key, geometric_interval(processes, 1 - ALPHA))
-        if len(first) > 1:
-            ends |= _ends(f"{key}_repeat", geometric_interval(requests[key], level))
+        return ends
+    only = result.measurements[0].repeats
+    requests = {"ttft_s": [r.ttft_s for r in only], "tpot_s": [readings.tpot_s(r) for r in only]}
+    for key, times in requests.items() if len(only) > 1 else ():
+        low, high = median_interval(times, look_level(result.cell.measure.repeats))
+        ends |= {f"{key}_repeat_low": low, f"{key}_repeat_high": high}
     return ends
 
 

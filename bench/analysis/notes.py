@@ -4,12 +4,14 @@ A finding is one sentence and the cells that it holds for. The kinds come in the
 matters most: how cells ended, what the speedups mean, doubts about a number.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.analysis.columns import BaselineAxes
+from bench.analysis.columns import BaselineAxes, identity_without
 from bench.analysis.divergence import is_above_floor
 from bench.analysis.readings import disturbances, drift, has_drifted, outlying
 from bench.analysis.verdict import Change
@@ -22,6 +24,7 @@ Doubt = tuple[str, str]  # the sentence, and how much of it; "" where there is n
 
 _CLOCKS_AGREE = 0.01
 _PROFILED_ALIKE = 1.5
+_OPPOSITE = 0.03  # of logarithms: what is nearer to equal has no direction
 _LIBRARY = {"answers_looping": "answers that end in a loop", "answers_empty": "empty answers"}
 
 
@@ -47,6 +50,8 @@ def findings(
         *_shared("outcome", outcomes),
         *_about_prompts(results),
         *(_about_speedups(speedups, against) if speedups else ()),
+        *_shared("speedup", _contradicted(speedups)),
+        *_without_effect(results),
         *_about_references(results),
         *_shared("doubt", doubts),
     ]
@@ -65,7 +70,7 @@ def _about_speedups(
     speedups: Mapping[str, Mapping[str, Change]], against: BaselineAxes | None
 ) -> Iterator[Finding]:
     words = {change.word for of_metric in speedups.values() for change in of_metric.values()}
-    text = f"speedup: how many times as fast as {against}"
+    text = f"speedup: how many times as fast as {against}, by minimum times"
     if "uncalibrated" not in words:
         yield Finding("speedup", f"{text}; intervals at 95 % for all comparisons together")
         return
@@ -94,6 +99,59 @@ def _about_prompts(results: Sequence[Result]) -> Iterator[Finding]:
             f"prompts: {'; '.join(buckets)}. A batch takes the first ones of its bucket; where it"
             " has more rows, it takes them again from another token on",
         )
+
+
+def _contradicted(
+    speedups: Mapping[str, Mapping[str, Change]],
+) -> dict[str, list[Doubt]]:
+    """By cell_id, where medians and minimum times do not agree which cell is faster."""
+    doubts: dict[str, list[Doubt]] = {}
+    for metric, changes in speedups.items():
+        for cell_id, change in changes.items():
+            medians = change.medians_ratio
+            if medians is None or (change.ratio - 1) * (medians - 1) >= 0:
+                continue
+            if max(abs(math.log(change.ratio)), abs(math.log(medians))) > _OPPOSITE:
+                name = "prefill" if metric == "ttft_s" else "decode"
+                text = f"by medians, which load of others moves, {name} says the opposite"
+                doubts.setdefault(cell_id, []).append((text, f"{medians:.2f}x"))
+    return doubts
+
+
+def _without_effect(results: Sequence[Result]) -> Iterator[Finding]:
+    """Two cells that differ in one setting and gave the same logits to the last bit: one of the
+    two settings was not in force."""
+    for axis in ("quant", "attn"):
+        alike: dict[tuple[str, str], dict[str, Result]] = {}
+        for result in results:
+            digest = None if result.attestation is None else result.attestation.logits_digest
+            if digest is not None and result.measurements:
+                place = identity_without(result.cell, {axis})
+                named = alike.setdefault((place, digest), {})
+                named.setdefault(getattr(result.cell, axis).name, result)
+        for of_place in alike.values():
+            for (one, first), (other, second) in itertools.combinations(of_place.items(), 2):
+                if not _are_one(first, second):
+                    yield Finding(
+                        "doubt",
+                        f"{axis}={one} and {axis}={other} computed the same to the last bit: one of"
+                        " them was not in force",
+                        ((first.cell_id, ""), (second.cell_id, "")),
+                    )
+
+
+def _are_one(first: Result, second: Result) -> bool:
+    """Whether two settings may well be the same: sdpa left to itself takes one of its backends, and
+    int8 with a threshold that nothing passes is int8 without one."""
+    kernels = {first.cell.attn.implementation, second.cell.attn.implementation}
+    backends = {first.cell.attn.backend, second.cell.attn.backend}
+    if len(backends) > 1:
+        return kernels == {"sdpa"} and None in backends
+    if first.cell.attn != second.cell.attn:
+        return False
+    schemes = {first.cell.quant.scheme, second.cell.quant.scheme}
+    shares = [r.attestation.outlier_share or 0.0 for r in (first, second) if r.attestation]
+    return schemes == {"bnb_int8"} and not any(shares)
 
 
 def _about_references(results: Sequence[Result]) -> Iterator[Finding]:

@@ -5,14 +5,14 @@ A reading that does not exist (no GPU, no such file) is None, never 0. Units: SI
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 
 import numpy as np
 
 from bench.analysis import cost
-from bench.analysis.stats import outliers, readings_needed
+from bench.analysis.stats import expected_least, outliers, readings_needed
 from bench.record.measurement import Measurement, Repeat, Telemetry
 from bench.record.result import Attestation, Result
 
@@ -53,20 +53,39 @@ def median_step_s(measurements: Sequence[Measurement]) -> list[float]:
     return [median(steps) for steps in zip(*requests, strict=True)]
 
 
-def process_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
-    """TTFT and TPOT of each process (the median of its requests): the independent readings that
-    verdicts stand on."""
+def typical_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    """TTFT and TPOT of each process: the median of its requests. They describe; verdicts stand on
+    ``least_times_s``."""
     return {"ttft_s": [ttft(m) for m in measurements], "tpot_s": [tpot(m) for m in measurements]}
 
 
-def least_times_s(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
-    """TTFT and TPOT of each process when nobody interferes: its quickest prefill, and the quickest
-    decode step at each position of the answer, on average over the positions."""
-    steps = [zip(*(r.decode_step_s for r in m.repeats), strict=True) for m in measurements]
+def fewest_requests(results: Iterable[Result]) -> int:
+    """Timed requests of the process that has fewest: over so many all of them can be compared."""
+    return min(len(m.repeats) for result in results for m in result.measurements)
+
+
+def least_times_s(measurements: Sequence[Measurement], requests: int) -> dict[str, list[float]]:
+    """TTFT and TPOT of each process when nobody interferes: the independent readings that verdicts
+    stand on.
+
+    Of ``requests`` requests the quickest prefill, and the quickest decode step at each position of
+    the answer, on average over the positions. Others on the same hardware only ever add time, in
+    bursts, and the kernel counts none of it: the least of many times is the robust estimate of
+    what the program itself takes (Chen and Revels, Robust benchmarking in noisy environments, arXiv
+    1608.04295). It falls with their number, so that is the same for all that are compared.
+    """
     return {
-        "ttft_s": [min(r.ttft_s for r in m.repeats) for m in measurements],
-        "tpot_s": [fmean(map(min, positions)) for positions in steps],
+        "ttft_s": [expected_least([r.ttft_s for r in m.repeats], requests) for m in measurements],
+        "tpot_s": [_least_step_s(m, requests) for m in measurements],
     }
+
+
+def _least_step_s(measurement: Measurement, requests: int) -> float:
+    """Of one token, where a gap brings several."""
+    first = measurement.repeats[0]
+    positions = zip(*(r.decode_step_s for r in measurement.repeats), strict=True)
+    whole_s = sum(expected_least(steps_s, requests) for steps_s in positions)
+    return whole_s / first.decoded_tokens
 
 
 def outlying(measurement: Measurement) -> list[int]:
@@ -76,11 +95,15 @@ def outlying(measurement: Measurement) -> list[int]:
 
 
 def drift(measurement: Measurement) -> float:
-    """By how much the reference kernel that changed most was slower (or faster) after the cell than
-    before it."""
+    """By how much the reference kernels were slower (or faster) after the cell than before it: the
+    middle one of the three changes.
+
+    What holds the whole machine back shows in all of them. One alone has states of its own: part of
+    the memory that is read may lie in a cache or not.
+    """
     before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
     changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
-    return max(changes, key=abs)
+    return median(changes)
 
 
 def has_drifted(measurement: Measurement) -> bool:

@@ -1,13 +1,9 @@
 """Has a run been reproduced? An equivalence test between what was read then and what is read now.
 
-The readings are processes, as everywhere (``verdict``), but of a process not the median request is
-taken but what is left when nobody interferes: its quickest prefill, and the quickest decode step at
-each position. The cells of one sweep are disturbed alike; then and now are not. Neighbours on the
-same hardware only ever add time, in bursts of seconds, and the kernel counts none of it: the least
-of many times is the robust estimate of what the program itself takes (Chen and Revels, Robust
-benchmarking in noisy environments, arXiv 1608.04295). sweeps/LOG.md has by how much medians and
-least times of one and the same cell differed here. Where the medians alone moved beyond the margin,
-a warning stands beside the verdict: other load, or a cost that only some requests pay.
+The readings are processes and their minimum times, as everywhere (``verdict``). sweeps/LOG.md has
+by how much medians and least times of one and the same cell differed here. Where the medians alone
+moved beyond the margin, a warning stands beside the verdict: other load, or a cost that only some
+requests pay.
 
 * ``reproduced``: the 90 % interval of every change lies inside the margin (two one-sided tests,
   Schuirmann 1987).
@@ -31,7 +27,7 @@ from typing import Literal
 
 from bench.analysis import verdict
 from bench.analysis.differences import Difference, in_memory
-from bench.analysis.readings import disturbances, least_times_s, process_times_s
+from bench.analysis.readings import disturbances, fewest_requests, least_times_s, typical_times_s
 from bench.analysis.stats import ALPHA
 from bench.analysis.verdict import COMPARED, Change, Levels, spread
 from bench.record.measurement import Measurement
@@ -106,8 +102,9 @@ def reproductions(pairs: Sequence[tuple[Result, Result]], margin: float) -> list
     """
     changes: list[list[Retimed]] = [[] for _ in pairs]
     measured = [i for i, (then, now) in enumerate(pairs) if then.measurements and now.measurements]
+    requests = fewest_requests(r for i in measured for r in pairs[i]) if measured else 1
     for metric in COMPARED:
-        logs = {i: [_logs(result, metric) for result in pairs[i]] for i in measured}
+        logs = {i: [_logs(result, metric, requests) for result in pairs[i]] for i in measured}
         noise = spread([row for both in logs.values() for row in both], blocked=False)
         for i, (then, now) in logs.items():
             medians = _medians_ratio(*pairs[i], metric)
@@ -240,12 +237,12 @@ def _computing(result: Result) -> tuple[object, ...]:
     return host.cpu_name, host.versions, result.revision, result.cell.threads
 
 
-def _logs(result: Result, metric: str) -> list[float]:
-    return [math.log(seconds) for seconds in least_times_s(result.measurements)[metric]]
+def _logs(result: Result, metric: str, requests: int) -> list[float]:
+    return [math.log(seconds) for seconds in least_times_s(result.measurements, requests)[metric]]
 
 
 def _medians_ratio(then: Result, now: Result, metric: str) -> float:
-    late, early = (process_times_s(result.measurements)[metric] for result in (now, then))
+    late, early = (typical_times_s(result.measurements)[metric] for result in (now, then))
     return geometric_mean(late) / geometric_mean(early)
 
 

@@ -68,6 +68,37 @@ def mean_interval(values: Sequence[float], level: float) -> Estimate:
     return Estimate(centre, centre - half, centre + half, n)
 
 
+def expected_least(values: Sequence[float], count: int) -> float:
+    """The least of ``count`` of these readings, on average over every choice of so many.
+
+    The least of many readings is lower than that of few, so only leasts of equal numbers can be
+    compared; this makes use of all readings all the same. The i-th smallest (from 0) of n is the
+    least in comb(n - 1 - i, count - 1) of comb(n, count) choices.
+    """
+    ordered, n = sorted(values), len(values)
+    last = n - count  # a larger one is the least of no choice
+    weights = [math.comb(n - 1 - i, count - 1) for i in range(last + 1)]
+    whole = math.comb(n, count)
+    return sum(v * (w / whole) for v, w in zip(ordered[: last + 1], weights, strict=True))
+
+
+def median_interval(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Two of the readings between which their median lies, and at this level that of all that could
+    have been read; the least and the largest where the readings are too few for the level.
+
+    As many readings lie below the true median as a coin shows heads (David and Nagaraja, Order
+    Statistics, section 7.1).
+    """
+    ordered, n = sorted(values), len(values)
+    outside = 0.0  # probability that the true median lies below the k-th smallest
+    k = 0
+    while outside + math.comb(n, k) / 2**n <= (1 - level) / 2:
+        outside += math.comb(n, k) / 2**n
+        k += 1
+    first = max(0, k - 1)
+    return ordered[first], ordered[n - 1 - first]
+
+
 def looks(repeats: int) -> tuple[int, ...]:
     """The numbers of repeats after which to look whether it is enough: doubling from 5, the last is
     ``repeats``."""

@@ -4,14 +4,14 @@ processes.
 The unit is the process, not the request: two processes of one cell differ from each other (memory
 layout, CPU placement, neighbours), and an interval from within one process calls two identical
 cells different in 47 % of sweeps (simulated). So the whole grid runs R times, each time in another
-order and every cell in a fresh process. With y the logarithm of a process's median time, each pass
-is a block: what is left of y after its cell's and its block's mean is noise, pooled over all cells,
-with (C - 1)(R - 1) degrees of freedom (randomized complete block design, Montgomery, Design and
-Analysis of Experiments, ch. 4). Where passes are no blocks (some came from another sweep) only the
-cells' means are taken out. The difference of two cells is uncertain by t x s x sqrt(1/Ra + 1/Rb),
-where t takes all comparisons of the table together (Bonferroni). One process a cell has no noise to
-estimate, and few have little; then a calibration of this host stands in: the spread of one cell
-over several processes.
+order and every cell in a fresh process. With y the logarithm of a process's minimum time
+(``readings.least_times_s``), each pass is a block: what is left of y after its cell's and its
+block's mean is noise, pooled over all cells, with (C - 1)(R - 1) degrees of freedom (randomized
+complete block design, Montgomery, Design and Analysis of Experiments, ch. 4). Where passes are no
+blocks (some came from another sweep) only the cells' means are taken out. The difference of two
+cells is uncertain by t x s x sqrt(1/Ra + 1/Rb), where t takes all comparisons of the table together
+(Bonferroni). One process a cell has no noise to estimate, and few have little; then a calibration
+of this host stands in: the spread of one cell over several processes.
 
 One interval and one margin give the word, whatever is asked: all of the interval beyond the margin
 is ``faster`` or ``slower``; excluding 1 but touching the margin ``different``, of unclear size; an
@@ -27,11 +27,11 @@ What an earlier sweep ran at another time has no blocks in common with this one.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, geometric_mean
 from typing import Literal
 
-from bench.analysis.readings import process_times_s
+from bench.analysis.readings import fewest_requests, least_times_s, typical_times_s
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.record.result import Result
 from bench.record.sweep import Spread
@@ -61,6 +61,7 @@ class Change:
     low: float | None  # None: the noise between processes is unknown
     high: float | None
     word: Word
+    medians_ratio: float | None = None  # the same of the processes' medians, which tables show
 
     @property
     def slowdown(self) -> tuple[float, float | None, float | None]:
@@ -177,11 +178,14 @@ def speedups(
     if not pairs:
         return {}
     measured = [result for result in results if result.measurements]
-    times = {result.cell_id: process_times_s(result.measurements) for result in measured}
+    requests = fewest_requests(measured)
+    times = {r.cell_id: least_times_s(r.measurements, requests) for r in measured}
     passes = {len(result.measurements) for result in measured}
     blocked = len(passes) == 1 and all(result.reused_from is None for result in measured)
-    return {
-        metric: compare_pairs(
+    typical = {r.cell_id: typical_times_s(r.measurements) for r in measured}
+    found = {}
+    for metric in COMPARED:
+        changes = compare_pairs(
             {cell: _logs(of_cell[metric]) for cell, of_cell in times.items()},
             pairs,
             blocked=blocked,
@@ -189,8 +193,12 @@ def speedups(
             comparisons=len(pairs) * len(COMPARED),
             calibration=calibration.get(metric),
         )
-        for metric in COMPARED
-    }
+        means = {cell: geometric_mean(of_cell[metric]) for cell, of_cell in typical.items()}
+        found[metric] = {
+            cell: replace(changes[cell], medians_ratio=means[base] / means[cell])
+            for cell, base in pairs
+        }
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +235,10 @@ def slowdowns(
     compared = [
         Slowdown(late.cell.label, "outcome", None) for late, _ in both if not late.measurements
     ]
+    requests = fewest_requests(result for pair in kept for result in pair) if kept else 1
     for metric in COMPARED:
         logs = [
-            [_logs(process_times_s(result.measurements)[metric]) for result in pair]
+            [_logs(least_times_s(result.measurements, requests)[metric]) for result in pair]
             for pair in kept
         ]
         rows = [row for pair in logs for row in pair]

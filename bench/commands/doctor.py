@@ -15,12 +15,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.readings import process_times_s
+from bench.analysis.readings import least_times_s
 from bench.analysis.verdict import COMPARED, spread
 from bench.config.cell import Cell, cell_id
 from bench.driver.lock import machine_lock, signals_as_interrupts
 from bench.driver.places import try_places
-from bench.driver.plan import resolve, why_not
+from bench.driver.plan import resolve, why_not, with_attention
 from bench.driver.policy import Job, Records
 from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
 from bench.driver.process import run_isolated
@@ -105,7 +105,7 @@ def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
 def _calibrate(default: Cell, host: Host, progress: ProgressLine) -> None:
     progress.plan(_PROCESSES)
     folder = Path(tempfile.mkdtemp(prefix="bench-calibration-"))
-    cell = resolve(default, host)
+    cell = with_attention(resolve(default, host), None)
     cell = replace(cell, measure=replace(cell.measure, repeats=_REPEATS))
     key = cell_id(default)
     records = Records(
@@ -121,7 +121,7 @@ def _calibrate(default: Cell, host: Host, progress: ProgressLine) -> None:
             text = f"{cell.label}: {outcome.status}: {outcome.reason}"
             raise BenchError(f"{text}; log in {folder}")
         progress.finished()
-    times_s = process_times_s(records.results[key].measurements)
+    times_s = least_times_s(records.results[key].measurements, _REPEATS)
     logs = {metric: [math.log(value) for value in times_s[metric]] for metric in COMPARED}
     spreads = {
         metric: noise

@@ -24,7 +24,7 @@ from bench.config.cell import Cell, Quality
 from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.prompts import Ids, Tokenizer
 from bench.record.description import Description
-from bench.record.measurement import Profile, Repeat, TaskScore
+from bench.record.measurement import PhaseProfile, Profile, Repeat, TaskScore
 from bench.record.result import Attestation, Host, Outcome
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -240,3 +240,7 @@ class Session(Protocol):
 
     def profile(self, ids: Ids, new_tokens: int, trace: Path) -> Profile | None:
         """Where the time of one request goes; None where the engine cannot tell."""
+
+    def profile_step(self, ids: Ids) -> PhaseProfile | None:
+        """Where the time of a decode step of the whole batch goes; None where the engine cannot
+        tell. Takes about as long as the prefill of one row and a few steps."""

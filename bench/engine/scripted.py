@@ -27,7 +27,7 @@ from bench.engine.prompts import Ids, Tokenizer, load_tokenizer
 from bench.engine.protocol import Accelerator, Clock, Files, Floats, Head
 from bench.errors import CellFailure
 from bench.record.description import Description
-from bench.record.measurement import Profile, Repeat, TaskScore
+from bench.record.measurement import PhaseProfile, Profile, Repeat, TaskScore
 from bench.record.result import Attestation, Host, ModelShape, Outcome
 
 _VOCABULARY = 256
@@ -148,6 +148,9 @@ class ScriptedSession:
 
     def allocated_peaks(self) -> tuple[int | None, int | None]:
         return None, None
+
+    def profile_step(self, ids: Ids) -> PhaseProfile | None:
+        return None
 
     def profile(self, ids: Ids, new_tokens: int, trace: Path) -> Profile | None:
         return None

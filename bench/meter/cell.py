@@ -1,7 +1,8 @@
 """One cell, from nothing to raw readings: the straight line that runs in the measured process.
 
-provide -> prepare -> load -> ready -> warm up -> measure -> attest -> telemetry; the reference
-kernels run before the load and after the timed requests. Profiles, answers and tries of a batch are
+provide -> prepare -> load -> ready -> warm up -> measure -> attest -> telemetry -> profile a step;
+the reference kernels run before the load and after the timed requests. Whole profiles, answers and
+tries of a batch are
 tasks of their own, in processes of their own, so that nothing can cost a cell its number. Nothing
 here knows torch: the engine is found by its place and asked through its protocol. ``announce``
 tells the parent where we are and returns when it has gone back to sleep.
@@ -19,12 +20,12 @@ from bench.errors import BenchError
 from bench.meter.canary import read_canary
 from bench.meter.host import host_of
 from bench.meter.interference import counters, since
-from bench.meter.memory import PhaseMemory, rss_bytes
+from bench.meter.memory import PhaseMemory, rss_bytes, settle_heap
 from bench.meter.nvml import SHORTEST_ENERGY_WINDOW_S, idle_power_w, nvml_uuid, watch
 from bench.meter.peaks import peaks_of
 from bench.meter.requests import one_request, time_requests, until_known, until_warm
 from bench.record.description import Description
-from bench.record.measurement import Energy, Measurement, Profile, Stopped
+from bench.record.measurement import Energy, Measurement, PhaseProfile, Profile, Stopped
 from bench.record.result import Findings, Host, Peaks
 
 
@@ -36,6 +37,7 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
     Raises:
         CellFailure: when there is no number that deserves the cell's name.
     """
+    heap = settle_heap()
     engine, files, provide_s = begin(announce, place, cell)
     new_tokens = cell.workload.new_tokens
     rss_before = rss_bytes()
@@ -88,6 +90,8 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
         rss_before_load_bytes=rss_before,
         clock_mismatch=mismatch,
         energy=_energy(announce, engine, cell, session, ids),
+        step_profile=_step_profile(announce, session, ids),
+        heap=heap,
     )
     return Findings(files.revision, attestation, measurement)
 
@@ -115,6 +119,12 @@ def opened(announce: Announce, place: str, cell: Cell) -> Session:
 def ids_of(cell: Cell, session: Session) -> Ids:
     """The cell's prompts."""
     return prompt_ids(cell, session.tokenizer, session.vocabulary)
+
+
+def _step_profile(announce: Announce, session: Session, ids: Ids) -> PhaseProfile | None:
+    """The last of all: a profiler changes what comes after it."""
+    announce("profile")
+    return session.profile_step(ids)
 
 
 def _energy(

@@ -119,6 +119,17 @@ class Energy:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseProfile:
+    """Where the time of one phase of one request went, under a profiler. Units: seconds."""
+
+    phase: ProfiledPhase
+    wall_s: float = field(metadata=POSITIVE)
+    steps: int = field(metadata=COUNT)  # decode steps in it; 1 for a prefill
+    # By category of ``analysis.operators``; they add up to wall_s
+    seconds: Mapping[str, float] = field(metadata=within(each=NOT_NEGATIVE))
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """Everything that one process read. ``warmups[0]`` is its very first request."""
 
@@ -140,19 +151,11 @@ class Measurement:
     rss_before_load_bytes: int | None
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
     energy: Energy | None = None  # CUDA
+    step_profile: PhaseProfile | None = None  # of decode steps, after the timed requests
+    # State of the C library's heap, set for every process alike (``meter.memory``)
+    heap: Mapping[str, int] = field(default_factory=dict)
     # Of each prompt of a file, before it was cut to prompt_tokens
     given_tokens: tuple[int, ...] | None = field(default=None, metadata=within(length=1))
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseProfile:
-    """Where the time of one phase of one request went, under a profiler. Units: seconds."""
-
-    phase: ProfiledPhase
-    wall_s: float = field(metadata=POSITIVE)
-    steps: int = field(metadata=COUNT)  # decode steps in it; 1 for a prefill
-    # By category of ``analysis.operators``; they add up to wall_s
-    seconds: Mapping[str, float] = field(metadata=within(each=NOT_NEGATIVE))
 
 
 @dataclass(frozen=True, slots=True)

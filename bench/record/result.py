@@ -18,7 +18,7 @@ from bench.errors import ConfigError, StoreError
 from bench.record.measurement import Divergence, Measurement, Profile, Sample, TaskScore
 from bench.record.redact import redacted
 
-SCHEMA = 4  # 4: the asked cell beside the resolved one, answers in a record of their own
+SCHEMA = 5  # 5: models without an architecture of their own, a profiled step, minimum times
 
 Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
 
@@ -106,6 +106,8 @@ class Attestation:
     executed_dtype: str  # in which most matrix products run: fp32, fp16, bf16, int8
     is_quantized: bool
     mismatches: tuple[str, ...] = ()  # why this does not deserve the cell's name; empty: it does
+    # Of the logits of one row after the prompt and a token; equal ones: the same was computed
+    logits_digest: str | None = None
     outlier_share: float | None = None  # int8 with a threshold: activation columns above it, of all
     decode_syncs: int | None = (
         None  # CUDA: operations after the first token that wait for the device

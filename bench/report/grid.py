@@ -124,7 +124,7 @@ def cells(comparison: Comparison) -> Grid:
         row += [_speedup(of.get(result.cell_id)) for of in comparison.speedups.values()]
         if comparison.bound_by:
             cause = comparison.bound_by.get(result.cell_id)
-            row.append(Entry("-" if cause is None else cause.name))
+            row.append(Entry("-" if cause is None else cause.text))
         if ended_badly:
             row.append(Entry(result.outcome.status if result.outcome.status != "ok" else ""))
         rows.append(row)

@@ -18,7 +18,7 @@ from bench.engine.llama_cpp.files import WEIGHTS
 from bench.engine.llama_cpp.native import Context, Model
 from bench.engine.prompts import Ids, load_tokenizer
 from bench.engine.protocol import Clock, Floats, Head, HostClock
-from bench.record.measurement import Profile, TaskScore
+from bench.record.measurement import PhaseProfile, Profile, TaskScore
 from bench.record.result import Attestation
 
 _POSITIONS = 16  # of which logits exist at once
@@ -108,6 +108,9 @@ class LlamaSession:
 
     def allocated_peaks(self) -> tuple[int | None, int | None]:
         return None, None
+
+    def profile_step(self, ids: Ids) -> PhaseProfile | None:
+        return None
 
     def profile(self, ids: Ids, new_tokens: int, trace: Path) -> Profile | None:
         return None

@@ -7,6 +7,7 @@ single row with one decode step runs under torch's profiler to see which operato
 mismatch is ``not_engaged``: never a number under a wrong name.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from transformers import Conv1D, DynamicCache, PreTrainedModel
 from bench.config.cell import Cell
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Untimed
-from bench.engine.transformers.attention import attention_mismatches, attention_operators
+from bench.engine.transformers.attention import attention_mismatches, attention_operators, pinned
 from bench.engine.transformers.describe import cache_windows
 from bench.engine.transformers.probes import Request, decode_syncs, flags_in_force
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
@@ -53,7 +54,7 @@ def attest(
     gathered.pop(head.weight.data_ptr(), None)  # tied: the head reads all of it
     others = [matrix.weight for matrix in _matrices(model) if matrix is not head]
     is_quantized = bool(_quantized(model))
-    cache = _filled_cache(cell, model, ids[:1])
+    cache, logits = _filled_cache(cell, model, ids[:1])
     shape = _shape(model, cache)
     attention = attention_operators(operators)
     in_force = model.config._attn_implementation
@@ -74,6 +75,7 @@ def attest(
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
         ),
+        logits_digest=hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12],
         outlier_share=outlier_share,
         decode_syncs=syncs,
         details={
@@ -180,17 +182,19 @@ def _observe(
     return names, kernels, columns[0] / columns[1] if watched else None
 
 
-def _filled_cache(cell: Cell, model: PreTrainedModel, ids: Ids) -> DynamicCache:
-    """The cache of one sequence after a prefill and one decode step."""
+def _filled_cache(
+    cell: Cell, model: PreTrainedModel, ids: Ids
+) -> tuple[DynamicCache, torch.Tensor]:
+    """The cache of one sequence after a prefill and one decode step, and that step's logits."""
     cache = new_cache(model)
     tokens = torch.from_numpy(ids).to(model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), pinned(cell.attn):
         for _ in range(2):
             logits = model(tokens, **cache, use_cache=True, logits_to_keep=1).logits
             tokens = logits[:, -1].argmax(-1, keepdim=True)
     if not torch.isfinite(logits).all():
         raise CellFailure("failed", f"{cell.label}: the model's logits are not finite numbers")
-    return next(iter(cache.values()))
+    return next(iter(cache.values())), logits
 
 
 def _kept(cache: DynamicCache) -> list[Any]:

@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
+from transformers import PreTrainedModel
 
 from bench.analysis.operators import DECODE_MARK, PREFILL_MARK, Span, by_kind
 from bench.engine import kernels
 from bench.engine.kernels import CanaryKernels, Kernel, PeakKernels
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Accelerator, Clock, Untimed
-from bench.record.measurement import Profile, Repeat
+from bench.engine.transformers.strategies import new_cache
+from bench.record.measurement import PhaseProfile, Profile, Repeat
 
 _PROFILED_STEPS = 4  # each does the same, and traces of whole answers are hundreds of megabytes
+_PROFILED_S = 0.5  # as many of these as fit, at least one
 
 Request = Callable[[Ids, int, Clock], Ids]
 
@@ -269,10 +272,48 @@ def profile_request(
     with torch.profiler.profile(activities=activities) as recorded:
         profiled_s = _request_s(request, ids, steps, device)
     recorded.export_chrome_trace(str(trace))
+    return Profile(_phases(recorded, steps), profiled_s / bare_s)
+
+
+def profile_step(model: PreTrainedModel, ids: Ids, device: str) -> PhaseProfile | None:
+    """A decode step of the whole batch under torch's profiler, or a few where they are quick.
+
+    The prompt is read by one row, whose cache all others get, since only the steps count; each row
+    goes on with a token of its own, so that experts are chosen as in a real batch.
+    """
+    cache = new_cache(model)
+    on_device = torch.from_numpy(ids).to(model.device)
+    model(on_device[:1], **cache, use_cache=True, logits_to_keep=1)
+    for kept in cache.values():
+        kept.batch_repeat_interleave(len(ids))
+    token = on_device[:, -1:]
+
+    def step() -> torch.Tensor:
+        logits = model(token, **cache, use_cache=True, logits_to_keep=1).logits
+        following: torch.Tensor = logits[:, -1].argmax(-1, keepdim=True)
+        return following
+
+    started = time.perf_counter()
+    step()
+    _wait(device)()
+    step_s = time.perf_counter() - started
+    steps = max(1, min(_PROFILED_STEPS, int(_PROFILED_S / step_s)))
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with (
+        torch.profiler.profile(activities=activities) as recorded,
+        torch.profiler.record_function(DECODE_MARK),
+    ):
+        for _ in range(steps):
+            token = step()
+        token.tolist()
+    return next((p for p in _phases(recorded, steps) if p.phase == "decode"), None)
+
+
+def _phases(recorded: Any, steps: int) -> tuple[PhaseProfile, ...]:
     # profile.events() would build a tree of them, for seconds
     events = [e for e in recorded.profiler.kineto_results.events() if not _is_shadow(e)]
     origin_ns = min(event.start_ns() for event in events)
-    return Profile(by_kind([_span(e, origin_ns) for e in events], steps), profiled_s / bare_s)
+    return by_kind([_span(e, origin_ns) for e in events], steps)
 
 
 def _request_s(request: Request, ids: Ids, steps: int, device: str) -> float:

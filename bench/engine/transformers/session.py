@@ -21,8 +21,13 @@ from bench.engine.transformers import strategy
 from bench.engine.transformers.attention import pinned
 from bench.engine.transformers.attest import attest
 from bench.engine.transformers.load import load, reading, release_heap
-from bench.engine.transformers.probes import CudaClock, allocated_peaks, profile_request
-from bench.record.measurement import Profile, TaskScore
+from bench.engine.transformers.probes import (
+    CudaClock,
+    allocated_peaks,
+    profile_request,
+    profile_step,
+)
+from bench.record.measurement import PhaseProfile, Profile, TaskScore
 from bench.record.result import Attestation
 
 _POSITIONS = 16  # of which logits exist at once
@@ -188,6 +193,10 @@ class TransformersSession:
 
     def profile(self, ids: Ids, new_tokens: int, trace: Path) -> Profile | None:
         return profile_request(self.request, ids, new_tokens, self.cell.device, trace)
+
+    def profile_step(self, ids: Ids) -> PhaseProfile | None:
+        with torch.inference_mode(), pinned(self.cell.attn):
+            return profile_step(self.model, ids, self.cell.device)
 
 
 def _to_numpy(tensor: torch.Tensor) -> Floats:
