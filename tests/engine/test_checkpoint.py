@@ -5,6 +5,7 @@ package that is not installed is skipped.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
 
 from bench.config.cell import Cell, Requires
 from bench.engine.protocol import ENGINES, engine_at
@@ -144,6 +145,23 @@ def fp8(folder: Path, block: int = 32) -> None:
     claim(folder, quant_method="fp8", modules_to_not_convert=["lm_head"], **own)
 
 
+def mxfp4(folder: Path, block: int = 32) -> None:
+    """As gpt-oss is published: experts in blocks of 32 weights in 16 bytes, a scale for each."""
+    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    few = {"num_local_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0, "eos_token_id": 2}
+    config = AutoConfig.for_model("gpt_oss", **sizes, **few)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = (experts, outputs, inputs // block)
+        tensors[f"{name}_blocks"] = torch.full((*blocks, block // 2), 0x21, dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.full(blocks, 120, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    claim(folder, quant_method="mxfp4", modules_to_not_convert=["self_attn", "router", "lm_head"])
+
+
 def attested(cell: Cell, folder: Path) -> Attestation:
     return open_session(cell, folder).attest(IDS, 4)
 
@@ -228,6 +246,12 @@ def test_weights_that_transformers_dequantizes_in_silence_are_not_engaged(
     )
 
 
+def test_experts_that_are_dequantized_for_want_of_a_kernel_are_not_engaged(tmp_path: Path) -> None:
+    mxfp4(tmp_path)
+    (mismatch,) = attested(tiny(tmp_path, attn="eager"), tmp_path).mismatches
+    assert mismatch.startswith("transformers has dequantized the mxfp4 weights: ")
+
+
 def test_weights_that_are_dequantized_later_are_not_engaged_either(tmp_path: Path) -> None:
     bitsandbytes(tmp_path, "nf4")
     session = open_session(tiny(tmp_path), tmp_path)
@@ -304,6 +328,14 @@ def test_a_missing_package_is_named(
         assert found is None
     else:
         assert str(found).endswith(f", which needs a package: pip install {packages}")
+
+
+def test_what_transformers_itself_asks_for_is_named_at_the_load(unquantized: Path) -> None:
+    claim(unquantized, quant_method="fbgemm_fp8")
+    with pytest.raises(CellFailure) as caught:
+        open_session(tiny(unquantized), unquantized)
+    assert caught.value.status == "skipped"
+    assert re.match(r"tiny: .*fbgemm.* requires a GPU or .*", caught.value.reason)
 
 
 def test_the_dtype_of_the_files_goes_with_a_checkpoint_alone() -> None:
