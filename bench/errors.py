@@ -12,7 +12,7 @@ A message reads *where = value: what was expected; what to do*.
 
 from typing import Literal
 
-FailureStatus = Literal["oom", "not_engaged", "timeout", "failed"]
+FailureStatus = Literal["oom", "not_engaged", "timeout", "failed", "skipped"]
 
 
 class BenchError(Exception):

@@ -249,6 +249,8 @@ def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Dou
 def _of_quality(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
     if result.answers is not None and result.answers.without is not None:
         yield f"no sample answers: {result.answers.without}", ""
+    if result.answers is not None and result.answers.no_reference is not None:
+        yield f"no divergence, nothing to compare with: {result.answers.no_reference}", ""
     divergence, path = result.divergence, result.cell.workload.path
     if divergence is not None and path is not None:
         texts = list(dict.fromkeys(window.text for window in divergence.windows))

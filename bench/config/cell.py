@@ -24,6 +24,7 @@ from bench.config.parse import COUNT, NOT_NEGATIVE, within
 
 DtypeName = Literal["fp32", "fp16", "bf16"]
 Auto = Literal["auto"]
+Saved = Literal["saved"]
 Phase = Literal[
     "prepare", "load", "warm-up", "measure", "attest", "telemetry", "profile", "quality"
 ]
@@ -93,11 +94,11 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class Quant:
     """How weights are stored and in which dtype is computed; ``auto`` is fp16 on CUDA and bf16 on a
-    CPU."""
+    CPU, ``saved`` what the files of a quantized checkpoint have."""
 
     name: str
     scheme: str
-    dtype: DtypeName | Auto  # of everything that the scheme leaves unquantized
+    dtype: DtypeName | Auto | Saved  # of everything that the scheme leaves unquantized
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the scheme's own
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
 

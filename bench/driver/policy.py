@@ -44,6 +44,7 @@ class Job:
     cell_id: str
     cell: Cell
     reference: str | None = None  # file of the quality reference: made, or compared with
+    no_reference: str | None = None  # why there is none, where one was wanted
 
 
 @dataclass(slots=True)
@@ -108,17 +109,19 @@ def _besides(
         yield Job("profile", cell_id, result.cell)
     if result.answers is not None or not wants_answers(result.cell):
         return
-    file = None
-    reference = None
+    file = without = reference = None
     if wants_divergence(result.cell):
         reference = reference_cell(records, result.cell, baseline_quant)
-    if reference is not None:
+    if isinstance(reference, Outcome):
+        without = reference.reason
+    elif reference is not None:
         file = str(reference_file(reference, records.hosts[USUAL_ENGINE]))
         if not Path(file).is_file() and file not in records.no_reference:
             yield Job("reference", cell_id, reference, file)
+        without = records.no_reference.get(file)
         file = file if Path(file).is_file() else None
     if sample_key(result.cell) not in records.answers:
-        yield Job("quality", cell_id, replace(result.cell, batch=1), file)
+        yield Job("quality", cell_id, replace(result.cell, batch=1), file, without)
 
 
 def wants_answers(cell: Cell) -> bool:
@@ -133,20 +136,23 @@ def wants_divergence(cell: Cell) -> bool:
     return bool(cell.quality.texts) and cell.model.weights == "pretrained"
 
 
-def reference_cell(records: Records, cell: Cell, baseline_quant: str | None) -> Cell | None:
-    """The cell whose model is the quality reference of this one; None when none fits here.
+def reference_cell(records: Records, cell: Cell, baseline_quant: str | None) -> Cell | Outcome:
+    """The cell whose model is the quality reference of this one; why not, where none can run.
 
     fp32 on a CPU and 16 bits on a GPU, as far as that fits; an unquantized ``baseline.quant``
     first.
     """
     host = records.hosts[USUAL_ENGINE]
+    obstacles: list[Outcome] = []
     for dtype in reference_dtypes(cell, host, baseline_quant):
         plain = unquantized(cell, dtype)
         description = records.description(plain)
         plain = with_attention(plain, description)
-        if why_not(plain, host, description) is None:
+        obstacle = why_not(plain, host, description)
+        if obstacle is None:
             return plain
-    return None
+        obstacles.append(obstacle)
+    return obstacles[-1]
 
 
 def reference_dtypes(cell: Cell, host: Host, baseline_quant: str | None) -> list[DtypeName]:

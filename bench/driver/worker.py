@@ -114,6 +114,7 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
             _say_failure("no reference, so no divergence", job, value)
         return []
     answers = Answers(outcome_of(value)) if isinstance(value, CellFailure) else value
+    answers = replace(answers, no_reference=job.no_reference)
     key = sample_key(result.cell)
     records.answers[key] = answers
     return _share_answers(records, key)

@@ -54,7 +54,8 @@ def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
         yield f"device {requires.device}, this cell runs on {cell.device}"
     if requires.capability is not None and (host.capability or 0) < requires.capability:
         yield f"compute capability {requires.capability}, {host.device_name} has {host.capability}"
-    if requires.dtypes and cell.quant.dtype not in requires.dtypes:
+    # A saved dtype is in the files: loading tells
+    if requires.dtypes and cell.quant.dtype not in (*requires.dtypes, "saved"):
         wanted = " or ".join(requires.dtypes)
         yield f"dtype {wanted}, quant={cell.quant.name} computes in {cell.quant.dtype}"
     if requires.package is not None and requires.package in host.missing:
@@ -160,6 +161,7 @@ class Answers:
     divergence: Divergence | None = None
     tasks: tuple[TaskScore, ...] = ()
     without: str | None = None  # why there are no samples, where some were asked for
+    no_reference: str | None = None  # why there is no divergence, where it was asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,7 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
     del mapping["seed"]
     assert config_problems(mapping) == [
         "ouput_dir=x: unknown key; did you mean output_dir?",
-        "quant.dtype=fp8: want one of fp32, fp16, bf16 or auto",
+        "quant.dtype=fp8: want one of fp32, fp16, bf16 or auto or saved",
         "batch=0: want an integer or max, at least 1",
         f"seed: missing; want an integer, at least 0, at most {2**64 - 1}",
         "baseline.quants=fp16: unknown key; did you mean baseline.quant?",

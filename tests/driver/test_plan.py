@@ -238,7 +238,8 @@ def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> Non
         ),
         (
             {"quant": {"name": "x", "scheme": "magic", "dtype": "fp16"}},
-            "quant.scheme=magic: no such scheme; engine=transformers has none, bnb_int8, bnb_4bit",
+            "quant.scheme=magic: no such scheme; engine=transformers has none, bnb_int8, bnb_4bit,"
+            " checkpoint",
         ),
         (
             {"attn": {"name": "x", "implementation": "magic"}},

@@ -211,12 +211,22 @@ def test_random_weights_are_asked_nothing() -> None:
     assert (wants_answers(tasks), wants_divergence(tasks)) == (True, False)
 
 
+def test_where_no_reference_can_run_the_answers_are_asked_for_and_it_is_said_why() -> None:
+    cell = fakes.resolved(quant="nf4", quality="samples")
+    known = records(cell, host=fakes.host(memory_bytes=500))
+    for quant in (FP32, BF16):
+        known.descriptions[described_as(replace(cell, quant=quant))] = fakes.description()  # type: ignore[index]
+    *_, asked = run(grid(known, False, None), known)
+    assert (asked.kind, asked.reference) == ("quality", None)
+    assert "not even one row fits" in str(asked.no_reference)
+
+
 # The quality reference
 
 
 def reference(
     cell: Cell, host: Host, baseline_quant: str | None = None, **changes: Any
-) -> Cell | None:
+) -> Cell | Outcome:
     """A model of 2000 bytes in fp32 and 1000 in 16 bits."""
     known = Records({}, {"transformers": host}, {})
     for name, scale in (("fp32", 2), ("fp16", 1), ("bf16", 1)):
@@ -229,7 +239,7 @@ def reference(
 def test_the_reference_is_the_unquantized_model_in_the_widest_dtype_that_fits() -> None:
     nf4 = fakes.resolved(quant="nf4", batch=32, attn="sdpa_math", quality="samples")
     found = reference(nf4, fakes.host())
-    assert found is not None
+    assert isinstance(found, Cell)
     assert (found.quant, found.attn.name, found.decode.name, found.batch) == (
         FP32,
         "sdpa",
@@ -238,9 +248,11 @@ def test_the_reference_is_the_unquantized_model_in_the_widest_dtype_that_fits() 
     )
     assert found.quality == nf4.quality
     small = reference(nf4, fakes.host(memory_bytes=1500))
-    assert small is not None
+    assert isinstance(small, Cell)
     assert small.quant == BF16
-    assert reference(nf4, fakes.host(memory_bytes=500)) is None
+    too_large = reference(nf4, fakes.host(memory_bytes=500))
+    assert isinstance(too_large, Outcome)
+    assert str(too_large.reason).startswith("weights (0.0 GiB) and KV cache")
 
 
 def test_a_reference_belongs_to_what_is_in_the_files_that_it_has_read() -> None:
@@ -258,7 +270,7 @@ def test_a_reference_belongs_to_what_is_in_the_files_that_it_has_read() -> None:
 def test_a_model_without_sdpa_has_a_reference_in_eager() -> None:
     eager = fakes.resolved(quant="nf4", attn="eager", quality="samples")
     found = reference(eager, fakes.host(), attention=("eager",))
-    assert found is not None
+    assert isinstance(found, Cell)
     assert (found.attn.name, found.attn.implementation) == ("eager", "eager")
 
 
@@ -269,7 +281,7 @@ def test_an_unquantized_baseline_is_the_reference_a_quantized_one_is_not(
     baseline: str | None, quant: str
 ) -> None:
     found = reference(fakes.resolved(quant="nf4"), fakes.host(), baseline)
-    assert found is not None
+    assert isinstance(found, Cell)
     assert found.quant.name == quant
 
 
@@ -277,7 +289,7 @@ def test_an_unquantized_baseline_is_the_reference_a_quantized_one_is_not(
 def test_on_a_gpu_the_reference_has_16_bits(capability: float, dtype: str) -> None:
     cell = fakes.cell(quant="fp32", device="cuda")
     found = reference(cell, fakes.gpu_host(capability=capability))
-    assert found is not None
+    assert isinstance(found, Cell)
     assert found.quant.name == dtype
 
 
@@ -297,7 +309,8 @@ def test_a_reference_is_made_before_it_is_needed_and_tried_once(
             assert str(reference_file(job.cell, result.host)) == job.reference
             known.no_reference[job.reference] = "it cannot be made"
         if job.kind == "quality":
-            assert job.reference is None  # asked all the same, without a comparison
+            # Asked all the same, without a comparison
+            assert (job.reference, job.no_reference) == (None, "it cannot be made")
             known.answers[sample_key(result.cell)] = fakes.answers()
     assert sorted(kinds) == ["quality", "quality", "reference", "time", "time"]
     assert kinds.index("reference") < kinds.index("quality")

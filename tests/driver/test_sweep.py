@@ -253,7 +253,11 @@ def test_a_quality_job_that_fails_costs_no_number(tmp_path: Path) -> None:
     asked = scripted(model=PRETRAINED, quality="samples")
     code, (result,) = sweep(tmp_path, asked, worker=failing)
     assert (code, result.outcome.status, len(result.measurements)) == (0, "ok", 1)
-    assert result.answers == Answers(Outcome("oom", "no room for answers"))
+    # Nor could the unquantized model be loaded, which is said beside it
+    assert result.answers is not None
+    without = str(result.answers.no_reference)
+    assert without.startswith("model.path=/nowhere: no such folder")
+    assert result.answers == Answers(Outcome("oom", "no room for answers"), no_reference=without)
 
 
 def test_a_sweep_is_tracked_in_mlflow(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Records that grow by one process at a time, and what ends them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def test_a_quality_job_that_fails_costs_no_number(answered: Records) -> None:
     assert (result.outcome.status, len(result.measurements)) == ("ok", 1)
     assert result.answers == Answers(Outcome("oom", "no memory"))
     assert sample_key(result.cell) in answered.answers  # so nobody asks again
+
+
+def test_why_nothing_was_compared_is_kept_beside_the_answers(answered: Records) -> None:
+    first, *_ = answered.results
+    said = fakes.answers(samples=(fakes.sample(1),))
+    take(answered, job_of(answered, "quality", no_reference="too large"), said, times())
+    assert answered.results[first].answers == replace(said, no_reference="too large")
 
 
 def test_a_profile_that_fails_costs_no_number(

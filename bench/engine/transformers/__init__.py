@@ -1,4 +1,5 @@
-"""Hugging Face transformers on torch: every model it knows, bitsandbytes' quantizations.
+"""Hugging Face transformers on torch: every model it knows, bitsandbytes' quantizations, and
+folders that others have quantized.
 
 This file is imported by the driver too, which must not wait for torch: what needs a library is
 imported in the functions that run in a measured process.
@@ -13,7 +14,7 @@ from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.protocol import Accelerator, Files, Session
 from bench.engine.transformers.lines import loading_lines
-from bench.engine.transformers.schemes import SCHEMES, parameters_of, unknown_names
+from bench.engine.transformers.schemes import SCHEMES, checkpoint, parameters_of, unknown_names
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
@@ -49,6 +50,9 @@ class Transformers:
         "safetensors",
         "tokenizers",
         "triton",
+        *sorted(
+            {name for names in checkpoint.PACKAGES.values() for name in names} - {"bitsandbytes"}
+        ),
     )
     optional: tuple[str, ...] = ("bitsandbytes", "flash_attn", "flash_attn_interface")
 
@@ -89,6 +93,9 @@ class Transformers:
                 f"quant={cell.quant.name} needs the package {package} ({host.missing[package]})"
             )
             return Outcome("skipped", reason)
+        objection = _of_folder(cell, host)
+        if objection is not None:
+            return Outcome("skipped", objection)
         if cell.device == "cuda" and cell.attn.backend == "flash":
             # torch's flash backend takes fp32 and any processor on a CPU: no row of its YAML.
             on_cuda = Requires(capability=8.0, dtypes=("fp16", "bf16"))
@@ -107,7 +114,13 @@ class Transformers:
     def describe(self, cell: Cell) -> Description | None:
         from bench.engine.transformers.describe import describe
 
-        return describe(cell, sources.configuration(cell.model))
+        source = sources.configuration(cell.model)
+        is_read = cell.model.weights == "pretrained" and source is not None and source.is_dir()
+        if is_read and checkpoint.objection(cell, source):
+            return None
+        if cell.quant.scheme == "checkpoint" and sources.cached(cell.model) is None:
+            return None  # its files say what they hold
+        return describe(cell, source)
 
     def lines(self, cell: Cell) -> str:
         return loading_lines(cell, sources.place(cell.model))
@@ -121,7 +134,11 @@ class Transformers:
         from bench.engine.transformers.probes import set_flags
 
         set_flags(int(cell.threads))
-        for package in (SCHEMES[cell.quant.scheme].package, cell.attn.requires.package):
+        packages = [SCHEMES[cell.quant.scheme].package, cell.attn.requires.package]
+        folder = sources.cached(cell.model)
+        if folder is not None and cell.quant.scheme == "checkpoint":
+            packages += checkpoint.packages(folder).values()
+        for package in packages:
             if package is not None:  # before the load is timed
                 importlib.import_module(package)
 
@@ -139,6 +156,17 @@ class Transformers:
         from bench.engine.transformers.session import open_session
 
         return open_session(cell, files.folder, files.configuration)
+
+
+def _of_folder(cell: Cell, host: Host) -> str | None:
+    """Why the model's folder, if it is here, cannot be measured under the cell's quantization."""
+    folder = sources.cached(cell.model)
+    if folder is None and cell.model.weights == "pretrained":
+        return None  # loading says it
+    objection = checkpoint.objection(cell, folder)
+    if objection is not None or folder is None or cell.quant.scheme != "checkpoint":
+        return objection
+    return checkpoint.missing_package(cell, folder, host.versions)
 
 
 def strategy(name: str) -> Callable[..., Any]:

@@ -8,22 +8,33 @@ mismatch is ``not_engaged``: never a number under a wrong name.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 from torch._C._autograd import DeviceType
-from transformers import Conv1D, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from bench.config.cell import Cell
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Untimed
 from bench.engine.transformers.attention import attention_mismatches, attention_operators, pinned
 from bench.engine.transformers.describe import cache_windows
+from bench.engine.transformers.packed import (
+    is_packed,
+    kind,
+    logical_weights,
+    matrices,
+    ordinary_dtypes,
+    own_tensors,
+    product_dtypes,
+    saved_quantization,
+    unpacked,
+)
 from bench.engine.transformers.probes import Request, decode_syncs, flags_in_force
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
 from bench.engine.transformers.strategies import new_cache
@@ -44,54 +55,58 @@ def attest(
         CellFailure: ``failed`` for logits that are not finite.
     """
     syncs = decode_syncs(request, ids, new_tokens) if cell.device == "cuda" else None
-    operators, kernels, outlier_share = _observe(cell, model, request, ids[:1])
+    seen = _observe(cell, model, request, ids[:1])
     by_dtype: Counter[str] = Counter()
     for tensor in _stored_tensors(model):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     head = model.get_output_embeddings()
-    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    gathered = {weight.data_ptr(): weight.nbytes for weight in embeddings}
-    gathered.pop(head.weight.data_ptr(), None)  # tied: the head reads all of it
-    others = [matrix.weight for matrix in _matrices(model) if matrix is not head]
-    is_quantized = bool(_quantized(model))
+    of_head = {tensor.data_ptr(): tensor.nbytes for tensor in own_tensors(head)}
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    gathered = {
+        tensor.data_ptr(): tensor.nbytes
+        for embedding in embeddings
+        for tensor in own_tensors(embedding)
+        if tensor.data_ptr() not in of_head  # tied: the head reads all of it
+    }
+    weights, matmul_weights = logical_weights(model)
+    is_quantized = any(map(is_packed, model.modules()))
     cache, logits = _filled_cache(cell, model, ids[:1])
     shape = _shape(model, cache)
-    attention = attention_operators(operators)
+    attention = attention_operators(seen.operators)
     in_force = model.config._attn_implementation
     return Attestation(
         shape=shape,
         weight_bytes=sum(by_dtype.values()),
         gathered_bytes=sum(gathered.values()),
-        head_bytes=head.weight.nbytes,
-        logical_weights=sum(_logical_count(p) for p in model.parameters()),
-        matmul_weights=sum(map(_logical_count, others)),
+        head_bytes=sum(of_head.values()),
+        logical_weights=weights,
+        matmul_weights=matmul_weights,
         kv_bytes_per_token=_kv_bytes_per_token(cache),
-        executed_dtype=_executed_dtype(cell, is_quantized, by_dtype),
+        executed_dtype=_executed_dtype(cell, is_quantized, by_dtype, seen.products),
         is_quantized=is_quantized,
         mismatches=(
             *_shape_mismatches(cell, shape),
             *_layer_mismatches(cell, model),
+            *_placement_mismatches(cell, model),
             *attention_mismatches(cell.attn, in_force, attention),
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
         ),
         logits_digest=hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12],
-        outlier_share=outlier_share,
+        outlier_share=seen.outlier_share,
         decode_syncs=syncs,
         details={
-            "layers": dict(Counter(type(module).__name__ for module in _matrices(model))),
+            "layers": dict(Counter(map(kind, matrices(model)))),
             "bytes_by_dtype": dict(by_dtype),
             "attention": in_force,
             "attention_operators": attention,
-            "kernels": sorted(kernels),
+            "kernels": sorted(seen.kernels),
             "compute_dtypes": _compute_dtypes(model),
+            "product_dtypes": dict(seen.products),
             "flags": flags_in_force(),
+            **saved_quantization(cell, model),
         },
     )
-
-
-def _matrices(model: PreTrainedModel) -> list[Any]:
-    return [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
 
 
 def _scheme_of(module: nn.Module) -> Scheme | None:
@@ -110,17 +125,11 @@ def _stored_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
     """Parameters, buffers and what a scheme keeps beside them, each storage once."""
     state = [tensor for module, scheme in _quantized(model) for tensor in scheme.state(module)]
     seen: set[int] = set()
-    for tensor in (*model.parameters(), *model.buffers(), *state):
+    own = [tensor for module in model.modules() for tensor in own_tensors(module)]
+    for tensor in (*own, *state):
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             yield tensor
-
-
-def _logical_count(parameter: torch.Tensor) -> int:
-    """How many weights a parameter stands for; packed 4-bit storage holds two a byte."""
-    state = getattr(parameter, "quant_state", None)
-    shape = parameter.shape if state is None else state.shape
-    return int(torch.Size(shape).numel())
 
 
 def _compute_dtypes(model: PreTrainedModel) -> list[str]:
@@ -128,10 +137,15 @@ def _compute_dtypes(model: PreTrainedModel) -> list[str]:
     return sorted({str(m.compute_dtype) for m in quantized if hasattr(m, "compute_dtype")})
 
 
-def _executed_dtype(cell: Cell, is_quantized: bool, by_dtype: Counter[str]) -> str:
+def _executed_dtype(
+    cell: Cell, is_quantized: bool, by_dtype: Counter[str], products: Counter[str]
+) -> str:
     """In which dtype most matrix products run; the head and int8's outlier columns stay in 16 bits
-    all the same. Of quantized layers the scheme knows it: that they are its own is checked."""
-    if is_quantized:
+    all the same. Of quantized layers the scheme knows it: that they are its own is checked. Of
+    those that others have quantized it is what ran."""
+    if is_quantized and cell.quant.scheme == "checkpoint" and products:
+        return products.most_common(1)[0][0]
+    if is_quantized and cell.quant.scheme != "checkpoint":
         return SCHEMES[cell.quant.scheme].executed_dtype(cell.quant)
     floating = {name: size for name, size in by_dtype.items() if name in _SHORT_DTYPES}
     return _SHORT_DTYPES[max(floating, key=lambda name: floating[name])]
@@ -152,11 +166,17 @@ def _shape(model: PreTrainedModel, cache: DynamicCache) -> ModelShape:
     )
 
 
-def _observe(
-    cell: Cell, model: PreTrainedModel, request: Request, ids: Ids
-) -> tuple[set[str], set[str], float | None]:
-    """Operators and CUDA kernels of one prefill and one decode step, and the share of outlier
-    columns in activations."""
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What ran in one prefill and one decode step."""
+
+    operators: set[str]
+    kernels: set[str]  # of CUDA
+    products: Counter[str]  # matrix products by dtype
+    outlier_share: float | None  # of the columns of activations
+
+
+def _observe(cell: Cell, model: PreTrainedModel, request: Request, ids: Ids) -> Observed:
     columns = [0, 0]  # above the threshold, all
     threshold = cell.quant.parameters.get("threshold") or 0.0
 
@@ -170,16 +190,19 @@ def _observe(
     activities = [torch.profiler.ProfilerActivity.CPU]
     if cell.device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         request(ids, 2, Untimed())
     for hook in hooks:
         hook.remove()
     # profile.events() builds a tree of them, for seconds
     events = profile.profiler.kineto_results.events()
     on_device = [event for event in events if event.device_type() == DeviceType.CUDA]
-    kernels = {event.name()[:_LONGEST_NAME] for event in on_device}
-    names = {event.name() for event in events}
-    return names, kernels, columns[0] / columns[1] if watched else None
+    return Observed(
+        operators={event.name() for event in events},
+        kernels={event.name()[:_LONGEST_NAME] for event in on_device},
+        products=product_dtypes(events),
+        outlier_share=columns[0] / columns[1] if watched else None,
+    )
 
 
 def _filled_cache(
@@ -228,11 +251,14 @@ def _shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:
 
 
 def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
+    if cell.quant.scheme == "checkpoint":
+        yield from unpacked(cell, model)
+        return
     quant, head = cell.quant, model.get_output_embeddings()
     scheme = SCHEMES[quant.scheme]
     others = [
         m
-        for m in _matrices(model)
+        for m in matrices(model)
         # Without a scheme GPT-2's Conv1D and Falcon's own class are as good as a Linear
         if m is not head
         and type(m).__name__ != scheme.layer_class
@@ -240,14 +266,7 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
     ]
     if others:
         yield f"{len(others)} layers are {type(others[0]).__name__}, want {scheme.layer_class}"
-    fp32 = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
-    dtypes = {
-        parameter.dtype
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point()
-        # What transformers itself wants to be precise
-        and not any(re.search(rf"(^|\.){part}(\.|$)", name) for part in fp32)
-    }
+    dtypes = ordinary_dtypes(model)
     if dtypes != {torch_dtype(quant.dtype)}:
         names = ", ".join(sorted(map(str, dtypes)))
         yield f"unquantized weights are {names}, want {quant.dtype}"
@@ -260,6 +279,9 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
         if settings != expected:
             yield f"a {type(module).__name__} layer has {settings}, want {expected}"
             break
+
+
+def _placement_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
     places = {tensor.device.type for tensor in _stored_tensors(model)}
     if places != {cell.device}:
         yield f"weights are on {', '.join(sorted(places))}, want {cell.device}"

@@ -33,7 +33,7 @@ import math
 import re
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,13 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from bench.config.cell import Cell
 from bench.engine.transformers.load import configuration
-from bench.engine.transformers.schemes import DTYPE_BYTES, SCHEMES, parameters_of, torch_dtype
+from bench.engine.transformers.schemes import (
+    DTYPE_BYTES,
+    SCHEMES,
+    checkpoint,
+    parameters_of,
+    torch_dtype,
+)
 from bench.engine.transformers.strategies import new_cache
 from bench.errors import CellFailure, ConfigError
 from bench.record.description import Description, Matrix, MatrixKind
@@ -67,9 +73,12 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         CellFailure: ``failed`` for a folder whose model it cannot lay out.
     """
     parameters_of(cell.quant)
+    packed: dict[str, int] = {}
+    if cell.quant.scheme == "checkpoint" and source is not None:
+        cell, packed = _as_saved(cell, source)
     model = _laid_out(cell, source)
     config = model.config.get_text_config(decoder=True)
-    matrices, plain_bytes = _stored(model, cell)
+    matrices, plain_bytes = _stored(model, cell, packed)
     intermediate, mlp_copies = _widest_mlp(matrices, config)
     dtype_bytes = DTYPE_BYTES[cell.quant.dtype]
     heads = getattr(config, "num_attention_heads", None) or 0  # none in a recurrent model
@@ -135,10 +144,32 @@ def _laid_out(cell: Cell, source: Path | None) -> PreTrainedModel:
         ) from error
 
 
-def _stored(model: PreTrainedModel, cell: Cell) -> tuple[tuple[Matrix, ...], int]:
-    """Its matrices in the order of its modules, and the bytes of all other parameters."""
+def _as_saved(cell: Cell, folder: Path) -> tuple[Cell, dict[str, int]]:
+    """The cell with the dtype of the folder's files, and the bytes of what is packed, by module."""
+    dtype = checkpoint.saved_dtype(folder) if cell.quant.dtype == "saved" else cell.quant.dtype
+    packed = checkpoint.packed_bytes(folder, cell.device)
+    if dtype is None or packed is None:
+        raise CellFailure(
+            "failed",
+            f"{cell.model.name}: what {checkpoint.method(folder)} weights take in memory shows when"
+            " they are loaded",
+        )
+    return replace(cell, quant=replace(cell.quant, dtype=dtype)), packed
+
+
+def _stored(
+    model: PreTrainedModel, cell: Cell, packed: Mapping[str, int]
+) -> tuple[tuple[Matrix, ...], int]:
+    """Its matrices in the order of its modules, and the bytes of all other parameters.
+
+    Args:
+        packed: bytes of what the folder has packed, by module.
+    Raises:
+        CellFailure: ``failed`` where the model has no matrix of such a name.
+    """
     counts: Counter[Matrix] = Counter()
     plain_bytes = 0
+    unplaced = set(packed)
     left_as_is = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     for name, parameter, module in _parameters(model):
         shape = _matrix_shape(name, parameter, module, model)
@@ -148,10 +179,10 @@ def _stored(model: PreTrainedModel, cell: Cell) -> tuple[tuple[Matrix, ...], int
         count, outputs, inputs = shape
         scheme, stored_bytes = SCHEMES["none"], parameter.nbytes // count
         where = name.removesuffix(".weight")
-        # As transformers' replace_with_bnb_linear: no subclass of a linear layer is replaced
-        if (isinstance(module, Conv1D) or type(module) is nn.Linear) and should_convert_module(
-            where, left_as_is
-        ):
+        if where in packed:
+            scheme, stored_bytes = SCHEMES[cell.quant.scheme], packed[where] // count
+            unplaced.discard(where)
+        elif _is_replaced(where, module, left_as_is) and cell.quant.scheme != "checkpoint":
             scheme = SCHEMES[cell.quant.scheme]
             stored_bytes = scheme.matrix_bytes(outputs, inputs, cell.quant, cell.device)
         matrix = Matrix(
@@ -164,13 +195,16 @@ def _stored(model: PreTrainedModel, cell: Cell) -> tuple[tuple[Matrix, ...], int
             workspace_bytes=scheme.workspace_bytes(outputs, inputs, cell.quant, cell.device),
         )
         counts[matrix] += count
+    if unplaced:
+        name = cell.model.name
+        raise CellFailure("failed", f"{name}: {min(unplaced)} of its files is no matrix of it")
     return tuple(replace(matrix, count=count) for matrix, count in counts.items()), plain_bytes
 
 
 def _obstacle(matrices: Sequence[Matrix], model: PreTrainedModel, cell: Cell) -> str | None:
     """Why the scheme can hold none of them, or not one of them."""
     scheme, plain = SCHEMES[cell.quant.scheme], SCHEMES["none"]
-    if scheme is plain:
+    if scheme is plain or cell.quant.scheme == "checkpoint":
         return None
     sizes = [(m, (m.outputs, m.inputs, cell.quant, cell.device)) for m in matrices]
     replaced = [(m, size) for m, size in sizes if m.stored_bytes != plain.matrix_bytes(*size)]
@@ -179,6 +213,12 @@ def _obstacle(matrices: Sequence[Matrix], model: PreTrainedModel, cell: Cell) ->
         return f"none of its layers is an ordinary Linear; they are {', '.join(sorted(linear))}"
     reasons = ((m.name, scheme.obstacle(*size)) for m, size in replaced)
     return next((f"{name}: {reason}" for name, reason in reasons if reason is not None), None)
+
+
+def _is_replaced(name: str, module: nn.Module, left_as_is: list[str]) -> bool:
+    """As transformers' replace_with_bnb_linear: no subclass of a linear layer is replaced."""
+    is_linear = isinstance(module, Conv1D) or type(module) is nn.Linear
+    return is_linear and bool(should_convert_module(name, left_as_is))
 
 
 def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:

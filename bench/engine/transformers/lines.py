@@ -13,8 +13,9 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
         folder: with the files of a model that comes from no hub; None: of the hub, or random.
     """
     configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
-    dtype = f"dtype=torch.{TORCH_NAMES[cell.quant.dtype]}"
-    settings = [dtype, f"attn_implementation={cell.attn.implementation!r}"]
+    named = cell.quant.dtype
+    dtype = "'auto'" if named == "saved" else f"torch.{TORCH_NAMES[named]}"
+    settings = [f"dtype={dtype}", f"attn_implementation={cell.attn.implementation!r}"]
     names = ["AutoModelForCausalLM"]
     before = []
     if cell.model.weights == "random":

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from bench.config.cell import Cell, Model
-from bench.engine.transformers.schemes import SCHEMES, torch_dtype
+from bench.engine.transformers.schemes import SCHEMES, checkpoint, torch_dtype
 from bench.errors import CellFailure
 
 
@@ -53,32 +53,47 @@ def load(cell: Cell, folder: Path | None, source: Path | None = None) -> PreTrai
 
 
 def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
+    refused = checkpoint.objection(cell, folder)
+    if refused is not None:  # of a model that was not on this machine when the sweep was planned
+        raise CellFailure("skipped", refused)
     configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch_dtype(cell.quant.dtype),
+        dtype="auto" if cell.quant.dtype == "saved" else torch_dtype(cell.quant.dtype),
         attn_implementation=cell.attn.implementation,
-        quantization_config=None if configuration is None else configuration.made(),
         device_map={"": cell.device},
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        **({} if configuration is None else {"quantization_config": configuration.made()}),
     )
     absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if absent:  # transformers fills them with random numbers and goes on
         raise CellFailure(
             "failed",
             f"{cell.model.name}: {len(absent)} tensors are missing in {folder} (first {absent[0]}):"
-            " the download is incomplete or of another architecture; download it again",
+            f" {_why_absent(cell, folder)}",
         )
     return model
+
+
+def _why_absent(cell: Cell, folder: Path) -> str:
+    if cell.quant.scheme == "checkpoint":
+        by = checkpoint.method(folder)
+        return f"transformers does not read what {by} wrote, or the download is incomplete"
+    return "the download is incomplete or of another architecture; download it again"
 
 
 @contextlib.contextmanager
 def reading(cell: Cell, folder: Path) -> Iterator[None]:
     """What the libraries raise over files, as sentences."""
+    is_checkpoint = cell.quant.scheme == "checkpoint"
     try:
         yield
+    except ImportError as error:
+        if is_checkpoint:  # transformers names the package that the method needs
+            raise CellFailure("skipped", f"{cell.model.name}: {_first_line(error)}") from error
+        raise
     except RuntimeError as error:
         # transformers wraps what quantization raises and hides its text: the allocator knows
         # whether it was memory.
@@ -88,11 +103,16 @@ def reading(cell: Cell, folder: Path) -> Iterator[None]:
             ) from error
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = "download the folder again, or measure speed alone with model.weights=random"
+        advice = "; download the folder again, or measure speed alone with model.weights=random"
         raise CellFailure(
-            "failed", f"{cell.model.name}: cannot load {folder}: {first}; {advice}"
+            "failed",
+            f"{cell.model.name}: cannot load {folder}: {_first_line(error)}"
+            f"{'' if is_checkpoint else advice}",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def configuration(model: Model, source: Path | None) -> PreTrainedConfig:

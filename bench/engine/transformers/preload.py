@@ -26,6 +26,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each st
 # One line for each int8 layer and call about casts: it would be timed along with the layer.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="bitsandbytes")
+# transformers imports torchao where it is installed, which tells of deprecations and of kernels for
+# other devices, in every process.
+for _chatty in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_chatty).setLevel(logging.ERROR)
 
 
 def has_nvidia_driver() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from bench.config.cell import Quant
 from bench.config.parse import parse
 from bench.engine.transformers.schemes.bitsandbytes import FOUR_BIT, INT8
+from bench.engine.transformers.schemes.checkpoint import CHECKPOINT
 from bench.engine.transformers.schemes.scheme import (
     DTYPE_BYTES,
     TORCH_NAMES,
@@ -32,7 +33,12 @@ __all__ = [
 ]
 
 
-SCHEMES: dict[str, Scheme] = {"none": Scheme(), "bnb_int8": INT8, "bnb_4bit": FOUR_BIT}
+SCHEMES: dict[str, Scheme] = {
+    "none": Scheme(),
+    "bnb_int8": INT8,
+    "bnb_4bit": FOUR_BIT,
+    "checkpoint": CHECKPOINT,
+}
 
 
 def parameters_of(quant: Quant) -> Any:
@@ -57,4 +63,6 @@ def unknown_names(quant: Quant) -> list[str]:
         parameters_of(quant)
     except ConfigError as error:
         return error.problems
+    if quant.dtype == "saved" and quant.scheme != "checkpoint":
+        return ["quant.dtype=saved: goes with quant=checkpoint; want auto, fp32, fp16 or bf16"]
     return []
