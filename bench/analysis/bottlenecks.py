@@ -30,6 +30,7 @@ _OF_KIND: dict[str, Cause] = {  # of ``operators``; those that are not here are 
     "matrix product": "matrix products",
     "product with packed weights": "matrix products",
     "attention": "attention",
+    "cache copies": "attention",
     "dequantization": "dequantization",
     "activations to int8": "dequantization",  # work that plain weights would not need
     operators.INTERPRETER: _INTERPRETER,

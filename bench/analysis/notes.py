@@ -13,7 +13,7 @@ from typing import Literal
 
 from bench.analysis.columns import BaselineAxes, identity_without
 from bench.analysis.divergence import is_above_floor
-from bench.analysis.readings import disturbances, drift, has_drifted, outlying
+from bench.analysis.readings import disturbances, drift, has_drifted, outlying, steady_drift
 from bench.analysis.verdict import Change
 from bench.config.prompt_file import label_of
 from bench.record.measurement import Measurement
@@ -45,7 +45,8 @@ def findings(
 ) -> list[Finding]:
     """Outcomes first, then what speedups mean, then doubts. ``values``: derived, by cell_id."""
     outcomes = {r.cell_id: _outcome(r) for r in results}
-    doubts = {r.cell_id: list(_doubts(r, values[r.cell_id])) for r in results}
+    steady = steady_drift([m for r in results for m in r.measurements])
+    doubts = {r.cell_id: list(_doubts(r, values[r.cell_id], steady)) for r in results}
     return [
         *_shared("outcome", outcomes),
         *_about_prompts(results),
@@ -171,11 +172,11 @@ def _outcome(result: Result) -> list[Doubt]:
     return [] if reason is None else [(reason, "")]
 
 
-def _doubts(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
+def _doubts(result: Result, values: Mapping[str, float], steady: float) -> Iterator[Doubt]:
     if not result.measurements:
         return
     yield from _of_requests(result)
-    yield from _of_machine(result)
+    yield from _of_machine(result, steady)
     yield from _of_record(result)
     yield from _of_instruments(result, values)
     yield from _of_quality(result, values)
@@ -198,9 +199,9 @@ def _of_requests(result: Result) -> Iterator[Doubt]:
         yield "requests that are outliers, kept", f"{outliers} of {of}"
 
 
-def _of_machine(result: Result) -> Iterator[Doubt]:
+def _of_machine(result: Result, steady: float) -> Iterator[Doubt]:
     worst = max(result.measurements, key=lambda m: abs(drift(m)))
-    if has_drifted(worst):
+    if has_drifted(worst, steady):
         yield (
             "the machine's speed changed during this cell, by its reference kernels",
             f"{drift(worst):+.0%}",

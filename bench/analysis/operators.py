@@ -55,6 +55,8 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     Rule("aten::matmul", "attention"),
     Rule("aten::bmm", "attention"),
     Rule("aten::softmax", "attention"),
+    # Of the keys and values so far with the new ones, each step
+    Rule("aten::cat", "cache copies"),
     Rule("aten::argmax", "sampling"),
 )
 

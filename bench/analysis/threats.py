@@ -7,7 +7,7 @@ leaves out.
 
 from collections.abc import Iterator, Sequence
 
-from bench.analysis.readings import STEADY_DRIFT, disturbances, has_drifted
+from bench.analysis.readings import disturbances, has_drifted, steady_drift
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 
@@ -57,10 +57,11 @@ def _of_machine(measured: Sequence[Result]) -> Iterator[str]:
     disturbed = sum(bool(disturbances(result.measurements)) for result in measured)
     if disturbed:
         yield f"Interference: others used the CPUs during {disturbed} of {len(measured)} cells."
-    moved = sum(any(map(has_drifted, result.measurements)) for result in measured)
+    steady = steady_drift([m for result in measured for m in result.measurements])
+    moved = sum(any(has_drifted(m, steady) for m in r.measurements) for r in measured)
     if moved:
         yield (
-            f"Drift: the reference kernels moved by over {STEADY_DRIFT:.0%} during {moved} of"
+            f"Drift: the reference kernels moved by over {steady:.0%} during {moved} of"
             f" {len(measured)} cells."
         )
     if all(result.cell.device == "cpu" for result in measured):

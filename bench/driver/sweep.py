@@ -44,7 +44,7 @@ from bench.driver.recording import Report, Request, open_sweep, recording_of
 from bench.driver.worker import PhaseTimes, Worker, begin, task_of
 from bench.engine import sources
 from bench.errors import CellFailure, ConfigError
-from bench.paths import from_here
+from bench.paths import cache_folder, from_here
 from bench.record.result import Host, Peaks, Result, is_timed
 from bench.report import advice, page, terminal
 from bench.report.progress import ProgressLine
@@ -161,6 +161,10 @@ def look_around(
         elif sources.is_hub(cell.model):
             probe.show(f"asking the hub for {cell.model.repo}")
         weights_of(cell)
+        if sources.is_gguf(cell.model) and sources.cached(cell.model) is None:
+            say(
+                f"{cell.model.path} is converted to fp32 safetensors once, kept in {cache_folder()}"
+            )
     engines = list({cell.engine.name: cell.engine for cell in asked}.values())
     if any(map(wants_divergence, asked)) and plan.USUAL_ENGINE not in {e.name for e in engines}:
         engines.append(EngineChoice(plan.USUAL_ENGINE))

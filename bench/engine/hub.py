@@ -82,9 +82,7 @@ def cached(model: Model) -> Path | None:
         )
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    needed = weight_files(folder) or [WHOLE]
-    is_whole = all((folder / name).is_file() for name in ("config.json", *needed))
-    return folder if is_whole else None
+    return folder if is_whole(folder) else None
 
 
 def fetch(model: Model, show: Show) -> Path:
@@ -131,6 +129,12 @@ def weight_files(folder: Path) -> list[str]:
         if (folder / WHOLE).is_file()
         else sorted(file.name for file in folder.glob("*.safetensors"))
     )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a configuration and all of its weights."""
+    needed = ("config.json", *(weight_files(folder) or [WHOLE]))
+    return all((folder / name).is_file() for name in needed)
 
 
 def _is_weights(name: str) -> bool:

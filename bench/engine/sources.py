@@ -59,10 +59,7 @@ def cached(model: Model) -> Path | None:
     if is_hub(model):
         return hub.cached(model)
     folder = Path(str(place(model)))
-    is_whole = (folder / "config.json").is_file() and all(
-        (folder / name).is_file() for name in hub.weight_files(folder) or [hub.WHOLE]
-    )
-    return folder if is_whole else None
+    return folder if hub.is_whole(folder) else None
 
 
 def place(model: Model) -> str | None:

@@ -1,11 +1,10 @@
 """One cell, from nothing to raw readings: the straight line that runs in the measured process.
 
 provide -> prepare -> load -> ready -> warm up -> measure -> attest -> telemetry -> profile a step;
-the reference kernels run before the load and after the timed requests. Whole profiles, answers and
-tries of a batch are
-tasks of their own, in processes of their own, so that nothing can cost a cell its number. Nothing
-here knows torch: the engine is found by its place and asked through its protocol. ``announce``
-tells the parent where we are and returns when it has gone back to sleep.
+the reference kernels run before the load and after the timed requests. Profiles of whole requests,
+answers and tries of a batch are tasks of their own, in processes of their own, so that nothing can
+cost a cell its number. Nothing here knows torch: the engine is found by its place and asked through
+its protocol. ``announce`` tells the parent where we are and returns when it has gone back to sleep.
 """
 
 import os

@@ -3,11 +3,20 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bench.analysis.metrics import METRIC, METRICS, derive, peak_memory_bytes
-from bench.analysis.readings import median_step_s, outlying, tpot_s
-from bench.record.measurement import Energy, Repeat, TaskScore, Telemetry
+from bench.analysis.readings import (
+    fewest_requests,
+    has_drifted,
+    least_times_s,
+    median_step_s,
+    outlying,
+    steady_drift,
+    tpot_s,
+)
+from bench.record.measurement import Canary, Energy, Measurement, Repeat, TaskScore, Telemetry
 from bench.record.result import Outcome, Result
 from tests import fakes
 
@@ -194,10 +203,11 @@ def test_every_metric_says_what_it_is() -> None:
     assert [row.key for row in METRICS if len(row.doc.split()) < 3] == []
 
 
-def test_a_number_of_several_processes_is_their_median_with_an_interval() -> None:
+def test_a_time_of_several_processes_is_their_geometric_mean_with_an_interval() -> None:
     result = fakes.paced(fakes.cell(), 0.25, 0.5, 1.0)
     metrics = derive(result)
-    assert metrics["tpot_s"] == 0.5
+    assert metrics["tpot_s"] == pytest.approx(0.5)
+    assert metrics["decode_tok_s"] == pytest.approx(2.0)
     assert metrics["processes"] == 3
     # ln 2 apart: t(2) = 4.3027, standard error ln 2 / sqrt 3, so 0.5 x exp(-+1.7219)
     assert metrics["tpot_s_low"] == pytest.approx(
@@ -209,9 +219,71 @@ def test_a_number_of_several_processes_is_their_median_with_an_interval() -> Non
     assert "tpot_s_low" not in derive(ON_CPU)
 
 
-def test_requests_of_one_process_have_an_interval_of_their_own_name() -> None:
+def test_requests_of_a_single_process_have_an_interval_of_their_own_name() -> None:
     metrics = derive(ON_CPU)
-    assert metrics["ttft_s_repeat_low"] < 1.0 < metrics["ttft_s_repeat_high"]
+    assert (metrics["ttft_s_repeat_low"], metrics["ttft_s_repeat_high"]) == (0.5, 2.5)
+    assert "ttft_s_repeat_low" not in derive(fakes.paced(fakes.cell(), 0.25, 0.5))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_time_lies_within_its_own_interval(seed: int, processes: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def repeat() -> Repeat:
+        ttft, *steps = rng.pareto(1.5, size=4) + 0.1
+        return Repeat(ttft, tuple(steps), ttft + sum(steps))
+
+    measured = [fakes.process(repeats=tuple(repeat() for _ in range(7))) for _ in range(processes)]
+    metrics = derive(fakes.result(replicates=tuple(measured)))
+    for key in ("ttft_s", "tpot_s"):
+        kind = f"{key}_repeat" if processes == 1 else key
+        assert metrics[f"{kind}_low"] <= metrics[key] <= metrics[f"{kind}_high"]
+
+
+def test_minimum_times_are_over_equal_numbers_of_requests() -> None:
+    many = fakes.measurement()  # three requests
+    few = fakes.measurement(repeats=many.repeats[:2])
+    assert fewest_requests([fakes.result(measurement=m) for m in (many, few)]) == 2
+    # TTFT 0.5, 1, 2.5: of two of them 0.5 is the least in two choices of three
+    assert least_times_s([many, few], 2)["ttft_s"] == pytest.approx([(0.5 * 2 + 1.0) / 3, 0.5])
+    assert least_times_s([many], 3)["ttft_s"] == [0.5]
+    # Each position by itself: 0.25, 0.25, 0.25 of the second request
+    assert least_times_s([many], 3)["tpot_s"] == [0.25]
+
+
+def test_a_planted_slowdown_of_the_machine_is_seen_where_its_kernels_are_steady() -> None:
+    """Kernels as they moved in processes of a quiet machine (1 %) and of one with neighbours."""
+    rng = np.random.default_rng(0)
+
+    def moved(share: float, of: float = 1.0) -> Measurement:
+        after = Canary(*(of * np.exp(rng.normal(0, share, 3))))
+        return fakes.measurement(before=Canary(1.0, 1.0, 1.0), after=after)
+
+    for share, is_seen in ((0.01, True), (0.15, False)):
+        others = [moved(share) for _ in range(40)]
+        slowed = moved(share / 10, 1.15)
+        bound = steady_drift([*others, slowed])
+        assert sum(has_drifted(m, bound) for m in others) <= 2  # one of twenty
+        assert has_drifted(slowed, bound) == is_seen
+
+
+def test_a_gap_with_several_tokens_is_shared_among_them() -> None:
+    repeats = (Repeat(1.0, (0.5, 1.0), 2.5, step_tokens=(1, 2)),)
+    assert least_times_s([fakes.measurement(repeats=repeats)], 1)["tpot_s"] == [0.5]
+
+
+def test_one_kernel_alone_is_no_drift_of_the_machine() -> None:
+    before = Canary(read_s=1.0, matmul_s=1.0, steps_s=1.0)
+
+    def drifted(**after: float) -> bool:
+        measured = fakes.measurement(before=before, after=replace(before, **after))
+        return has_drifted(measured, steady_drift([measured]))
+
+    assert not drifted(read_s=2.0)
+    assert not drifted(read_s=2.0, steps_s=1.09)
+    assert drifted(read_s=1.15, matmul_s=1.15, steps_s=1.15)
+    assert drifted(matmul_s=0.8, steps_s=0.8)
 
 
 def test_an_outlier_is_counted_and_kept() -> None:

@@ -1,15 +1,18 @@
 """Intervals against hand-computed values."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from bench.analysis.stats import (
+    expected_least,
     geometric_interval,
     is_narrow,
     look_level,
     looks,
+    median_interval,
     outliers,
     readings_needed,
     t_quantile,
@@ -97,3 +100,28 @@ def test_outliers_are_found_by_the_modified_z_score() -> None:
 def test_a_quantile_takes_the_readings_that_a_theorem_says() -> None:
     assert [readings_needed(q) for q in (0.5, 0.9, 0.95, 0.99)] == [5, 29, 59, 299]
     assert 0.99**299 <= 0.05 < 0.99**298
+
+
+def test_the_expected_least_is_the_mean_over_all_choices() -> None:
+    values = [3.0, 1.0, 4.0, 1.5, 9.0]
+    for count in range(1, 6):
+        choices = list(itertools.combinations(values, count))
+        wanted = sum(map(min, choices)) / len(choices)
+        assert expected_least(values, count) == pytest.approx(wanted)
+    assert expected_least(values, 5) == 1.0
+    assert expected_least(values, 1) == pytest.approx(18.5 / 5)
+
+
+def test_a_median_lies_between_two_of_its_readings() -> None:
+    # Binomial, n = 10: P(at most 1 head) = 0.0107, at most 2: 0.0547; so the 2nd and the 9th
+    assert median_interval(list(range(10)), 0.95) == (1, 8)
+    assert median_interval([5.0, 1.0, 3.0], 0.95) == (1.0, 5.0)  # too few: all that was read
+    rng = np.random.default_rng(0)
+    held = [low < 0 < high for low, high in _intervals(rng)]
+    assert sum(held) / len(held) >= 0.95
+
+
+def _intervals(rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Of 1,000 samples of 20 from a skewed distribution with median 0."""
+    readings = rng.exponential(size=(1000, 20)) - math.log(2)
+    return [median_interval(row.tolist(), 0.95) for row in readings]

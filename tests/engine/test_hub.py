@@ -1,6 +1,7 @@
 """Models on the hub, which is a server on this machine here: ``bench fetch``, and a sweep."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from tests import fakes
 from tests.architectures import save_tiny, tiny_model
-from tests.command_line import TINY, bench, results
+from tests.command_line import TINY, bench, from_readme, results
 from tests.hub import COMMIT, Hub, serving
 
 REPO = "owner/tiny-model"
@@ -51,6 +52,7 @@ def told(done: "subprocess.CompletedProcess[str]") -> str:
 def test_only_what_transformers_reads_is_downloaded_and_only_once(hub: Hub, tmp_path: Path) -> None:
     done = fetch(hub, tmp_path, REPO)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"downloading, 0\.\d\d of 0\.00 GB", done.stderr)
     folder = Path(done.stdout.strip().partition(": ")[2])
     assert folder.name == COMMIT
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
@@ -136,16 +138,26 @@ def test_a_model_that_the_disk_cannot_hold_is_not_begun(hub: Hub, tmp_path: Path
     assert not any("model.safetensors" in each for each in hub.asked)
 
 
-def test_a_repository_is_measured_and_its_commit_recorded(hub: Hub, tmp_path: Path) -> None:
-    arguments = [f"model={REPO}", *TINY[1:], "tracking=none", "quality.texts=[]"]
-    done = bench(tmp_path, *arguments, **hub.environment(tmp_path / "home"))
+def test_a_folder_and_a_repository_are_measured_side_by_side(
+    hub: Hub, tmp_path: Path, model_folder: Path
+) -> None:
+    command = from_readme("python -m bench -m model=./my-model,Qwen/Qwen3-0.6B quant=bf16,nf4")
+    shutil.copytree(model_folder, tmp_path / "my-model")
+    (tmp_path / "my-model" / "consolidated.safetensors").unlink()
+    hub.folders["Qwen/Qwen3-0.6B"] = model_folder
+    short = [*TINY[1:], "tracking=none", "quality.texts=[]", "quality.max_new_tokens=4"]
+    done = bench(tmp_path, *command, *short, **hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
-    (result,) = results(tmp_path)
-    assert result.cell.model.name == "tiny-model"
-    assert (result.asked.model.revision, result.cell.model.revision) == (None, COMMIT)
-    assert result.revision == COMMIT
-    assert f"from_pretrained(\n    '{REPO}',\n    revision='{COMMIT}'" in result.lines
-    assert len(result.samples) == 8
+    own, _, of_hub, quantized = sorted(
+        results(tmp_path), key=lambda r: (r.cell.model.name != "my-model", r.cell.quant.name)
+    )
+    assert [of_hub.cell.model.name, quantized.cell.quant.name] == ["Qwen3-0.6B", "nf4"]
+    assert (of_hub.asked.model.revision, of_hub.cell.model.revision) == (None, COMMIT)
+    assert (of_hub.revision, len(str(own.revision))) == (COMMIT, 12)
+    source = f"from_pretrained(\n    'Qwen/Qwen3-0.6B',\n    revision='{COMMIT}'"
+    assert source in of_hub.lines
+    assert [sample.tokens for sample in own.samples] == [s.tokens for s in of_hub.samples]
+    assert len(own.samples) == 8
 
 
 def test_random_weights_take_the_configuration_alone(hub: Hub, tmp_path: Path) -> None:

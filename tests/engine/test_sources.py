@@ -1,5 +1,6 @@
 """Where weights come from, and what happens when they do not."""
 
+import filecmp
 import os
 import shutil
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.config.cell import Model
+from bench.config.models import own_model
+from bench.config.parse import parse
 from bench.engine import sources
 from bench.errors import CellFailure
 from tests import fakes
@@ -91,3 +95,46 @@ def test_a_killed_conversion_and_two_at_once_leave_nothing_broken(tmp_path: Path
     for file in known.iterdir():
         assert (folder / file.name).stat().st_size == file.stat().st_size
     shutil.rmtree(tmp_path / "models")
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = sources.fetch(DEFAULT)
+    assert known is not None
+    file = tmp_path / "mine.gguf"
+    file.symlink_to(sources.original(DEFAULT))
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    model = parse(Model, own_model(str(file)) or {})
+    said: list[str] = []
+    folder = sources.fetch(model, said.append)
+    assert folder is not None
+    assert said == ["converting a GGUF, once"]
+    assert folder.name.startswith("mine-b179c952")  # of its SHA-256
+    weights = ("model.safetensors", "tokenizer.json")
+    assert all(filecmp.cmp(folder / name, known / name, shallow=False) for name in weights)
+    assert sources.fetch(model, said.append) == folder
+    assert len(said) == 1
+    assert sources.configuration(model) == folder
+    assert len(str(sources.revision(model, folder))) == 12
+
+
+def test_a_gguf_file_that_is_none_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.gguf").write_bytes(b"no")
+    model = parse(Model, own_model(str(tmp_path / "x.gguf")) or {})
+    with pytest.raises(CellFailure, match=r"model=x: transformers cannot read x.gguf: "):
+        sources.fetch(model)
+
+
+def test_a_local_model_is_known_by_what_is_in_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    (folder := tmp_path / "model").mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"1")
+    model = parse(Model, own_model(str(folder)) or {})
+    first = sources.revision(model, folder)
+    (folder / "model.safetensors").write_bytes(b"2")
+    assert sources.revision(model, folder) != first
+    (folder / "model.safetensors").write_bytes(b"1")
+    assert sources.revision(model, folder) == first

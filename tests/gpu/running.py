@@ -22,7 +22,7 @@ QUICK = fakes.group("workload", "quick")
 def gpu_cell(host: Host, **changes: Any) -> Cell:
     """A resolved cell on this GPU."""
     cell = fakes.cell(**{"device": "cuda", "threads": "auto", "workload": QUICK} | changes)
-    return plan.resolve(cell, host)
+    return plan.with_attention(plan.resolve(cell, host), None)
 
 
 def few_repeats(cell: Cell, warmups: int = 2, repeats: int = 3) -> Cell:

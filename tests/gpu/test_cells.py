@@ -48,8 +48,8 @@ def test_divergence_is_read_on_the_gpu(
 ) -> None:
     asked = fakes.group("quality", "samples", text_tokens=512, max_new_tokens=8)
     cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant, quality=asked))
-    reference = reference_cell(Records({}, {}), cell, host, None)
-    assert reference is not None
+    reference = reference_cell(Records({}, {"transformers": host}, {}), cell, None)
+    assert isinstance(reference, Cell)
     file, log = str(tmp_path / "reference.safetensors"), tmp_path / "log.txt"
     floor = unquantized(cell, sixteen_bits(cell, host)).quant
     run(keep_reference, PLACE, reference, floor, file, log=log)

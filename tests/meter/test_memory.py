@@ -1,5 +1,7 @@
 """Peaks of memory, phase by phase."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,27 @@ def test_a_peak_that_could_not_be_reset_is_no_reading(
     found = after_filling(PhaseMemory(None), 1)
     assert found.rss_peak_bytes is None
     assert found.rss_anon_bytes is not None
+
+
+def test_what_was_freed_before_does_not_decide_how_the_heap_grows() -> None:
+    """In a fresh process 4 MiB are mapped at first, and come from the heap once it is settled."""
+    code = (
+        "import ctypes, sys\n"
+        "from bench.meter.memory import settle_heap\n"
+        "class Info(ctypes.Structure):\n"
+        "    _fields_ = [(name, ctypes.c_size_t) for name in 'abchdefgij']\n"  # h: blocks mapped
+        "libc = ctypes.CDLL(None)\n"
+        "libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p\n"
+        "if 'settled' in sys.argv: print(sorted(settle_heap()))\n"
+        "before = libc.mallinfo2().h\n"
+        "libc.malloc(4 * 2**20)\n"
+        "print(libc.mallinfo2().h - before)\n"
+    )
+
+    def mapped(*arguments: str) -> list[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert mapped() == ["1"]
+    assert mapped("settled") == ["['mmap_threshold_bytes', 'trim_threshold_bytes']", "0"]

@@ -1,0 +1,73 @@
+"""Findings about what cells computed and what medians say, from results written by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.analysis.comparison import compare
+from bench.record.measurement import Repeat
+from bench.record.result import Result
+from tests import fakes
+
+IN_FORCE = "computed the same to the last bit: one of them was not in force"
+
+
+def computed(digest: str | None, quant: str = "fp16", attn: str = "sdpa", **seen: Any) -> Result:
+    """A cell with the logits of this digest."""
+    cell = fakes.resolved(quant=quant, attn=attn)
+    return fakes.result(cell=cell, attestation=fakes.attestation(logits_digest=digest, **seen))
+
+
+def found(*results: Result) -> list[str]:
+    said = compare(results, fakes.sweep()).findings
+    return [finding.sentence for finding in said if "to the last bit" in finding.sentence]
+
+
+def test_two_settings_that_computed_the_same_are_named() -> None:
+    assert found(computed("a"), computed("a", attn="eager")) == [
+        f"attn=sdpa and attn=eager {IN_FORCE}"
+    ]
+    assert found(computed("a"), computed("a", quant="nf4")) == [
+        f"quant=fp16 and quant=nf4 {IN_FORCE}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (computed("a"), computed("b", attn="eager")),  # other logits
+        (computed(None), computed(None, attn="eager")),  # an engine that shows none
+        (computed("a"), computed("a", attn="eager", quant="nf4")),  # two settings at once
+        (computed("a"), computed("a", attn="sdpa_flash")),  # sdpa takes one of its backends
+        (  # nothing passed the threshold
+            computed("a", quant="int8", outlier_share=0.0),
+            computed("a", quant="int8_nodecomp"),
+        ),
+    ],
+)
+def test_what_may_well_be_the_same_is_not(one: Result, other: Result) -> None:
+    assert found(one, other) == []
+
+
+def test_two_backends_that_computed_the_same_are_named() -> None:
+    assert len(found(computed("a", attn="sdpa_math"), computed("a", attn="sdpa_flash"))) == 1
+    outliers = computed("a", quant="int8", outlier_share=0.1)
+    assert len(found(outliers, computed("a", quant="int8_nodecomp"))) == 1
+
+
+def test_medians_that_say_the_opposite_are_told() -> None:
+    def timed(quant: str, *ttfts: float) -> Result:
+        repeats = tuple(Repeat(ttft, (1.0, 1.0, 1.0), ttft + 3) for ttft in ttfts)
+        return fakes.result(
+            cell=fakes.resolved(quant=quant), replicates=(fakes.process(repeats=repeats),) * 2
+        )
+
+    base = timed("fp16", 1.0, 1.0, 1.0)
+    disturbed, slower = timed("nf4", 0.8, 1.2, 1.2), timed("nf4", 1.2, 1.2, 1.2)
+    said = compare([base, disturbed], fakes.sweep()).findings
+    (finding,) = [f for f in said if "opposite" in f.sentence]
+    assert finding.sentence == "by medians, which load of others moves, prefill says the opposite"
+    assert finding.cells == ((disturbed.cell_id, "0.83x"),)
+    said = compare([base, replace(slower)], fakes.sweep()).findings
+    assert not any("opposite" in f.sentence for f in said)

@@ -1,0 +1,81 @@
+"""What bounds a decode step, on real models in which the answer is planted."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from bench.analysis.bottlenecks import Bottleneck, bottlenecks
+from bench.engine import transformers
+from bench.engine.protocol import ENGINES, Clock
+from bench.engine.transformers.strategies import loop
+from bench.meter.cell import measure_cell
+from tests import fakes
+
+SMALL = dict(fakes.cell(model="tiny").model.architecture or {})
+
+
+def bound(architecture: dict[str, Any], prompt_tokens: int = 16, **changes: Any) -> Bottleneck:
+    """The word for a random model of this architecture, measured in this process."""
+    model = fakes.group("model", "tiny", architecture=SMALL | architecture)
+    workload = fakes.group("workload", "quick", prompt_tokens=prompt_tokens, new_tokens=6)
+    measure = fakes.group("measure", "quick", warmups=1, repeats=3, target=None)
+    cell = fakes.resolved(
+        **{"model": model, "workload": workload, "measure": measure, "threads": 2} | changes
+    )
+    found = measure_cell(lambda *_: None, ENGINES["transformers"], cell)
+    assert found.measurement is not None, found.attestation.mismatches
+    result = fakes.result(
+        cell=cell, replicates=(replace(fakes.process(), measurement=found.measurement),)
+    )
+    return bottlenecks([result])[result.cell_id]
+
+
+def test_huge_layers_are_bound_by_their_products() -> None:
+    found = bound({"hidden_size": 2048, "intermediate_size": 8192})
+    assert found.name == "matrix products", found.evidence
+    assert found.shares["matrix products"] > 0.6
+
+
+def test_a_long_context_is_bound_by_attention() -> None:
+    wide = {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}
+    found = bound(wide, prompt_tokens=6000)
+    assert found.name == "attention", found.evidence
+
+
+def test_a_tiny_model_is_bound_by_what_is_around_its_products() -> None:
+    found = bound({"num_hidden_layers": 8})
+    assert found.name in ("interpreter", "other operators"), found.evidence
+    assert found.shares["matrix products"] < 0.4
+
+
+def test_int8_is_bound_by_what_it_does_to_activations() -> None:
+    found = bound({"hidden_size": 256, "num_hidden_layers": 4}, quant="int8_nodecomp")
+    assert found.name in ("dequantization", "unclear"), found.evidence
+    assert found.shares["dequantization"] > 0.2
+
+
+def test_a_sleep_in_the_step_is_the_interpreter_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(transformers.STRATEGIES, "sleepy", f"{__name__}:sleepy")
+    decode = {"name": "sleepy", "strategy": "sleepy"}
+    found = bound({"hidden_size": 1024, "intermediate_size": 4096}, decode=decode)
+    assert found.name == "interpreter", found.evidence
+
+
+def sleepy(
+    model: PreTrainedModel, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock
+) -> torch.Tensor:
+    """The loop with a pause after each token."""
+
+    class Slow:
+        def start(self) -> None:
+            clock.start()
+
+        def token(self, count: int = 1) -> None:
+            time.sleep(0.05)
+            clock.token(count)
+
+    return loop(model, prompt_ids, new_tokens, Slow())  # type: ignore[arg-type]
