@@ -23,6 +23,7 @@ from bench.record.measurement import (
     Interference,
     Measurement,
     Memory,
+    PhaseProfile,
     Repeat,
     Sample,
     Window,
@@ -201,6 +202,7 @@ def measurement(**changes: Any) -> Measurement:
         ),
         "settled": True,
         "stopped": "target",
+        "step_profile": PhaseProfile("decode", 0.4, 1, {"matrix product": 0.3, "attention": 0.1}),
         "before": Canary(read_s=0.01, matmul_s=0.002, steps_s=0.004),
         "after": Canary(read_s=0.011, matmul_s=0.002, steps_s=0.003),
         "interference": Interference(

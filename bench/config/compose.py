@@ -57,10 +57,13 @@ def collect(arguments: Sequence[str]) -> list[Mapping[str, Any]]:
     os.environ["BENCH_ROOT"] = str(ROOT)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to us, instead of printing and exiting
     overrides = [each for each in arguments if "=" in each and not each.startswith("-")]
-    flags = [each for each in arguments if each not in overrides]
+    flags, own_folder = _own_folder([each for each in arguments if each not in overrides])
     with _scratch() as scratch:
         os.environ["BENCH_SCRATCH"] = scratch
         overrides = [_with_own_models(override, Path(scratch)) for override in overrides]
+        if own_folder is not None:
+            folders = ",".join(f"file://{place}" for place in (ROOT, scratch, own_folder))
+            overrides.append(f"hydra.searchpath=[{folders}]")
         try:
             if set(flags) <= set(_SEVERAL):
                 return _jobs(overrides, bool(flags))
@@ -72,10 +75,24 @@ def collect(arguments: Sequence[str]) -> list[Mapping[str, Any]]:
     return []
 
 
+def _own_folder(flags: list[str]) -> tuple[list[str], str | None]:
+    """The flags without ``--config-dir FOLDER``, and that folder, which has YAML files of the
+    user's."""
+    for index, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            behind = flags[index + 1 : index + 2]
+            folder = value if equals else "".join(behind)
+            if not Path(whole_path(folder)).is_dir() or not folder:
+                raise ConfigError([f"{flag}: want a folder with folders like those of conf/"])
+            return flags[:index] + flags[index + 1 + (not equals) :], whole_path(folder)
+    return flags, None
+
+
 def _answer(flags: Sequence[str], overrides: Sequence[str]) -> None:
     """Have Hydra print what a flag of its own asks for."""
     if not any(flag.startswith(_ANSWERED_BY_HYDRA) for flag in flags):
-        known = ", ".join((*_SEVERAL, *_ANSWERED_BY_HYDRA))
+        known = ", ".join((*_SEVERAL, "--config-dir", *_ANSWERED_BY_HYDRA))
         raise ConfigError([f"{' '.join(flags)}: unknown flag; known are {known}"])
     # Its parser gives up on an override behind a flag, as in `batch=8 --cfg job`.
     sys.argv = [sys.argv[0], *flags, *overrides]

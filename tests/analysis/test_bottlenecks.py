@@ -78,5 +78,6 @@ def test_shares_are_averaged_over_the_processes_of_a_cell() -> None:
 
 
 def test_a_cell_without_a_profile_has_no_word() -> None:
-    assert bottlenecks([fakes.result()]) == {}
-    assert step_shares(fakes.measurement()) is None
+    without = fakes.measurement(step_profile=None)
+    assert bottlenecks([fakes.result(measurement=without)]) == {}
+    assert step_shares(without) is None

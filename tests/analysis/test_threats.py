@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from bench.analysis.threats import threats
+from bench.record.measurement import Canary
 from bench.record.result import Peaks
 from bench.record.sweep import Spread
 from tests import fakes
@@ -39,8 +40,11 @@ def test_calibration_and_passes_are_told_apart() -> None:
 
 
 def test_what_was_recorded_is_said() -> None:
+    slowed = fakes.measurement(after=Canary(read_s=0.012, matmul_s=0.0024, steps_s=0.005))
     noisy = replace(
-        fakes.result(divergence=fakes.divergence(fakes.window(), fakes.window())),
+        fakes.result(
+            divergence=fakes.divergence(fakes.window(), fakes.window()), measurement=slowed
+        ),
         peaks=Peaks(2e9, {"bf16": 1e12}, "measured here", measured=True),
         reused_from="earlier",
     )

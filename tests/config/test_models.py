@@ -137,3 +137,15 @@ def test_axes_that_change_one_another_are_composed_together(tmp_path: Path) -> N
         ("nf4", "fp16", "a"),
         ("nf4", "fp32", "b"),
     ]
+
+
+def test_a_folder_of_the_users_own_has_more_values(tmp_path: Path) -> None:
+    (own := tmp_path / "mine" / "workload").mkdir(parents=True)
+    (own / "odd.yaml").write_text("name: odd\ntext: prose\nprompt_tokens: 7\nnew_tokens: 3\n")
+    for flags in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "./mine"]):
+        (job,) = collect([*flags, "workload=odd"])
+        assert job["workload"]["prompt_tokens"] == 7
+    with pytest.raises(ConfigError, match=r"--config-dir: want a folder with folders like"):
+        collect(["workload=odd", "--config-dir", "nothing"])
+    with pytest.raises(ConfigError, match=r"--what: unknown flag; known are -m"):
+        collect(["--what"])

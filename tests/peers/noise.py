@@ -1,6 +1,6 @@
-"""How much processes of equal cells differ: on a quiet machine, and beside a busy neighbour.
+"""How much processes of equal cells differ: with nothing else here, and beside a busy neighbour.
 
-    python -m tests.peers.noise quiet FOLDER
+    python -m tests.peers.noise alone FOLDER
     python -m tests.peers.noise disturbed FOLDER      # one CPU is busy half of the time
 
 Six cells, of which three and three are equal but for the seed, run in twelve passes (13 minutes on
@@ -10,6 +10,7 @@ two CPU cores). What each process read goes into ``tests/data/process_noise.json
 
 import json
 import multiprocessing
+import os
 import platform
 import random
 import subprocess
@@ -29,7 +30,6 @@ from bench.analysis.readings import (
 from bench.paths import ROOT
 from bench.record.result import Result
 from bench.store.files import read_results
-from tests.command_line import environment
 
 DATA = ROOT / "tests" / "data" / "process_noise.json"
 REQUESTS, PASSES = 10, 12
@@ -58,7 +58,8 @@ def record(folder: Path, is_disturbed: bool) -> None:
     if is_disturbed:
         beside.start()
     command = [sys.executable, "-m", "bench", *ASKED]
-    subprocess.run(command, cwd=folder, env=environment(folder), check=True)
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "BENCH_LOCK": str(folder / "lock")}
+    subprocess.run(command, cwd=folder, env=own, check=True)
     if is_disturbed:
         beside.terminate()
 
@@ -97,5 +98,5 @@ if __name__ == "__main__":
     if not (where / "outputs").exists():
         record(where, kind == "disturbed")
     kept = json.loads(DATA.read_text(encoding="utf-8")) if DATA.is_file() else {}
-    kept |= {"command": "python -m tests.peers.noise quiet|disturbed FOLDER", kind: read(where)}
-    DATA.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    kept[kind] = read(where)
+    DATA.write_text(json.dumps(kept) + "\n", encoding="utf-8")

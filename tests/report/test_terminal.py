@@ -9,7 +9,7 @@ from rich.console import Console
 from bench.analysis.comparison import compare
 from bench.config.cell import Cell, cell_id
 from bench.config.settings import Baseline
-from bench.record.measurement import Energy, Interference, TaskScore, Telemetry
+from bench.record.measurement import Canary, Energy, Interference, TaskScore, Telemetry
 from bench.record.result import Outcome, Peaks, Result
 from bench.record.sweep import Sweep
 from bench.report import grid as grids
@@ -54,15 +54,15 @@ RESULTS = [
 TEXT = """\
 smollm2-135m, workload few: 8 prompt + 4 new tokens, Some CPU, 2 threads, torch 2.9.0, transformers 5.0.0
 
- quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   memory MiB   decode speedup   prefill speedup   bound by   outcome
- ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- fp16    1       1,000.0     500.00            2.0         256.0          300   -                -                 unclear
- fp16    8       1,000.0   1,000.00            8.0         256.0          300   -                -                 unclear
- nf4     1       1,000.0     250.00            4.0          64.0          300   2.00x ?          1.00x ?           unclear
- nf4     8             -          -              -             -            -   -                -                 -          oom
+ quant   batch   TTFT ms    TPOT ms   decode tok/s   weights MiB   memory MiB   decode speedup   prefill speedup   bound by              outcome
+ ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ fp16    1       1,000.0     500.00            2.0         256.0          300   -                -                 matrix products 60%
+ fp16    8       1,000.0   1,000.00            8.0         256.0          300   -                -                 interpreter 60%
+ nf4     1       1,000.0     250.00            4.0          64.0          300   2.00x ?          1.00x ?           matrix products 75%
+ nf4     8             -          -              -             -            -   -                -                 -                     oom
 
 quant=nf4 batch=8: oom: no memory
-speedup: how many times as fast as quant=fp16
+speedup: how many times as fast as quant=fp16, by minimum times
 ?: one process per cell, so the noise between processes is unknown; use measure=standard, or run `python -m bench doctor --calibrate` once"""
 
 
@@ -225,10 +225,12 @@ def test_what_disturbed_a_cell_is_said_with_how_much() -> None:
     stolen = Interference(
         wall_s=10.0, throttled_s=0.5, steal_s=1.0, involuntary_switches=None, pressure_s=None
     )
-    text = as_text([fakes.result(measurement=fakes.measurement(interference=stolen))], Baseline())
+    slowed = Canary(read_s=0.012, matmul_s=0.0024, steps_s=0.005)  # the middle one by a fifth
+    disturbed = fakes.measurement(interference=stolen, after=slowed)
+    text = as_text([fakes.result(measurement=disturbed)], Baseline())
     assert "(5%): the cgroup's CPU quota was used up for a share of the time" in text
     assert "(10%): other virtual machines took a share of the CPUs" in text
-    assert "(-25%): the machine's speed changed during this cell, by its reference kernels" in text
+    assert "(+20%): the machine's speed changed during this cell, by its reference kernels" in text
 
 
 def test_a_cell_that_is_not_known_well_enough_is_said() -> None:
@@ -259,7 +261,7 @@ def test_a_terminal_shows_three_kinds_of_findings_and_counts_the_others() -> Non
         "quant=fp16 batch=1; quant=fp16 batch=8: the warm-ups never settled",
         "quant=fp16 batch=1; quant=fp16 batch=8: stopped at its request or time limit before TTFT"
         " and TPOT were known to +-5%",
-        "3 more notes: see the report",  # drift, clocks, and more than the data sheet allows
+        "2 more notes: see the report",  # clocks, and more than the data sheet allows
     ]
     text = as_text(results, NO_BASELINE)
     assert "host and device clocks differ" in text

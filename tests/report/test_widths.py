@@ -51,7 +51,7 @@ def test_every_number_is_whole_or_its_column_is_named(comparison: Comparison, wi
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_least_telling_go_first(width: int) -> None:
     text = printed(COMPARED, width)
-    assert ("no room for" in text) == (width < 120)
+    assert ("no room for" in text) == (width < 126)
     assert "TTFT" in text
     assert "TPOT" in text
 
