@@ -81,20 +81,20 @@ def test_the_grids_of_the_readme_are_what_they_say(
     """On the scripted engine, which loads nothing; all else is real."""
     default = "smollm2-135m"
     grids: list[tuple[list[str], list[str]]] = [
-        (from_readme("python -m bench model=gpt2 quant=nf4 batch=8"), ["gpt2/nf4/sdpa/b8"]),
+        (from_readme("python -m bench model=gpt2 quant=nf4 batch=8"), ["gpt2/nf4/auto/b8"]),
         (
             from_readme("python -m bench -m attn=eager,sdpa,sdpa_math workload=chat"),
             [f"{default}/bf16/{attn}/chat/b1" for attn in ("eager", "sdpa", "sdpa_math")],
         ),
         (
             from_readme("python -m bench -m quant=bf16,nf4 measure=standard"),
-            [f"{default}/bf16/sdpa/b1", f"{default}/nf4/sdpa/b1"],
+            [f"{default}/bf16/auto/b1", f"{default}/nf4/auto/b1"],
         ),
         (
             from_readme("python -m bench -m quant=bf16,nf4 profile=true"),
-            [f"{default}/bf16/sdpa/b1", f"{default}/nf4/sdpa/b1"],
+            [f"{default}/bf16/auto/b1", f"{default}/nf4/auto/b1"],
         ),
-        (from_readme("python -m bench quant=nf4 batch=max"), [f"{default}/nf4/sdpa/bmax"]),
+        (from_readme("python -m bench quant=nf4 batch=max"), [f"{default}/nf4/auto/bmax"]),
     ]
     scripted = ["engine=scripted", "quality=none", "tracking=none", "++model.tokenizer=bytes"]
     scripted += ["engine.options.script='b9: then oom'"]

@@ -4,7 +4,7 @@ After the timed requests of a process one decode step runs under the engine's pr
 its operators are added up by kind (``operators``) and the kinds by what a person could change about
 them. What no operator accounts for is the interpreter and the library's Python (on a GPU: the
 device waits for the host). A profiler slows down just that part, so it is not read off the profile:
-it is what the timed step takes beyond its operators.
+it is what a timed step takes at least (``readings.least_times_s``) beyond the profiled operators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,8 @@ def step_shares(measurement: Measurement) -> dict[Cause, float] | None:
         if cause != _INTERPRETER:
             seconds[cause] = seconds.get(cause, 0.0) + spent_s
     busy_s = sum(seconds.values())
-    seconds[_INTERPRETER] = max(0.0, readings.tpot(measurement) - busy_s)
+    (tpot_s,) = readings.least_times_s([measurement], len(measurement.repeats))["tpot_s"]
+    seconds[_INTERPRETER] = max(0.0, tpot_s - busy_s)
     whole_s = sum(seconds.values())
     return {cause: spent_s / whole_s for cause, spent_s in seconds.items()}
 

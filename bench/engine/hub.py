@@ -184,6 +184,9 @@ def _shown_bar(show: Show) -> type[Any]:
     shown_s = 0.0
 
     class Bar(tqdm.tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": False})  # whatever hides bars
+
         def display(self, *_: Any, **__: Any) -> bool:
             nonlocal shown_s
             if self.unit != "B" or not self.total or not lock.acquire(blocking=False):

@@ -5,19 +5,22 @@ from collections.abc import Mapping
 import pytest
 
 from bench.analysis.bottlenecks import bottleneck, bottlenecks, step_shares
-from bench.record.measurement import Measurement, PhaseProfile
+from bench.record.measurement import Measurement, PhaseProfile, Repeat
 from bench.record.result import Result
 from tests import fakes
+
+STEADY = (Repeat(1.0, (0.5, 0.5, 0.5), 2.5),) * 3
 
 
 def profiled(seconds: Mapping[str, float], steps: int = 1) -> Measurement:
     """A process whose TPOT is 0.5 s, with a profile of so many steps."""
     profile = PhaseProfile("decode", sum(seconds.values()), steps, seconds)
-    return fakes.measurement(step_profile=profile)
+    return fakes.measurement(step_profile=profile, repeats=STEADY)
 
 
 def of(*processes: Measurement) -> Result:
-    replicates = tuple(fakes.process(step_profile=m.step_profile) for m in processes)
+    profiles = [measured.step_profile for measured in processes]
+    replicates = tuple(fakes.process(step_profile=each, repeats=STEADY) for each in profiles)
     return fakes.result(replicates=replicates)
 
 

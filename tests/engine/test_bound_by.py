@@ -24,7 +24,7 @@ def bound(architecture: dict[str, Any], prompt_tokens: int = 16, **changes: Any)
     workload = fakes.group("workload", "quick", prompt_tokens=prompt_tokens, new_tokens=6)
     measure = fakes.group("measure", "quick", warmups=1, repeats=3, target=None)
     cell = fakes.resolved(
-        **{"model": model, "workload": workload, "measure": measure, "threads": 2} | changes
+        **{"model": model, "workload": workload, "measure": measure, "threads": 1} | changes
     )
     found = measure_cell(lambda *_: None, ENGINES["transformers"], cell)
     assert found.measurement is not None, found.attestation.mismatches
@@ -42,7 +42,7 @@ def test_huge_layers_are_bound_by_their_products() -> None:
 
 def test_a_long_context_is_bound_by_attention() -> None:
     wide = {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}
-    found = bound(wide, prompt_tokens=6000)
+    found = bound(wide, prompt_tokens=2500)
     assert found.name == "attention", found.evidence
 
 
