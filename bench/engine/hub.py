@@ -11,6 +11,7 @@ of the hub for files that are all in its cache.
 import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -30,6 +31,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _BETWEEN_SHOWN_S = 1.0
+_REACHED_WITHIN_S = 10.0
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"  # transformers' names
 
 Show = Callable[[str], None]
@@ -45,10 +47,13 @@ def commit_of(repo: str, revision: str | None) -> str | None:
 
     None where neither knows: ``fetch`` then says why.
     """
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    if not _is_reachable():
+        kept = try_to_load_from_cache(repo, "config.json", revision=revision)
+        return Path(kept).parent.name if isinstance(kept, str) else None
     try:  # which also keeps what the revision names, for times without network
         return Path(hf_hub_download(repo, "config.json", revision=revision)).parent.name
     except (errors.HFValidationError, *_unreachable()):
@@ -61,8 +66,11 @@ def configuration(model: Model) -> Path:
     Raises:
         CellFailure: ``failed``, with a sentence that says what to do.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    kept = try_to_load_from_cache(str(model.repo), "config.json", revision=model.revision)
+    if isinstance(kept, str):
+        return Path(kept).parent
     with _in_sentences(model):
         return Path(hf_hub_download(str(model.repo), "config.json", revision=model.revision)).parent
 
@@ -185,7 +193,8 @@ def _shown_bar(show: Show) -> type[Any]:
 
     class Bar(tqdm.tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options | {"disable": False})  # whatever hides bars
+            # Shown whatever hides bars, and nowhere else
+            super().__init__(*arguments, **options | {"disable": False, "file": io.StringIO()})
 
         def display(self, *_: Any, **__: Any) -> bool:
             nonlocal shown_s
@@ -206,6 +215,21 @@ def _where(model: Model) -> str:
     return f"model={model.name} ({model.repo} at {model.revision or 'main'})"
 
 
+@functools.cache
+def _is_reachable() -> bool:
+    """Whether the hub answers at all: one try, where its client would make six in 23 s."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_REACHED_WITHIN_S)
+    except (errors.HTTPError, OSError):
+        return False
+    return True
+
+
 def _unreachable() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises where the hub does not answer, or not with what was asked."""
     from huggingface_hub import errors
@@ -219,6 +243,8 @@ def _in_sentences(model: Model) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
     try:
+        if not _is_reachable():
+            raise errors.OfflineModeIsEnabled("no answer")
         yield
         return
     except errors.GatedRepoError:
@@ -237,8 +263,8 @@ def _in_sentences(model: Model) -> Iterator[None]:
                 "failed", f"{_where(model)}: the disk of {constants.HF_HUB_CACHE} is full"
             ) from error
         advice = (
-            f"not in the local cache ({constants.HF_HUB_CACHE}) and the hub cannot be reached"
-            f" ({type(error).__name__}); go online, give a folder with model.path=, or measure"
+            f"not in the local cache ({constants.HF_HUB_CACHE}) and the hub cannot be reached; go"
+            " online, give a folder with model.path=, or measure"
             " speed alone with model.weights=random"
         )
     raise CellFailure("failed", f"{_where(model)}: {advice}")
