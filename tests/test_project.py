@@ -40,7 +40,7 @@ def filled_in(entry: str, **values: str) -> list[str]:
             "main",
             {"quant": "nf4", "batch": "8", "overrides": 'seed=1 workload.prompt="two words"'},
             (
-                "model=smollm2-135m quant=nf4 attn=sdpa decode=loop workload=quick batch=8"
+                "model=smollm2-135m quant=nf4 attn=auto decode=loop workload=quick batch=8"
                 " measure=quick quality=samples seed=1 'workload.prompt=two words'"
             ),
         ),
