@@ -110,10 +110,7 @@ def fetch(model: Model, show: Show) -> Path:
         sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
         weights = [WHOLE] if WHOLE in sizes else [n for n in sizes if _is_weights(n)]
         if INDEX in sizes:
-            index = Path(hf_hub_download(repo, INDEX, revision=revision))
-            weights = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
+            weights = weight_files(Path(hf_hub_download(repo, INDEX, revision=revision)).parent)
         if not weights:
             raise CellFailure("failed", f"{_where(model)}: {_without_weights(repo, list(sizes))}")
         _check_space(model, {name: sizes[name] for name in weights if name in sizes})
