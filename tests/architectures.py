@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from bench.engine.transformers.load import load
+from tests import fakes
 
 VOCABULARY = 320
 # What a configuration may call its sizes; each architecture has some of these
@@ -73,6 +77,18 @@ def tiny_model(model_type: str, **settings: Any) -> PreTrainedModel:
     """A random one."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(model_type, **settings))
     return model
+
+
+def save_spread(folder: Path, chat_template: str | None = None) -> Path:
+    """``model=tiny`` with logits that are spread out, and a tokenizer of one token a byte."""
+    model = load(fakes.cell(model="tiny", quant="fp32"), None)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    model.save_pretrained(folder)
+    tokenizer = fakes.byte_tokenizer()
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_tiny(folder: Path, model_type: str, **settings: Any) -> Path:

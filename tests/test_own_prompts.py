@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from bench.engine.transformers.load import load
-from tests import fakes
+from tests.architectures import save_spread
 from tests.command_line import TINY, bench, results, runs, sweep_folder
 
 PLANTED = "zyxwvut"
@@ -17,15 +15,8 @@ PLANTED = "zyxwvut"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a folder, with a chat template."""
-    folder = tmp_path_factory.mktemp("tiny")
-    model = load(fakes.cell(model="tiny", quant="fp32"), None)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)
-    model.save_pretrained(folder)
-    tokenizer = fakes.byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>"
-    tokenizer.save_pretrained(folder)
-    return folder
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>"
+    return save_spread(tmp_path_factory.mktemp("tiny"), template)
 
 
 @pytest.mark.parametrize("store_prompts", [True, False])

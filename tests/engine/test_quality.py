@@ -21,6 +21,7 @@ from bench.meter.divergence import evaluate
 from bench.meter.reference import keep_reference
 from bench.paths import TEXTS
 from tests import fakes
+from tests.architectures import save_spread
 
 BF16 = Quant("bf16", "none", "bf16")
 
@@ -28,13 +29,7 @@ BF16 = Quant("bf16", "none", "bf16")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a folder; its logits are spread out."""
-    folder = tmp_path_factory.mktemp("tiny")
-    model = load(fakes.cell(model="tiny", quant="fp32"), None)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)
-    model.save_pretrained(folder)
-    fakes.byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_spread(tmp_path_factory.mktemp("tiny"))
 
 
 def cell_of(folder: Path, quant: str = "fp32") -> Cell:
