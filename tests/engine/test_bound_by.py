@@ -48,7 +48,8 @@ def test_a_long_context_is_bound_by_attention() -> None:
 
 def test_a_tiny_model_is_bound_by_what_is_around_its_products() -> None:
     found = bound({"num_hidden_layers": 8})
-    assert found.name in ("interpreter", "other operators"), found.evidence
+    # Which of the two is larger, or that they are alike, is the machine's
+    assert next(iter(found.shares)) in ("interpreter", "other operators"), found.evidence
     assert found.shares["matrix products"] < 0.4
 
 

@@ -24,12 +24,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded_by(lines: str) -> Any:
     names: dict[str, Any] = {}
-    threads = torch.get_num_threads()
-    try:
-        exec(lines, names)
-        assert f"set_num_threads({torch.get_num_threads()})" in lines
-    finally:
-        torch.set_num_threads(threads)
+    exec(lines, names)
+    assert f"set_num_threads({torch.get_num_threads()})" in lines
     return names["model"]
 
 
