@@ -7,6 +7,7 @@ besides: a profile, and a quality job if no cell with the same sample key has be
 ends a job ends no other.
 """
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ from bench.record.description import Description
 from bench.record.result import Answers, Host, Outcome, Result, is_timed
 
 _BF16_CAPABILITY = 8.0
+# From the first try of batch=max to the second: where the model's needs are known, and where not
+_FACTOR, _BLIND_FACTOR = 1.25, 4.0
 
 Kind = Literal["time", "profile", "quality", "reference", "try"]
 
@@ -194,28 +197,35 @@ def reference_file(reference: Cell, host: Host) -> Path:
 
 
 def largest_batch(records: Records, cell_id: str) -> Iterator[Job]:
-    """Tries until the largest batch is known to within a twentieth; the record then has it.
+    """Tries until the largest batch is known to within a fiftieth; the record then has it.
 
     The prediction is where the search begins; then real processes decide, each with one whole
-    request, because kernels and allocators differ from any arithmetic. What does not fit, be it for
-    memory, for time or for want of different prompts, is an answer like any other. A cell of which
-    not even one row fits gets batch 1, so that its outcome is recorded.
+    request, because kernels and allocators differ from any arithmetic. The batch grows, or shrinks,
+    by factors that double, until one fits and another does not; then the bracket is halved on a
+    logarithmic scale. What is too large for the memory or for the time limits is an answer; a try
+    that fails otherwise is the end of the cell. A cell of which not even one row fits gets batch 1, so
+    that this is recorded.
     """
     result = records.results[cell_id]
     fits, too_many = 0, None
     batch = predicted_batch(records, result.cell, result.host)
-    while too_many is None or too_many - fits > max(1, fits // 20):
+    factor = _FACTOR if records.description(result.cell) is not None else _BLIND_FACTOR
+    while too_many is None or too_many - fits > max(1, fits // 50):
         yield Job("try", cell_id, replace(result.cell, batch=batch))
+        if records.results[cell_id].outcome.status != "ok":  # a try failed otherwise
+            return
         if records.fits[cell_id, batch]:
             fits = batch
         else:
             too_many = batch
-        if too_many is None:
-            batch = fits + max(1, fits // 4)
-        elif too_many <= 1:
+        if fits and too_many is not None:
+            batch = round(math.sqrt(fits * too_many))
+            batch = min(max(batch, fits + 1), too_many - 1)
+            continue
+        if too_many == 1:
             break
-        else:
-            batch = (fits + too_many) // 2 if fits else too_many // 2
+        batch = max(1, int(batch / factor)) if too_many else math.ceil(batch * factor)
+        factor *= 2
     settle(records, cell_id, max(1, fits))
 
 

@@ -24,6 +24,8 @@ from bench.record.result import SCHEMA, Answers, Findings, Host, Outcome, Replic
 from bench.report.terminal import say
 from bench.store.files import TRACE
 
+_TOO_MANY = ("oom", "timeout")  # how a try ends whose batch is too large
+
 Worker = Callable[[Task, OnPhase, Path], Any]
 
 
@@ -101,6 +103,11 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
     if isinstance(value, KeyboardInterrupt):
         return []
     if job.kind == "try":
+        if isinstance(value, CellFailure) and value.status not in _TOO_MANY:
+            outcome = outcome_of(value)
+            reason = f"a try of batch {job.cell.rows}: {outcome.reason}"
+            records.results[job.cell_id] = replace(result, outcome=replace(outcome, reason=reason))
+            return [job.cell_id]
         records.fits[job.cell_id, job.cell.rows] = not isinstance(value, CellFailure)
         return []
     if job.kind == "profile":

@@ -9,7 +9,8 @@ costs a synchronisation and rules out kernels; equal rows would let a cache or a
 look better than it is. So a text is read as a ring of tokens and row ``r`` starts ``r`` equal steps
 along it: cut where the text is longer than the prompt, extended by going around where it is
 shorter. Of a file of prompts each is a ring: the rows take one after the other from its beginning,
-and where there are more rows than prompts, each further time some steps along.
+and where there are more rows than prompts, each further time some steps along. Where no different
+piece is left, as in a batch of thousands, a row is drawn from the ring's tokens by the cell's seed.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from bench.paths import TEXTS
 
 # Of one kind or another, transformers.tokenization_utils_base: what none of these is in has none
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model")
+
+_TRIES = 100  # of pieces, of which each is a row already: hardly another one is left
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]  # (rows, tokens), or (tokens,) of one row
 
@@ -102,7 +105,7 @@ def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:
     """The batch of prompts of a resolved cell. Shapes: (batch, prompt_tokens).
 
     Raises:
-        CellFailure: ``failed`` for prompts with fewer tokens than the batch has rows.
+        CellFailure: ``failed`` for prompts of which not that many different rows can be made.
     """
     workload, rows = cell.workload, cell.rows
     if tokenizer is None:
@@ -116,24 +119,33 @@ def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:
             f"the tokenizer makes token {largest}, model={cell.model.name} has {vocabulary}:"
             " another model's tokenizer lies in its folder",
         )
-    return _rows(rings, rows, workload.prompt_tokens or min(map(len, rings)))
+    length = workload.prompt_tokens or min(map(len, rings))
+    return _rows(rings, rows, length, np.random.default_rng(cell.seed))
 
 
-def _rows(rings: Sequence[Ids], rows: int, length: int) -> Ids:
-    """Different pieces of the rings, all of this length."""
+def _rows(rings: Sequence[Ids], rows: int, length: int, random: np.random.Generator) -> Ids:
+    """Different pieces of the rings, all of this length; drawn from a ring's tokens after that."""
     chosen: dict[bytes, Ids] = {}
     rounds = -(-rows // len(rings))
+    used_up: set[int] = set()  # rings of which hardly a piece is left that is no row
     for row in range(rows):
-        ring = rings[row % len(rings)]
+        which = row % len(rings)
+        ring = rings[which]
         start = row // len(rings) * max(1, len(ring) // rounds)
         turns = (
-            ring[(start + shift + np.arange(length)) % len(ring)] for shift in range(len(ring))
+            ring[(start + shift + np.arange(length)) % len(ring)]
+            for shift in range(0 if which in used_up else min(_TRIES, len(ring)))
         )
         turn = next((turn for turn in turns if turn.tobytes() not in chosen), None)
         if turn is None:
+            used_up.add(which)
+            drawn = (ring[random.integers(0, len(ring), length)] for _ in range(_TRIES))
+            turn = next((turn for turn in drawn if turn.tobytes() not in chosen), None)
+        if turn is None:
             raise CellFailure(
                 "failed",
-                f"the prompt has {len(ring)} tokens: {rows} rows of it would not all differ",
+                f"the prompt has {len(ring)} tokens, {len(np.unique(ring))} of them different:"
+                f" {rows} rows of {length} tokens of it would not all differ",
             )
         chosen[turn.tobytes()] = turn
     return np.stack(list(chosen.values()))

@@ -3,10 +3,11 @@
     ttft 1.0 steps 0.5 0.25
     ttft 1.0 steps 0.5 then oom | hang | die 9 | exit 7 | interrupt | refuse
     b8: then oom; nf4: ttft 1.0 steps 0.25; ttft 1.0 steps 0.5
+    ttft 1.0 steps 0.5 fits 5000
 
 Times are read off a clock that only the script moves, so a request of an hour is over at once and
 every number that follows can be computed in the head. ``steps`` go around. ``then`` says what
-happens at the end of the first request. Parts are separated by ``;``: the first one whose name is
+happens at the end of the first request; it is ``oom`` with more rows than ``fits``. Parts are separated by ``;``: the first one whose name is
 part of the cell's label counts, else the one without a name.
 """
 
@@ -40,6 +41,7 @@ class Script:
     ttft_s: float = 0.002
     steps_s: tuple[float, ...] = (0.001,)
     ending: tuple[str, ...] = ()  # like ("die", "9")
+    fits: int | None = None  # rows; None: any number
 
 
 def read_script(text: str, label: str = "") -> Script:
@@ -59,6 +61,7 @@ def read_script(text: str, label: str = "") -> Script:
 
 def _read(part: str) -> Script:
     times, _, ending = part.partition("then")
+    times, _, fits = times.partition("fits")
     before, _, steps = times.partition("steps")
     _, _, ttft = before.partition("ttft")
     usual = Script()
@@ -66,6 +69,7 @@ def _read(part: str) -> Script:
         ttft_s=float(ttft) if ttft.strip() else usual.ttft_s,
         steps_s=tuple(map(float, steps.split())) or usual.steps_s,
         ending=tuple(ending.split()),
+        fits=int(fits) if fits.strip() else None,
     )
 
 
@@ -110,7 +114,8 @@ class ScriptedSession:
         clock.start()
         for _ in range(new_tokens):
             clock.token()
-        act(*self.script.ending)
+        most = self.script.fits
+        act(*(self.script.ending if most is None or len(ids) <= most else ("oom",)))
         return np.zeros((len(ids), new_tokens), dtype=np.int64)
 
     def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:

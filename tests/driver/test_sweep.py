@@ -209,13 +209,22 @@ def test_what_cannot_run_is_skipped_and_nothing_at_all_is_a_mistake(
     assert "no cell of this sweep can run here" in capsys.readouterr().err
 
 
-def test_the_largest_batch_is_found_by_trying(tmp_path: Path) -> None:
-    cell = scripted("b8: then oom; b9: then oom", batch="max")
+@pytest.mark.parametrize("limit", [3, 1000])
+def test_the_largest_batch_is_found_by_trying(limit: int, tmp_path: Path) -> None:
+    cell = scripted(f"fits {limit}", batch="max")
     code, (result,) = sweep(tmp_path, cell, worker=in_this_process)
     assert code == 0
-    assert (result.asked.batch, result.cell.batch) == ("max", 7)
+    assert result.asked.batch == "max"
+    assert limit / 1.02 <= result.cell.rows <= limit
     assert result.cell_id == cell_id(result.asked)
     assert len(result.measurements) == 1
+
+
+def test_a_try_that_fails_is_recorded_and_no_batch_is_claimed(tmp_path: Path) -> None:
+    code, (result,) = sweep(tmp_path, scripted("b4: then die 11", batch="max"))
+    assert code == 1
+    assert (result.outcome.status, result.cell.batch) == ("failed", "max")
+    assert "a try of batch 4: the process was ended by SIGSEGV" in str(result.outcome.reason)
 
 
 def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,15 @@ def test_a_try_tells_whether_it_fits(answered: Records) -> None:
         assert answered.fits[first, 1] is fits
 
 
+def test_a_try_that_fails_for_another_reason_is_the_cells_outcome(answered: Records) -> None:
+    first, *_ = answered.results
+    job = job_of(answered, "try")
+    assert take(answered, job, CellFailure("failed", "no kernel"), times()) == [first]
+    expected = Outcome("failed", f"a try of batch {job.cell.rows}: no kernel")
+    assert answered.results[first].outcome == expected
+    assert answered.fits == {}
+
+
 def test_a_reference_that_cannot_be_made_is_kept_in_mind(answered: Records) -> None:
     job = job_of(answered, "reference", reference="/a/file")
     take(answered, job, CellFailure("failed", "no head"), times())

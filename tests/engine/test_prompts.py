@@ -73,13 +73,32 @@ def test_the_byte_tokenizer_gives_back_any_text() -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_a_prompt_with_fewer_tokens_than_rows_is_refused() -> None:
-    workload = dataclasses.replace(TINY.workload, text=None, prompt="abc", prompt_tokens=None)
-    cell = dataclasses.replace(TINY, workload=workload)
-    with pytest.raises(
-        CellFailure, match="the prompt has 3 tokens: 4 rows of it would not all differ"
-    ):
-        prompt_ids(cell, load_tokenizer(TINY.model, None), 320)
+def prompts_of(prompt: str, batch: int, **changes: Any) -> list[str]:
+    workload = dataclasses.replace(TINY.workload, text=None, prompt=prompt, prompt_tokens=None)
+    cell = dataclasses.replace(TINY, workload=workload, batch=batch, **changes)
+    return read(cell)
+
+
+def test_rows_that_the_text_cannot_give_are_drawn_from_its_tokens_by_the_seed() -> None:
+    rows = prompts_of("abc", 20)
+    assert rows[:3] == ["abc", "bca", "cab"]
+    assert len(set(rows)) == 20
+    assert set("".join(rows[3:])) == set("abc")
+    assert prompts_of("abc", 20) == rows != prompts_of("abc", 20, seed=1)
+
+
+def test_a_batch_of_many_thousands_has_different_rows() -> None:
+    workload = dataclasses.replace(TINY.workload, prompt_tokens=16)
+    cell = dataclasses.replace(TINY, batch=100_000, workload=workload)
+    ids = prompt_ids(cell, load_tokenizer(TINY.model, None), 320)
+    assert len(np.unique(ids, axis=0)) == 100_000
+
+
+def test_a_prompt_of_which_no_more_rows_can_be_made_is_refused() -> None:
+    sentence = "the prompt has 3 tokens, 2 of them different: 9 rows of 3 tokens of it would not"
+    with pytest.raises(CellFailure, match=sentence):
+        prompts_of("aab", 9)
+    assert len(prompts_of("aab", 8)) == 8
 
 
 def test_a_tokenizer_of_another_model_is_named() -> None:
@@ -124,7 +143,7 @@ def test_more_rows_than_prompts_take_them_again_from_elsewhere(tmp_path: Path) -
 
 def test_prompts_that_begin_alike_are_rows_that_differ(tmp_path: Path) -> None:
     assert read(own(tmp_path, "same1", "same2", "same", batch=3)) == ["same", "ame2", "ames"]
-    with pytest.raises(CellFailure, match="the prompt has 2 tokens: 2 rows of it would not all"):
+    with pytest.raises(CellFailure, match="2 rows of 2 tokens of it would not all differ"):
         read(own(tmp_path, "aa", batch=2))
 
 
