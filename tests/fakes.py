@@ -247,6 +247,8 @@ def description(**changes: Any) -> Description:
             "flash_attention_3",
             "flex_attention",
         ),
+        "sdpa_kernels": ("math", "flash"),
+        "masked_sdpa_kernels": ("math", "flash"),
     }
     return Description(**values | changes)
 

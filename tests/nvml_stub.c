@@ -8,6 +8,8 @@
  *   used              bytes, of a device of 80 GB
  *   sm_clock, memory_clock (MHz), temperature, temperature_v (degrees), power (mW), energy (mJ)
  *   reasons, old_reasons  masks of clock event reasons, under today's name and the one before driver 535
+ *   power_limit (mW), ecc (0 or 1), app_clock, max_clock (MHz, of the SM)
+ *   violation_power, violation_heat  nanoseconds for which the clocks were held down
  *   compute, graphics   processes as `pid=bytes,pid=none`, or `nobody`
  *
  * Plain C that is also C++, for machines with g++ alone. Not for two threads at the same moment.
@@ -22,7 +24,8 @@ extern "C" {
 
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-    ARGUMENT_VERSION_MISMATCH = 25, MAX_KEYS = 20, MAX_READINGS = 2000, CLOCK_SM = 1, CLOCK_MEM = 2
+    ARGUMENT_VERSION_MISMATCH = 25, MAX_KEYS = 30, MAX_READINGS = 2000, CLOCK_SM = 1, CLOCK_MEM = 2,
+    APP_CLOCK_TARGET = 1, POLICY_POWER = 0, POLICY_THERMAL = 1, POLICY_COUNT = 12
 };
 
 typedef int nvmlReturn_t;
@@ -34,6 +37,8 @@ typedef struct {
     unsigned long long usedGpuMemory;
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
+
+typedef struct { unsigned long long referenceTime, violationTime; } nvmlViolationTime_t;
 
 static struct { char *key, *readings[MAX_READINGS]; int count, at; } lines[MAX_KEYS];
 static int line_count, initialized, device;
@@ -221,6 +226,36 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t handle, unsigne
 nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t handle, unsigned long long *mask)
 {
     return number("old_reasons", handle, mask);
+}
+
+nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t handle, unsigned int *milliwatts)
+{
+    return small_number("power_limit", handle, milliwatts);
+}
+
+nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t handle, unsigned int *current, unsigned int *pending)
+{
+    nvmlReturn_t result = small_number("ecc", handle, current);
+    *pending = *current;
+    return result;
+}
+
+nvmlReturn_t nvmlDeviceGetClock(nvmlDevice_t handle, unsigned int type, unsigned int id, unsigned int *clock)
+{
+    return type == CLOCK_SM && id == APP_CLOCK_TARGET ? small_number("app_clock", handle, clock) : INVALID_ARGUMENT;
+}
+
+nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t handle, unsigned int type, unsigned int *clock)
+{
+    return type == CLOCK_SM ? small_number("max_clock", handle, clock) : INVALID_ARGUMENT;
+}
+
+nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t handle, unsigned int policy, nvmlViolationTime_t *time)
+{
+    if (policy >= POLICY_COUNT)
+        return INVALID_ARGUMENT;
+    return number(policy == POLICY_POWER ? "violation_power" : policy == POLICY_THERMAL ? "violation_heat" : "none", handle,
+                  &time->violationTime);
 }
 
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned int *count, nvmlProcessInfo_t *infos)

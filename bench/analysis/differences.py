@@ -90,6 +90,9 @@ def _devices(then: Host, now: Host) -> Iterator[Difference]:
     yield from _compared("device", then.device_name, now.device_name, True)
     if then.device_name == now.device_name:
         yield from _compared("another device of the same kind", then.device_uuid, now.device_uuid)
+    early, late = then.device_settings, now.device_settings
+    for name in dict.fromkeys([*early, *late]):
+        yield from _compared(f"GPU {name}", early.get(name), late.get(name), True)
     if then.cpu_name != then.device_name or now.cpu_name != now.device_name:
         yield from _compared("CPU", then.cpu_name, now.cpu_name, True)
 

@@ -68,7 +68,7 @@ def _activation_bytes(cell: Cell, description: Description, prompt_tokens: int) 
     scheme needs.
 
     Upper estimate for logits of the last position alone. Fused attention kernels keep no scores;
-    eager and sdpa's math do, for all pairs of tokens.
+    the others do, for all pairs of tokens.
     Source: which tensors are alive together was read in transformers 5.23.0 and adjusted to the
     peaks of torch's CPU allocator (2 x 512 tokens of smollm2-135m and GPT-2): there it is 1.0 to
     1.9 times the peak.
@@ -96,12 +96,21 @@ def _attention_bytes(cell: Cell, description: Description, prompt_tokens: int) -
     rows = cell.rows * prompt_tokens
     # Rotary embedding makes copies
     heads_bytes = 3 * rows * (heads + 2 * description.kv_heads) * description.head_dim * size
-    if cell.attn.implementation != "eager" and cell.attn.backend != "math":
+    if not _keeps_scores(cell, description, prompt_tokens):
         return heads_bytes
     # A score in fp32 and its softmax, beside what it was cast from; the mask; keys and values
     # repeated for each head.
     scores = cell.rows * prompt_tokens**2 * (heads * (8 + size * (size < 4)) + size)
     return heads_bytes + scores + 2 * rows * heads * description.head_dim * size
+
+
+def _keeps_scores(cell: Cell, description: Description, prompt_tokens: int) -> bool:
+    """Eager attention does, and sdpa's math kernel, which sdpa takes where no other one can."""
+    if cell.attn.implementation != "sdpa":
+        return cell.attn.implementation == "eager"
+    if cell.attn.backend is not None:
+        return cell.attn.backend == "math"
+    return description.sdpa_kernels_for(prompt_tokens) == {"math"}
 
 
 def _beyond_windows_bytes(description: Description, rows: int, prompt_tokens: int) -> int:

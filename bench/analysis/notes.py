@@ -22,6 +22,9 @@ from bench.record.result import Result
 Kind = Literal["outcome", "speedup", "doubt"]
 Doubt = tuple[str, str]  # the sentence, and how much of it; "" where there is no more to say
 
+_HELD_DOWN = 0.01  # of the timed requests' time: less is a moment
+_GPU_ALIKE = 0.05  # clocks move in steps of 15 MHz
+_GPU_STATES = {"sm_clock_hz": "the GPU's clock", "power_limit_w": "the GPU's power limit"}
 _CLOCKS_AGREE = 0.01
 _PROFILED_ALIKE = 1.5
 _OPPOSITE = 0.03  # of logarithms: what is nearer to equal has no direction
@@ -163,6 +166,12 @@ def _about_references(results: Sequence[Result]) -> Iterator[Finding]:
             f"divergence: the references differ ({', '.join(sorted(names))}), so it cannot be"
             " compared",
         )
+    for name in sorted(names - {"fp32"}):
+        yield Finding(
+            "doubt",
+            f"divergence is from the model in {name}, since fp32 did not fit: the reference is"
+            " rounded too, and what is more precise than it looks worse",
+        )
 
 
 def _outcome(result: Result) -> list[Doubt]:
@@ -208,14 +217,37 @@ def _of_machine(result: Result, steady: float) -> Iterator[Doubt]:
         )
     for text, share in disturbances(result.measurements):
         yield text, f"{share:.0%}"
-    throttled = {reason for m in result.measurements for reason in _throttling(m)}
-    if throttled:
-        yield "the GPU's clocks were held down", ", ".join(sorted(throttled))
+    held = _held_down(result.measurements)
+    if held:
+        yield "the GPU's clocks were held down", ", ".join(held)
+    for state in ("sm_clock_hz", "power_limit_w"):
+        moved = max((abs(_moved(m, state)) for m in result.measurements), default=0.0)
+        if moved > _GPU_ALIKE:
+            yield f"{_GPU_STATES[state]} was another one after the timed requests", f"{moved:.0%}"
 
 
-def _throttling(m: Measurement) -> list[str]:
-    windows = () if m.energy is None else (m.energy.prefill, m.energy.request)
-    return [reason for window in windows if window for reason in window.throttled or ()]
+def _held_down(measured: Sequence[Measurement]) -> list[str]:
+    """What kept the GPU's clocks down: for which share of the time, by the driver's counters; where
+    it has none, what was seen in the requests that were watched."""
+    shares: dict[str, float] = {}
+    for m in measured:
+        before, after = m.gpu_before, m.gpu_after
+        if before is None or after is None:
+            continue
+        for limit in before.held_down_s.keys() & after.held_down_s.keys():
+            share = (after.held_down_s[limit] - before.held_down_s[limit]) / m.interference.wall_s
+            shares[limit] = max(share, shares.get(limit, 0.0))
+    if shares:
+        ordered = sorted(shares.items(), key=lambda item: -item[1])
+        return [f"{name} {min(share, 1.0):.0%}" for name, share in ordered if share > _HELD_DOWN]
+    windows = [w for m in measured if m.energy for w in (m.energy.prefill, m.energy.request)]
+    return sorted({reason for window in windows if window for reason in window.throttled or ()})
+
+
+def _moved(m: Measurement, field: str) -> float:
+    """By how much a state of the GPU differs after the timed requests; 0 where it is not known."""
+    early, late = (getattr(state, field, None) for state in (m.gpu_before, m.gpu_after))
+    return late / early - 1 if early and late else 0.0
 
 
 def _of_record(result: Result) -> Iterator[Doubt]:
@@ -242,9 +274,23 @@ def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Dou
     if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
         slowdown = f"{result.profile.slowdown:.1f}x"
         yield "the profiler made its request slower, in host time above all", slowdown
-    syncs = None if result.attestation is None else result.attestation.decode_syncs
-    if syncs and result.cell.decode.strategy == "loop":
-        yield "operations waited for the device while decoding", str(syncs)
+    if result.attestation is None:
+        return
+    for remark in result.attestation.remarks:
+        yield remark, ""
+    if result.cell.decode.strategy == "loop":
+        waits = (
+            ("in prefill, which is part of TTFT", result.attestation.prefill_syncs),
+            ("while decoding", result.attestation.decode_syncs),
+        )
+        for when, places in waits:
+            if places:
+                place, *others = places
+                more = f" and {len(others)} other places" if others else ""
+                yield (
+                    f"operations waited for the device {when}: {place}{more}",
+                    (f"{sum(places.values())} times"),
+                )
 
 
 def _of_quality(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:

@@ -34,8 +34,9 @@ class Rule:
 
 
 RULES: tuple[Rule, ...] = (  # the first that matches a name
-    Rule("gemv_4bit", "product with packed weights"),  # unpacks as it multiplies
-    Rule("gemm_4bit", "product with packed weights"),
+    Rule("gemv_4bit", "product with packed weights"),
+    # On CUDA one operator: it unpacks as it multiplies, or first unpacks and then calls linear
+    Rule("gemm_4bit", "product with packed weights", open=True),
     Rule("int8_mm_dequant", "dequantization"),
     Rule("int8_vectorwise_quant", "activations to int8"),
     Rule("int8_double_quant", "activations to int8"),
@@ -59,6 +60,10 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     Rule("aten::cat", "cache copies"),
     Rule("aten::argmax", "sampling"),
 )
+
+
+# Kernels that say better than the operator which launches them; bitsandbytes 0.50.2
+_KERNELS = {"kDequantizeBlockwise": "dequantization"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ def by_kind(spans: Iterable[Span], decode_steps: int) -> tuple[PhaseProfile, ...
         stack.append(opened)
     for kernel in (s for s in spans if s.on_device):
         of, kind = launched_by.get(kernel.operator, (None, OTHER))
+        kind = next((k for part, k in _KERNELS.items() if part in kernel.name), kind)
         if of is not None:
             phases[of].device_s[kind] += kernel.end_s - kernel.start_s
             phases[of].end_s = max(phases[of].end_s, kernel.end_s)

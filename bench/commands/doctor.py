@@ -70,6 +70,9 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
             f"{host.device_memory_bytes / 2**30:.1f} GiB, driver {host.driver}, capability"
             f" {host.capability}"
         )
+    if host.device_settings:
+        settings = ", ".join(f"{name} {value}" for name, value in host.device_settings.items())
+        rows["GPU settings"] = f"{settings}{_how_to_lock(host)}"
     if peaks is not None:
         flops = ", ".join(f"{dtype} {rate / 1e9:,.0f} G/s" for dtype, rate in peaks.flops.items())
         rows["peaks"] = (
@@ -92,6 +95,17 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
     return shown
 
 
+def _how_to_lock(host: Host) -> str:
+    clock = host.device_settings.get("application clock, MHz")
+    clock = clock or host.device_settings.get("highest clock, MHz")
+    if clock is None:
+        return ""
+    return (
+        f"; sudo nvidia-smi --lock-gpu-clocks={clock} keeps the clock at one value, so that a"
+        " sweep compares configurations and not temperatures (undo: --reset-gpu-clocks)"
+    )
+
+
 def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
     shown = Table(box=None, pad_edge=False)
     for heading in ("axis", "value", "can run here"):
@@ -107,6 +121,9 @@ def _calibrate(default: Cell, host: Host, progress: ProgressLine) -> None:
     folder = Path(tempfile.mkdtemp(prefix="bench-calibration-"))
     cell = with_attention(resolve(default, host), None)
     cell = replace(cell, measure=replace(cell.measure, repeats=_REPEATS))
+    obstacle = why_not(cell, host, None)
+    if obstacle is not None:
+        raise BenchError(f"{cell.label} cannot run here: {obstacle.reason}")
     key = cell_id(default)
     records = Records(
         {key: begin(default, cell, host, "calibration")}, {cell.engine.name: host}, {}

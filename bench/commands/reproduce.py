@@ -87,7 +87,7 @@ def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -
             with machine_lock(say), ProgressLine() as progress:
                 runner = Runner(run_isolated, progress)
                 asked = [then.asked for then in recorded.results]
-                machine = look_around(asked, settings, runner.probe, with_mlflow=True)
+                machine = look_around(asked, runner.probe, with_mlflow=True)
                 host = machine.hosts[asked[0].engine.name]
                 then_host, then_code = recorded.results[0].host, recorded.sweep.provenance
                 elsewhere += differences(then_host, host, then_code, request.code)

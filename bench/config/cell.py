@@ -40,9 +40,10 @@ class Requires:
 
     device: Literal["cuda", "cpu"] | None = None
     capability: float | None = None  # lowest CUDA compute capability
+    below_capability: float | None = None  # the first one that is too new
     dtypes: tuple[DtypeName, ...] = ()  # dtypes that it runs in; empty for all
     package: str | None = None  # import name
-    compiler: bool = False  # on a CPU: generated C++ has to be compiled
+    compiler: bool = False  # for generated code: C++ on a CPU, Triton's on CUDA
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,11 @@ class Workload:
         if self.bucket is not None:  # to64, or to64+128
             return int(self.bucket.removeprefix("to").partition("+")[0]) // 2 + 1
         return estimated_tokens(self.prompt or "")
+
+    @property
+    def least_tokens(self) -> int:
+        """Positions of a request: its prompt and its answer."""
+        return self.least_prompt_tokens + self.new_tokens
 
 
 @dataclass(frozen=True, slots=True)

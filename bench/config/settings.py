@@ -49,6 +49,7 @@ class Settings:
     resume: bool | None  # take ok results of earlier sweeps; null: as ``measure`` says
     profile: bool  # after measuring, one more request of each cell under torch's profiler
     dry_run: bool  # show the grid, measure nothing
+    cuda_device: int | None = None  # which of the visible ones; of device=cuda:1
 
     def __post_init__(self) -> None:
         if not self.output_dir:
@@ -71,6 +72,7 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with every mistake in it.
     """
+    mapping = _with_cuda_device(mapping)
     parts = {part: [f.name for f in dataclasses.fields(part)] for part in (Cell, Settings)}
     known = [name for names in parts.values() for name in names]
     problems = [unknown_key(key, mapping[key], known) for key in mapping if key not in known]
@@ -84,3 +86,12 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
         raise ConfigError(problems)
     cell, settings = parsed
     return Config(cell, settings)
+
+
+def _with_cuda_device(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A cell runs on ``cuda``, and has the same identity on each of several GPUs: which one it is
+    says the sweep, and its UUID the record."""
+    device, colon, index = str(mapping.get("device")).partition(":")
+    if device == "cuda" and colon and index.isdecimal():
+        return {**mapping, "device": device, "cuda_device": int(index)}
+    return mapping

@@ -20,6 +20,8 @@ from bench.errors import CellFailure, FailureStatus
 _OUT_OF_MEMORY = (
     "out of memory",
     "cublas_status_alloc_failed",
+    "cublas_status_not_initialized",  # no memory for its handle
+    "cudnn_status_alloc_failed",
     "can't allocate memory",
     "not enough memory",
 )

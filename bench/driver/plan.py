@@ -89,7 +89,9 @@ def available_bytes(cell: Cell, host: Host) -> int | None:
 def _device(cell: Cell, host: Host, description: Description | None) -> str | None:
     if cell.device == "cuda" and host.device != "cuda":
         others = "".join(f"; {name} {why}" for name, why in host.unsupported.items())
-        return f"device=cuda: engine={cell.engine.name} sees no CUDA device here{others}"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        among = "" if visible is None else f" among CUDA_VISIBLE_DEVICES={visible}"
+        return f"device=cuda: engine={cell.engine.name} sees no CUDA device here{among}{others}"
     return None
 
 
@@ -109,7 +111,7 @@ def _tasks(cell: Cell, host: Host, description: Description | None) -> str | Non
 
 def _context(cell: Cell, host: Host, description: Description | None) -> str | None:
     positions = None if description is None else description.context_tokens
-    tokens = cell.workload.least_prompt_tokens + cell.workload.new_tokens
+    tokens = cell.workload.least_tokens
     if positions is not None and tokens > positions:
         workload, model = cell.workload.name, cell.model.name
         return f"workload={workload} takes {tokens} positions, model={model} has {positions}"
@@ -122,6 +124,21 @@ def _attention(cell: Cell, host: Host, description: Description | None) -> str |
         return None
     has = ", ".join(description.attention)
     return f"attn={cell.attn.name}: model={cell.model.name} has no {wanted} attention; it has {has}"
+
+
+def _sdpa(cell: Cell, host: Host, description: Description | None) -> str | None:
+    backend = cell.attn.backend
+    if backend is None or description is None or not description.kv_heads:
+        return None
+    if backend in description.sdpa_kernels_for(cell.workload.least_tokens):
+        return None
+    has_mask = backend in description.sdpa_kernels
+    return (
+        f"attn={cell.attn.name}: torch's {backend} kernel does not take model={cell.model.name}'s"
+        f" attention here ({description.heads} heads, {description.kv_heads} of keys and values,"
+        f" {description.head_dim} wide, {cell.quant.dtype}"
+        f"{', a mask for its sliding window' if has_mask else ''})"
+    )
 
 
 def _quantization(cell: Cell, host: Host, description: Description | None) -> str | None:
@@ -168,6 +185,7 @@ RULES: tuple[Callable[[Cell, Host, Description | None], str | None], ...] = (
     _tasks,
     _context,
     _attention,
+    _sdpa,
     _quantization,
     _cpus,
     _memory,

@@ -58,7 +58,8 @@ class Records:
     hosts: Mapping[str, Host]  # by engine
     descriptions: Mapping[str, Description | None]  # by ``described_as``
     answers: dict[str, Answers] = field(default_factory=dict)  # by sample key
-    no_reference: dict[str, str] = field(default_factory=dict)  # file that could not be made: why
+    # By file of a reference that could not be made
+    no_reference: dict[str, Outcome] = field(default_factory=dict)
     fits: dict[tuple[str, int], bool] = field(default_factory=dict)  # by cell_id and batch
 
     def description(self, cell: Cell) -> Description | None:
@@ -71,23 +72,19 @@ def described_as(cell: Cell) -> str:
     return digest([cell.model, cell.engine, cell.quant, cell.device])
 
 
-def grid(records: Records, wants_profiles: bool, baseline_quant: str | None) -> Iterator[Job]:
-    """Every job of a sweep.
-
-    Args:
-        baseline_quant: an unquantized one of this name is the quality reference.
-    """
+def grid(records: Records, wants_profiles: bool) -> Iterator[Job]:
+    """Every job of a sweep."""
     for cell_id, result in list(records.results.items()):
         if result.cell.batch == "max" and result.outcome.status == "ok":
             yield from largest_batch(records, cell_id)
     for cell_id in list(records.results):  # those that an earlier sweep has timed
         if is_timed(records.results[cell_id]):
-            yield from _besides(records, cell_id, wants_profiles, baseline_quant)
+            yield from _besides(records, cell_id, wants_profiles)
     for index in range(max(r.cell.measure.passes for r in records.results.values())):
         for cell_id in due(list(records.results.values()), index):
             if not is_timed(records.results[cell_id]):  # an earlier pass of it may have failed
                 yield Job("time", cell_id, records.results[cell_id].cell)
-                yield from _besides(records, cell_id, wants_profiles, baseline_quant)
+                yield from _besides(records, cell_id, wants_profiles)
 
 
 def due(results: Sequence[Result], index: int) -> list[str]:
@@ -101,9 +98,7 @@ def due(results: Sequence[Result], index: int) -> list[str]:
     return cells
 
 
-def _besides(
-    records: Records, cell_id: str, wants_profiles: bool, baseline_quant: str | None
-) -> Iterator[Job]:
+def _besides(records: Records, cell_id: str, wants_profiles: bool) -> Iterator[Job]:
     """What a cell with a number is asked for besides being timed, as far as it is not known."""
     result = records.results[cell_id]
     if not result.measurements:
@@ -112,17 +107,21 @@ def _besides(
         yield Job("profile", cell_id, result.cell)
     if result.answers is not None or not wants_answers(result.cell):
         return
-    file = without = reference = None
-    if wants_divergence(result.cell):
-        reference = reference_cell(records, result.cell, baseline_quant)
-    if isinstance(reference, Outcome):
-        without = reference.reason
-    elif reference is not None:
-        file = str(reference_file(reference, records.hosts[USUAL_ENGINE]))
-        if not Path(file).is_file() and file not in records.no_reference:
-            yield Job("reference", cell_id, reference, file)
-        without = records.no_reference.get(file)
-        file = file if Path(file).is_file() else None
+    file = without = None
+    for reference in reference_cells(records, result.cell):
+        if isinstance(reference, Outcome):
+            without = reference.reason
+            continue
+        candidate = str(reference_file(reference, records.hosts[USUAL_ENGINE]))
+        if not Path(candidate).is_file() and candidate not in records.no_reference:
+            yield Job("reference", cell_id, reference, candidate)
+        if Path(candidate).is_file():
+            file, without = candidate, None
+            break
+        failure = records.no_reference[candidate]
+        without = failure.reason
+        if failure.status != "oom":
+            break
     if sample_key(result.cell) not in records.answers:
         yield Job("quality", cell_id, replace(result.cell, batch=1), file, without)
 
@@ -139,31 +138,23 @@ def wants_divergence(cell: Cell) -> bool:
     return bool(cell.quality.texts) and cell.model.weights == "pretrained"
 
 
-def reference_cell(records: Records, cell: Cell, baseline_quant: str | None) -> Cell | Outcome:
-    """The cell whose model is the quality reference of this one; why not, where none can run.
-
-    fp32 on a CPU and 16 bits on a GPU, as far as that fits; an unquantized ``baseline.quant``
-    first.
-    """
+def reference_cells(records: Records, cell: Cell) -> Iterator[Cell | Outcome]:
+    """The cells whose model may be the quality reference of this one, the best first: fp32, so that
+    it is no less precise than what it judges, and 16 bits where that does not fit. Why not, for one
+    that cannot run."""
+    if not wants_divergence(cell):
+        return
     host = records.hosts[USUAL_ENGINE]
-    obstacles: list[Outcome] = []
-    for dtype in reference_dtypes(cell, host, baseline_quant):
+    for dtype in reference_dtypes(cell, host):
         plain = unquantized(cell, dtype)
         description = records.description(plain)
         plain = with_attention(plain, description)
-        obstacle = why_not(plain, host, description)
-        if obstacle is None:
-            return plain
-        obstacles.append(obstacle)
-    return obstacles[-1]
+        yield why_not(plain, host, description) or plain
 
 
-def reference_dtypes(cell: Cell, host: Host, baseline_quant: str | None) -> list[DtypeName]:
+def reference_dtypes(cell: Cell, host: Host) -> tuple[DtypeName, ...]:
     """In which dtypes a reference may be, the best first."""
-    sixteen = sixteen_bits(cell, host)
-    wanted: list[DtypeName] = ["fp32", sixteen] if cell.device == "cpu" else [sixteen]
-    named: list[DtypeName] = [d for d in ("fp32", "fp16", "bf16") if d == baseline_quant]
-    return list(dict.fromkeys([*named, *wanted]))
+    return "fp32", sixteen_bits(cell, host)
 
 
 def unquantized(cell: Cell, dtype: DtypeName) -> Cell:
@@ -203,8 +194,8 @@ def largest_batch(records: Records, cell_id: str) -> Iterator[Job]:
     request, because kernels and allocators differ from any arithmetic. The batch grows, or shrinks,
     by factors that double, until one fits and another does not; then the bracket is halved on a
     logarithmic scale. What is too large for the memory or for the time limits is an answer; a try
-    that fails otherwise is the end of the cell. A cell of which not even one row fits gets batch 1, so
-    that this is recorded.
+    that fails otherwise is the end of the cell. A cell of which not even one row fits gets batch 1,
+    so that this is recorded.
     """
     result = records.results[cell_id]
     fits, too_many = 0, None

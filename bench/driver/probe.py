@@ -84,12 +84,12 @@ def hosts_of(engines: Sequence[EngineChoice], probe: Probe) -> dict[str, Host]:
 
 
 def descriptions_of(
-    cells: Sequence[Cell], hosts: Mapping[str, Host], baseline_quant: str | None, probe: Probe
+    cells: Sequence[Cell], hosts: Mapping[str, Host], probe: Probe
 ) -> dict[str, Description | None]:
     """What the models of resolved cells are, and those of their possible quality references."""
     descriptions: dict[str, Description | None] = {}
     missing: dict[str, dict[str, Cell]] = {}  # by engine, then by ``described_as``
-    for key, cell in _to_describe(cells, hosts, baseline_quant).items():
+    for key, cell in _to_describe(cells, hosts).items():
         file = _description_file(cell, hosts[cell.engine.name])
         if file.is_file():
             descriptions[key] = parse(Description, json.loads(file.read_text(encoding="utf-8")))
@@ -104,15 +104,13 @@ def descriptions_of(
     return descriptions
 
 
-def _to_describe(
-    cells: Sequence[Cell], hosts: Mapping[str, Host], baseline_quant: str | None
-) -> dict[str, Cell]:
+def _to_describe(cells: Sequence[Cell], hosts: Mapping[str, Host]) -> dict[str, Cell]:
     """By ``described_as``, one cell of each model and quantization, references too."""
     wanted: dict[str, Cell] = {}
     for cell in cells:
         wanted.setdefault(described_as(cell), cell)
         if wants_divergence(cell):
-            for dtype in reference_dtypes(cell, hosts[USUAL_ENGINE], baseline_quant):
+            for dtype in reference_dtypes(cell, hosts[USUAL_ENGINE]):
                 plain = unquantized(cell, dtype)
                 wanted.setdefault(described_as(plain), plain)
     return wanted
@@ -132,7 +130,7 @@ def _described(cells: Sequence[Cell], probe: Probe) -> list[Description | None]:
 
 def _description_file(cell: Cell, host: Host) -> Path:
     measuring = measuring_digest(cell.engine.name)
-    machine = [host.cpu_name, host.versions]
+    machine = [host.cpu_name, host.device_name, host.capability, host.versions]
     key = digest([described_as(cell), weights_of(cell), machine, measuring])
     return cache_folder() / "descriptions" / f"{key}.json"
 

@@ -79,6 +79,7 @@ def resume_key(asked: Cell, host: Host) -> str:
         host.device_name,
         host.device_uuid,
         host.driver,
+        host.device_settings,
         host.cpu_name,
         host.cpus,
         host.memory_bytes,

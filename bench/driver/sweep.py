@@ -5,6 +5,7 @@ ends the sweep (Ctrl-C, SIGTERM) never loses a process that is finished, and a l
 same cells takes up from there.
 """
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,11 +90,13 @@ def run_sweep(
     outputs = Path(settings.output_dir)
     check_places(settings, outputs)
     request = Request(settings, outputs, tuple(overrides), provenance(asked))
+    if settings.cuda_device is not None:
+        show_only(settings.cuda_device)
     with signals_as_interrupts():
         try:
             with machine_lock(say), ProgressLine() as progress:
                 runner = Runner(worker, progress, report)
-                machine = look_around(asked, settings, runner.probe, not settings.dry_run)
+                machine = look_around(asked, runner.probe, not settings.dry_run)
                 records = machine.records(asked, settings, request.outputs)
                 if settings.dry_run:
                     show_plan(records, request)
@@ -106,6 +109,25 @@ def run_sweep(
     return 130 if ended.interrupted else _exit_code(ended)
 
 
+def show_only(index: int) -> None:
+    """Of the GPUs that are visible this one alone, to every process that is started from here on:
+    torch, NVML's UUID and the libraries then mean the same device.
+
+    Raises:
+        ConfigError: when fewer are visible.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(index + 1))) if visible is None else visible.split(",")
+    if index >= len(names):
+        raise ConfigError(
+            [
+                f"device=cuda:{index}: CUDA_VISIBLE_DEVICES={visible} leaves {len(names)},"
+                " counted from 0"
+            ]
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[index].strip()
+
+
 def check_places(settings: Settings, outputs: Path) -> None:
     """Everything will find its place. Raises: ConfigError when not."""
     try_places(outputs)
@@ -115,8 +137,13 @@ def check_places(settings: Settings, outputs: Path) -> None:
 
 def common_settings(configs: Sequence[Config]) -> Settings:
     """The settings that all cells share. Raises: ConfigError when they differ or name nothing."""
-    settings = configs[0].settings
-    if any(config.settings != settings for config in configs):
+    devices = {config.settings.cuda_device for config in configs} - {None}
+    if len(devices) > 1:
+        names = ",".join(f"cuda:{index}" for index in sorted(map(int, devices)))  # type: ignore[arg-type]
+        raise ConfigError([f"device={names}: a sweep runs on one GPU; run it once for each"])
+    device = next(iter(devices), None)
+    settings = replace(configs[0].settings, cuda_device=device)
+    if any(replace(config.settings, cuda_device=device) != settings for config in configs):
         raise ConfigError(
             [
                 "tracking, baseline, output_dir, margin, resume, profile and dry_run cannot vary"
@@ -151,9 +178,7 @@ class Machine:
         return records
 
 
-def look_around(
-    asked: Sequence[Cell], settings: Settings, probe: Probe, with_mlflow: bool
-) -> Machine:
+def look_around(asked: Sequence[Cell], probe: Probe, with_mlflow: bool) -> Machine:
     """Start what starts processes, and ask in throwaway ones what is here."""
     for cell in asked:
         if cell.model.path is not None:
@@ -172,7 +197,7 @@ def look_around(
         start_server(engines, probe.show, with_mlflow)
     hosts = hosts_of(engines, probe)
     cells = resolved(asked, hosts)
-    return Machine(hosts, descriptions_of(cells, hosts, settings.baseline.quant, probe))
+    return Machine(hosts, descriptions_of(cells, hosts, probe))
 
 
 def _begin(
@@ -237,7 +262,7 @@ def measure(records: Records, request: Request, runner: Runner) -> Ended:
     with recording_of(records, recorder, folder, runner.report) as recording:
         recording.begin()
         progress.plan(sum(_processes_left(result) for result in records.results.values()))
-        for job in grid(records, settings.profile, settings.baseline.quant):
+        for job in grid(records, settings.profile):
             result = records.results[job.cell_id]
             log = files.cell_folder(folder, job.cell_id) / "log.txt"
             progress.cell(_label(job))

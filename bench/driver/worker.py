@@ -117,7 +117,7 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
         return [job.cell_id]
     if job.kind == "reference":
         if isinstance(value, CellFailure):
-            records.no_reference[str(job.reference)] = value.reason
+            records.no_reference[str(job.reference)] = outcome_of(value)
             _say_failure("no reference, so no divergence", job, value)
         return []
     answers = Answers(outcome_of(value)) if isinstance(value, CellFailure) else value

@@ -18,14 +18,21 @@ import numpy as np
 READ_BYTES = 64 * 2**20
 SIDE = 512
 LAYERS, WIDTH, STEPS = 2, 64, 16
-BLOCK_BYTES = 512 * 2**20  # several times the largest cache of a GPU, and of one's share of a CPU's
+BLOCK_BYTES = 512 * 2**20  # several times one's share of a CPU's largest cache
 BLOCK_COLUMNS = 8192
 
 Kernel = Callable[[], object]
 
 
 def nothing() -> None:
-    """For a device that has finished when Python goes on."""
+    """For a device that keeps nothing of what its kernels took."""
+
+
+def host_seconds(kernel: Kernel) -> float:
+    """How long a kernel takes that has finished when Python goes on."""
+    started = time.perf_counter()
+    kernel()
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +43,23 @@ class CanaryKernels:
     process.
     """
 
-    read: Kernel  # adds up READ_BYTES of memory
-    matmul: Kernel  # a product of two SIDE x SIDE matrices, fp32
+    read: Kernel  # adds up memory, more than its caches hold
+    matmul: Kernel  # a product of two square matrices, fp32
     steps: Kernel  # STEPS decode steps of a very small model: nothing but dispatch
-    wait: Kernel = nothing  # until the device has finished
+    seconds: Callable[[Kernel], float] = host_seconds  # by the device's own clock
+    warm_s: float = 0.02  # until threads are awake and clocks are up
     release: Kernel = nothing  # gives back the memory that the kernels took
-    timer: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
 class PeakKernels:
     """What finds out the most that a device can do."""
 
-    readers: Mapping[str, Kernel]  # by name: each reads BLOCK_BYTES once
+    readers: Mapping[str, Kernel]  # by name: each reads ``block_bytes`` once
     product: Callable[[str, int], Kernel]  # of a dtype and a side: side x side matrices, A B^T
     where: str  # like 2 threads, torch 2.13.0
-    wait: Kernel = nothing
+    block_bytes: int = BLOCK_BYTES
+    seconds: Callable[[Kernel], float] = host_seconds
     bus_bytes_s: float | None = None  # what the memory's clock and width come to, to pick a sheet
 
 

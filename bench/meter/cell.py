@@ -17,6 +17,7 @@ from bench.engine.prompts import Ids, prompt_ids, prompt_lengths
 from bench.engine.protocol import Announce, Engine, Files, Session, Untimed, engine_at
 from bench.errors import BenchError
 from bench.meter.canary import read_canary
+from bench.meter.gpu_state import gpu_state
 from bench.meter.host import host_of
 from bench.meter.interference import counters, since
 from bench.meter.memory import PhaseMemory, rss_bytes, settle_heap
@@ -58,11 +59,11 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
     warmups, _ = time_requests(session, ids, new_tokens, until_warm(announce, cell.measure))
     session.allocated_peaks()  # what follows counts from here
     memory.begin()
-    at_start = counters()
+    gpu_before, at_start = gpu_state(memory.uuid), counters()
     reasons: list[Stopped] = []
     more = until_known(announce, cell.measure, reasons)
     repeats, mismatch = time_requests(session, ids, new_tokens, more)
-    interference = since(at_start)
+    interference, gpu_after = since(at_start), gpu_state(memory.uuid)
     run_memory = memory.end(session)
     after = read_canary(engine.canary_kernels(cell.device))
 
@@ -88,6 +89,8 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
         run_memory=run_memory,
         rss_before_load_bytes=rss_before,
         clock_mismatch=mismatch,
+        gpu_before=gpu_before,
+        gpu_after=gpu_after,
         energy=_energy(announce, engine, cell, session, ids),
         step_profile=_step_profile(announce, session, ids),
         heap=heap,

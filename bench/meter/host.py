@@ -11,10 +11,12 @@ import importlib.util
 import os
 import platform
 import shutil
+import sysconfig
 from pathlib import Path
 
 from bench.engine.kernels import affinity
 from bench.engine.protocol import Engine
+from bench.meter.gpu_state import device_settings
 from bench.meter.nvml import driver_version, nvml_uuid
 from bench.record.result import Host
 
@@ -43,7 +45,8 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 def host_of(engine: Engine) -> Host:
     """This machine, as this engine sees it."""
-    device = engine.accelerator()
+    unsupported = engine.unsupported()
+    device = None if "CUDA" in unsupported else engine.accelerator()
     cpu_name = _cpu_name()
     return Host(
         device="cpu" if device is None else "cuda",
@@ -64,9 +67,23 @@ def host_of(engine: Engine) -> Host:
             **_versions(engine.packages),
         },
         missing=_missing(engine.optional),
-        unsupported=engine.unsupported(),
+        unsupported=unsupported,
+        triton=None if device is None else triton_obstacle(),
+        device_settings={} if device is None else device_settings(nvml_uuid(device.uuid)),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
     )
+
+
+def triton_obstacle() -> str | None:
+    """What Triton lacks: it compiles a launcher of each kernel with the system's C compiler and
+    Python's headers. Source: triton 3.9.0, runtime/build.py."""
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(shutil.which(name) for name in compilers):
+        return f"a C compiler ({' or '.join(compilers)}); apt install gcc"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return "Python's headers (Python.h); apt install python3-dev"
+    return None
 
 
 def usable_cpus() -> int:

@@ -70,8 +70,9 @@ class PhaseMemory:
     """Peaks between ``begin`` and ``end``; made before the process touches the device."""
 
     def __init__(self, accelerator: Accelerator | None) -> None:
-        self._uuid = None if accelerator is None else nvml_uuid(accelerator.uuid)
-        self._used_before = used_bytes(self._uuid)
+        # NVML's name of the device
+        self.uuid = None if accelerator is None else nvml_uuid(accelerator.uuid)
+        self._used_before = used_bytes(self.uuid)
         self._has_reset = False
 
     def begin(self) -> None:
@@ -81,7 +82,7 @@ class PhaseMemory:
     def end(self, session: Session) -> Memory:
         """The peaks of the phase; without a reset its peak is an earlier one's, and no reading."""
         allocated, reserved = session.allocated_peaks()
-        used, before = used_bytes(self._uuid), self._used_before
+        used, before = used_bytes(self.uuid), self._used_before
         return Memory(
             rss_peak_bytes=_status_bytes("VmHWM") if self._has_reset else None,
             rss_anon_bytes=_status_bytes("RssAnon"),

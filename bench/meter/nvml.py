@@ -121,7 +121,7 @@ def watch(
     Raises:
         CellFailure: ``failed`` when the GPU is gone.
     """
-    with _opened(uuid) as handle:
+    with opened(uuid) as handle:
         if handle is None:
             return None
         started_s = time.perf_counter()
@@ -178,12 +178,12 @@ def other_processes(uuid: str, own_pids: Collection[int]) -> list[GpuProcess]:
     Raises:
         CellFailure: ``failed`` when the GPU is gone.
     """
-    with _opened(uuid) as handle:
+    with opened(uuid) as handle:
         if handle is None:
             return []
         listed = [
-            *(_answer(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)) or ()),
-            *(_answer(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)) or ()),
+            *(answer(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)) or ()),
+            *(answer(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)) or ()),
         ]
     # One may compute and draw
     held = {process.pid: process.usedGpuMemory for process in listed}
@@ -197,7 +197,7 @@ def other_processes(uuid: str, own_pids: Collection[int]) -> list[GpuProcess]:
 
 
 @contextmanager
-def _opened(uuid: str) -> Iterator[Any]:
+def opened(uuid: str) -> Iterator[Any]:
     """NVML's handle of the device; None where there is no NVML or it does not know the device."""
     try:
         pynvml.nvmlInit()
@@ -205,12 +205,12 @@ def _opened(uuid: str) -> Iterator[Any]:
         yield None
         return
     try:
-        yield _answer(lambda: pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        yield answer(lambda: pynvml.nvmlDeviceGetHandleByUUID(uuid))
     finally:
         pynvml.nvmlShutdown()
 
 
-def _answer(*questions: Callable[[], Any]) -> Any:
+def answer(*questions: Callable[[], Any]) -> Any:
     """The first answer that NVML gives; None when it refuses them all.
 
     Raises:
@@ -232,17 +232,17 @@ def _answer(*questions: Callable[[], Any]) -> Any:
 def _read(handle: Any, started_s: float) -> Reading:
     at_s = time.perf_counter() - started_s
     # First: it belongs to at_s
-    energy_mj = _answer(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-    power_mw = _answer(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
-    sm_clock_mhz = _answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-    memory_clock_mhz = _answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
-    memory = _answer(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
-    temperature_c = _answer(
+    energy_mj = answer(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    power_mw = answer(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+    sm_clock_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
+    memory_clock_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
+    memory = answer(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+    temperature_c = answer(
         lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
         # Replaces it in CUDA 14
         lambda: pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU),
     )
-    reasons = _answer(
+    reasons = answer(
         lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
         # Its name before driver 535
         lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),

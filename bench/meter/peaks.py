@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,13 +22,13 @@ from typing import Any
 import yaml
 
 from bench.config.cell import digest
-from bench.engine.kernels import BLOCK_BYTES, Kernel, PeakKernels
+from bench.engine.kernels import Kernel, PeakKernels
 from bench.paths import DATA, cache_folder
 from bench.record.result import Host, Peaks
 
 SHEETS = DATA / "peaks.yaml"
 
-_METHOD = 2  # part of the cache's key; another number when the kernels change
+_METHOD = 3  # part of the cache's key; another number when the kernels change
 _DTYPES = ("fp32", "fp16", "bf16", "int8")
 _ROUNDS, _RUNS = 4, 3
 _FIRST_SIDE, _LAST_SIDE = 512, 8192
@@ -80,18 +79,18 @@ def sheet_peaks(device_name: str, bus_bytes_s: float | None) -> Peaks | None:
 def measure_peaks(kernels: PeakKernels) -> Peaks:
     """The peaks of this machine as plain kernels find them.
 
-    For a process of its own: on a GPU the allocator keeps about 2 GB, which would be counted as a
+    For a process of its own: on a GPU the allocator keeps some GB, which would be counted as a
     cell's.
     """
     rates = {
-        name: BLOCK_BYTES / _best_s(kernel, kernels.wait)
+        name: kernels.block_bytes / _best_s(kernels, kernel)
         for name, kernel in kernels.readers.items()
     }
     best = max(rates, key=lambda name: rates[name])
     flops = {
         dtype: rate for dtype in _DTYPES if (rate := _product_rate(kernels, dtype)) is not None
     }
-    how = f"{best} over {BLOCK_BYTES // 2**20} MiB, square matrix products"
+    how = f"{best} over {kernels.block_bytes // 2**20} MiB, square matrix products"
     source = f"measured here: {how}; {kernels.where}"
     return Peaks(rates[best], flops, source, measured=True)
 
@@ -105,29 +104,21 @@ def _product_rate(kernels: PeakKernels, dtype: str) -> float | None:
     while True:
         try:
             kernel = kernels.product(dtype, side)
-            seconds = _round_s(kernel, kernels.wait)
+            seconds = _round_s(kernels, kernel)
         except RuntimeError:
             return None
         if seconds >= _LONG_ENOUGH_S or side == _LAST_SIDE:
-            return 2 * side**3 / _best_s(kernel, kernels.wait)
+            return 2 * side**3 / _best_s(kernels, kernel)
         side *= 2
 
 
-def _best_s(kernel: Kernel, wait: Kernel) -> float:
-    _timed_s(kernel, wait)  # does not count: it loads and allocates
-    return min(_round_s(kernel, wait) for _ in range(_ROUNDS))
+def _best_s(kernels: PeakKernels, kernel: Kernel) -> float:
+    kernels.seconds(kernel)  # does not count: it loads and allocates
+    return min(_round_s(kernels, kernel) for _ in range(_ROUNDS))
 
 
-def _round_s(kernel: Kernel, wait: Kernel) -> float:
-    return median(_timed_s(kernel, wait) for _ in range(_RUNS))
-
-
-def _timed_s(kernel: Kernel, wait: Kernel) -> float:
-    wait()
-    started = time.perf_counter()
-    kernel()
-    wait()
-    return time.perf_counter() - started
+def _round_s(kernels: PeakKernels, kernel: Kernel) -> float:
+    return median(kernels.seconds(kernel) for _ in range(_RUNS))
 
 
 def _write(file: Path, peaks: Peaks) -> None:

@@ -60,7 +60,17 @@ class Description:
     kv_bytes_per_token_layer: int  # of one sequence, in a layer that keeps keys and values
     product_bytes: int  # that a quantized product takes beside each number of its result
     attention: tuple[str, ...]  # implementations that the architecture supports
+    # Backends of torch's sdpa that take its attention on this device, without a mask and with one
+    sdpa_kernels: tuple[str, ...] = ()
+    masked_sdpa_kernels: tuple[str, ...] = ()
     obstacle: str | None = None  # why its matrices cannot be quantized so on this machine
+
+    def sdpa_kernels_for(self, tokens: int) -> set[str]:
+        """Those that take every layer's attention to so many tokens: a layer with a window needs a
+        mask from there on."""
+        is_masked = {w is not None and w <= tokens for w in self.windows if w != 0}
+        kernels = {False: self.sdpa_kernels, True: self.masked_sdpa_kernels}
+        return set.intersection(*(set(kernels[each]) for each in is_masked or {False}))
 
     @property
     def weight_bytes(self) -> int:

@@ -61,8 +61,10 @@ class Canary:
     Units: seconds, the least of many.
     """
 
-    read_s: float = field(metadata=POSITIVE)  # adding up 64 MiB
-    matmul_s: float = field(metadata=POSITIVE)  # a product of two 512 x 512 matrices, fp32
+    # Adding up memory: 64 MiB, of a GPU 8 times its L2 cache
+    read_s: float = field(metadata=POSITIVE)
+    # A product of two square matrices in fp32, 512 wide, on a GPU 4096
+    matmul_s: float = field(metadata=POSITIVE)
     # 16 decode steps of a very small model: the interpreter and the dispatcher
     steps_s: float = field(metadata=POSITIVE)
 
@@ -77,6 +79,17 @@ class Interference:
     steal_s: float | None  # the hypervisor gave the CPUs to others
     involuntary_switches: int | None  # of this process's threads
     pressure_s: float | None  # some thread of the cgroup, or of the machine, waited for a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """A GPU right before or right after the timed requests; None where NVML does not tell."""
+
+    sm_clock_hz: int | None
+    memory_clock_hz: int | None
+    power_limit_w: float | None
+    # By limit, how long it has kept the clocks down since the driver was loaded
+    held_down_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +163,8 @@ class Measurement:
     run_memory: Memory
     rss_before_load_bytes: int | None
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
+    gpu_before: GpuState | None = None  # right before the timed requests, and right after them
+    gpu_after: GpuState | None = None
     energy: Energy | None = None  # CUDA
     step_profile: PhaseProfile | None = None  # of decode steps, after the timed requests
     # State of the C library's heap, set for every process alike (``meter.memory``)

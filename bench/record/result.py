@@ -18,7 +18,7 @@ from bench.errors import ConfigError, StoreError
 from bench.record.measurement import Divergence, Measurement, Profile, Sample, TaskScore
 from bench.record.redact import redacted
 
-SCHEMA = 5  # 5: models without an architecture of their own, a profiled step, minimum times
+SCHEMA = 6  # 6: waits for the device by place, the GPU's state, requests of a CPU's energy
 
 Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
 
@@ -43,9 +43,12 @@ class Host:
     python: str
     versions: Mapping[str, str]  # of the packages that decide numbers
     missing: Mapping[str, str]  # optional packages that cannot be used here, with the reason
-    compiler: bool
+    compiler: bool  # of C++
     # Kinds of devices that are here and cannot be measured, with what to do
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    triton: str | None = None  # what Triton lacks to compile kernels for CUDA here
+    # How the driver runs the device: power limit, ECC, application clocks; what NVML tells
+    device_settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
@@ -54,6 +57,9 @@ def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
         yield f"device {requires.device}, this cell runs on {cell.device}"
     if requires.capability is not None and (host.capability or 0) < requires.capability:
         yield f"compute capability {requires.capability}, {host.device_name} has {host.capability}"
+    below = requires.below_capability
+    if below is not None and (host.capability or 0) >= below:
+        yield f"compute capability below {below}, {host.device_name} has {host.capability}"
     # A saved dtype is in the files: loading tells
     if requires.dtypes and cell.quant.dtype not in (*requires.dtypes, "saved"):
         wanted = " or ".join(requires.dtypes)
@@ -62,6 +68,8 @@ def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
         yield f"the package {requires.package} ({host.missing[requires.package]})"
     if requires.compiler and cell.device == "cpu" and not host.compiler:
         yield "a C++ compiler (g++ or clang++), none was found"
+    if requires.compiler and cell.device == "cuda" and host.triton is not None:
+        yield f"Triton to compile its kernels, which needs {host.triton}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +118,10 @@ class Attestation:
     # Of the logits of one row after the prompt and a token; equal ones: the same was computed
     logits_digest: str | None = None
     outlier_share: float | None = None  # int8 with a threshold: activation columns above it, of all
-    decode_syncs: int | None = (
-        None  # CUDA: operations after the first token that wait for the device
-    )
+    # CUDA: how often which line of Python waits for the device before and after the first token
+    prefill_syncs: Mapping[str, int] | None = None
+    decode_syncs: Mapping[str, int] | None = None
+    remarks: tuple[str, ...] = ()  # what a person should know of what ran, and is no mismatch
     details: Mapping[str, Any] = field(default_factory=dict)  # the engine's own, in JSON types
 
     def __post_init__(self) -> None:

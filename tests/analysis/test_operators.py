@@ -9,8 +9,8 @@ def host(name: str, start_s: float, end_s: float, operator: int = 0, thread: int
     return Span(name, start_s, end_s, thread, operator, on_device=False)
 
 
-def kernel(start_s: float, end_s: float, operator: int) -> Span:
-    return Span("some_kernel", start_s, end_s, 7, operator, on_device=True)
+def kernel(start_s: float, end_s: float, operator: int, name: str = "some_kernel") -> Span:
+    return Span(name, start_s, end_s, 7, operator, on_device=True)
 
 
 def test_each_time_goes_to_the_outermost_known_operator_and_the_rest_to_the_interpreter() -> None:
@@ -91,3 +91,22 @@ def test_on_a_gpu_a_kernel_has_the_kind_of_the_operator_that_launched_it() -> No
     assert decode.wall_s == 8  # to the end of its last kernel: the host was ahead
     assert decode.seconds == {"matrix product": 4, "idle": 3, "other operators": 1}
     assert list(decode.seconds) == ["matrix product", "idle", "other operators"]  # largest first
+
+
+def test_a_product_of_four_bits_that_unpacks_first_shows_how_long_that_takes() -> None:
+    """On CUDA it is one operator either way; names of kernels as in bitsandbytes 0.50.2."""
+    fused = "void gemm_4bit_simt<__half, 1>(__half const*, unsigned char const*, float const*)"
+    unpack = "void kDequantizeBlockwise<__half, 512, 64, 8, 2>(float*, unsigned char*, float*)"
+    spans = [
+        host(PREFILL_MARK, 0, 4),
+        host("bitsandbytes::gemm_4bit", 0, 4, operator=1),
+        host("aten::linear", 2, 4, operator=2),
+        kernel(4, 7, operator=1, name=unpack),
+        kernel(7, 12, operator=2, name="ampere_fp16_s16816gemm_fp16"),
+        host(DECODE_MARK, 20, 22),
+        host("bitsandbytes::gemm_4bit", 20, 21, operator=3),
+        kernel(21, 24, operator=3, name=fused),
+    ]
+    prefill, decode = by_kind(spans, decode_steps=1)
+    assert prefill.seconds == {"matrix product": 5, "idle": 4, "dequantization": 3}
+    assert decode.seconds == {"product with packed weights": 3, "idle": 1}

@@ -100,6 +100,11 @@ OBJECTIONS: list[tuple[Cell, Host, Outcome]] = [
         fakes.gpu_host(capability=8.9),
         skipped("attn=flash3 needs compute capability 9.0, Some GPU has 8.9"),
     ),
+    (  # FlashAttention-3 is written for Hopper alone
+        fakes.cell(attn="flash3", quant="fp16", device="cuda"),
+        fakes.gpu_host(capability=12.0),
+        skipped("attn=flash3 needs compute capability below 10.0, Some GPU has 12.0"),
+    ),
     (
         fakes.cell(attn="flash2", quant="fp32", device="cuda"),
         GPU,
@@ -122,7 +127,37 @@ OBJECTIONS: list[tuple[Cell, Host, Outcome]] = [
         CPU,
         skipped("cpus=[1, 7]: this machine lets us use [0, 1]"),
     ),
+    (
+        fakes.cell(attn="flex", quant="fp16", device="cuda"),
+        fakes.gpu_host(triton="a C compiler (gcc or clang); apt install gcc"),
+        skipped(
+            "attn=flex needs Triton to compile its kernels, which needs a C compiler (gcc or"
+            " clang); apt install gcc"
+        ),
+    ),
     # The engine's own rules
+    (
+        fakes.cell(quant="bf16", device="cuda"),
+        fakes.gpu_host(capability=7.5),
+        skipped(
+            "quant=bf16: Some GPU (compute capability 7.5) has no bf16, torch emulates it; want"
+            " fp16"
+        ),
+    ),
+    (
+        fakes.cell(
+            quant=fakes.group(
+                "quant",
+                "nf4",
+                parameters={"quant_type": "nf4", "double_quant": False, "compute_dtype": "bf16"},
+            ),
+            device="cuda",
+        ),
+        fakes.gpu_host(capability=7.0),
+        skipped(
+            "quant=nf4: Some GPU (compute capability 7.0) has no bf16, torch emulates it; want fp16"
+        ),
+    ),
     (
         fakes.cell(quant="int8_nodecomp"),
         fakes.host(missing={"bitsandbytes": "not installed"}),
@@ -167,7 +202,7 @@ def test_a_rule_objects_with_the_reason(cell: Cell, host: Host, outcome: Outcome
         (fakes.cell(attn="flex", device="cuda"), fakes.gpu_host(compiler=False)),
         (fakes.cell(attn="sdpa_flash", quant="fp32"), CPU),
         (fakes.cell(attn="flash2", quant="nf4", device="cuda"), fakes.gpu_host(capability=8.0)),
-        (fakes.cell(attn="flash3", quant="fp16", device="cuda"), fakes.gpu_host(capability=12.0)),
+        (fakes.cell(attn="flash3", quant="fp16", device="cuda"), fakes.gpu_host(capability=9.0)),
         (fakes.cell(threads=2), CPU),
         (fakes.cell(threads=3, device="cuda"), GPU),
         (fakes.cell(batch="max"), CPU),
@@ -194,6 +229,31 @@ def test_a_prompt_must_fit_the_context_as_far_as_it_is_known() -> None:
     assert why_not(fakes.resolved(workload=of_a_text), CPU, fakes.description()) == skipped(
         "workload=asked takes 1004 positions, model=smollm2-135m has 1000"
     )
+
+
+def test_a_pinned_kernel_must_take_the_models_attention() -> None:
+    grouped = fakes.description(sdpa_kernels=("math", "flash", "cudnn"), masked_sdpa_kernels=())
+    for attn, obstacle in (
+        ("sdpa_cudnn", None),
+        (
+            "sdpa_efficient",
+            "attn=sdpa_efficient: torch's efficient kernel does not take model=smollm2-135m's"
+            " attention here (4 heads, 2 of keys and values, 1 wide, fp16)",
+        ),
+    ):
+        cell = resolve(fakes.cell(attn=attn, quant="fp16", device="cuda"), GPU)
+        assert why_not(cell, GPU, grouped) == (None if obstacle is None else skipped(obstacle))
+
+
+def test_a_layer_whose_window_is_shorter_than_the_request_needs_a_kernel_with_a_mask() -> None:
+    cell = resolve(fakes.cell(attn="sdpa_flash", quant="fp16", device="cuda"), GPU)
+    tokens = cell.workload.least_tokens
+    kernels = {"sdpa_kernels": ("math", "flash"), "masked_sdpa_kernels": ("math", "efficient")}
+    for window in (None, 0, tokens + 1):
+        far = fakes.description(windows=(None, window), **kernels)
+        assert why_not(cell, GPU, far) is None
+    found = why_not(cell, GPU, fakes.description(windows=(None, tokens), **kernels))
+    assert str(found and found.reason).endswith("fp16, a mask for its sliding window)")
 
 
 def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> None:

@@ -16,7 +16,7 @@ from bench.driver.policy import (
     grid,
     largest_batch,
     predicted_batch,
-    reference_cell,
+    reference_cells,
     reference_file,
     wants_answers,
     wants_divergence,
@@ -132,7 +132,7 @@ def test_the_prediction_follows_the_memory() -> None:
 
 def test_the_search_comes_before_the_first_timed_process() -> None:
     known = records(fakes.cell(batch="max"))
-    jobs = grid(known, wants_profiles=False, baseline_quant=None)
+    jobs = grid(known, wants_profiles=False)
     kinds = []
     for job in jobs:
         kinds.append(job.kind)
@@ -147,7 +147,7 @@ def test_the_search_comes_before_the_first_timed_process() -> None:
 
 def test_every_pass_has_every_cell_in_an_order_of_its_own() -> None:
     known = records(*(fakes.cell(batch=batch, measure=THRICE) for batch in range(1, 9)))
-    jobs = run(grid(known, False, None), known)
+    jobs = run(grid(known, False), known)
     passes = [tuple(job.cell_id for job in jobs[i : i + 8]) for i in (0, 8, 16)]
     assert [sorted(each) for each in passes] == [sorted(known.results)] * 3
     assert len(set(passes)) == 3
@@ -169,13 +169,13 @@ def test_what_is_done_or_cannot_run_is_not_scheduled() -> None:
     known.results[done] = timed(known.results[done])
     known.results[partly] = replace(known.results[partly], replicates=(fakes.process(),) * 2)
     known.results[skipped] = replace(known.results[skipped], outcome=Outcome("skipped", "so"))
-    assert [(job.kind, job.cell_id) for job in grid(known, False, None)] == [("time", partly)]
+    assert [(job.kind, job.cell_id) for job in grid(known, False)] == [("time", partly)]
 
 
 def test_a_cell_that_has_failed_is_not_run_in_later_passes() -> None:
     known = records(fakes.cell(measure=THRICE))
     (key,) = known.results
-    jobs = grid(known, False, None)
+    jobs = grid(known, False)
     assert next(jobs).kind == "time"
     known.results[key] = replace(known.results[key], outcome=Outcome("oom", "no memory"))
     assert list(jobs) == []
@@ -186,11 +186,11 @@ def test_a_cell_that_has_failed_is_not_run_in_later_passes() -> None:
 
 def test_cells_with_the_same_sample_key_are_asked_once() -> None:
     known = records(*(fakes.cell(batch=batch, quality=ASKED) for batch in (1, 2, 4)))
-    jobs = run(grid(known, False, None), known)
+    jobs = run(grid(known, False), known)
     assert sorted(job.kind for job in jobs) == ["quality", "time", "time", "time"]
     assert [job.cell.batch for job in jobs if job.kind == "quality"] == [1]
     other = records(*(fakes.cell(quant=quant, quality=ASKED) for quant in ("nf4", "bf16")))
-    kinds = [job.kind for job in run(grid(other, False, None), other)]
+    kinds = [job.kind for job in run(grid(other, False), other)]
     assert kinds == ["time", "quality"] * 2
 
 
@@ -198,13 +198,13 @@ def test_what_an_earlier_sweep_has_timed_but_not_asked_is_asked_first() -> None:
     cells = fakes.cell(batch=1, quality=ASKED), fakes.cell(quant="nf4")
     known = records(*cells)
     known.results[cell_id(cells[0])] = timed(known.results[cell_id(cells[0])])
-    assert [job.kind for job in run(grid(known, False, None), known)] == ["quality", "time"]
+    assert [job.kind for job in run(grid(known, False), known)] == ["quality", "time"]
 
 
 def test_a_cell_without_a_number_is_asked_nothing() -> None:
     known = records(fakes.cell(quality=ASKED))
     (key,) = known.results
-    jobs = grid(known, True, None)
+    jobs = grid(known, True)
     next(jobs)
     known.results[key] = replace(known.results[key], outcome=Outcome("oom", "no memory"))
     assert list(jobs) == []
@@ -214,12 +214,12 @@ def test_answers_that_are_there_are_not_asked_again() -> None:
     known = records(fakes.cell(quality=ASKED))
     (key,) = known.results
     known.results[key] = replace(timed(known.results[key]), answers=Answers(Outcome("ok")))
-    assert list(grid(known, False, None)) == []
+    assert list(grid(known, False)) == []
 
 
 def test_each_cell_with_a_number_is_profiled_once_if_wanted() -> None:
     known = records(fakes.cell(batch=1), fakes.cell(batch=2))
-    assert [job.kind for job in run(grid(known, True, None), known)] == ["time", "profile"] * 2
+    assert [job.kind for job in run(grid(known, True), known)] == ["time", "profile"] * 2
 
 
 def test_random_weights_are_asked_nothing() -> None:
@@ -236,7 +236,7 @@ def test_where_no_reference_can_run_the_answers_are_asked_for_and_it_is_said_why
     known = records(cell, host=fakes.host(memory_bytes=500))
     for quant in (FP32, BF16):
         known.descriptions[described_as(replace(cell, quant=quant))] = fakes.description()  # type: ignore[index]
-    *_, asked = run(grid(known, False, None), known)
+    *_, asked = run(grid(known, False), known)
     assert (asked.kind, asked.reference) == ("quality", None)
     assert "not even one row fits" in str(asked.no_reference)
 
@@ -244,16 +244,15 @@ def test_where_no_reference_can_run_the_answers_are_asked_for_and_it_is_said_why
 # The quality reference
 
 
-def reference(
-    cell: Cell, host: Host, baseline_quant: str | None = None, **changes: Any
-) -> Cell | Outcome:
-    """A model of 2000 bytes in fp32 and 1000 in 16 bits."""
+def reference(cell: Cell, host: Host, **changes: Any) -> Cell | Outcome:
+    """The first that can run, of a model of 2000 bytes in fp32 and 1000 in 16 bits."""
     known = Records({}, {"transformers": host}, {})
     for name, scale in (("fp32", 2), ("fp16", 1), ("bf16", 1)):
         of = replace(cell, quant=Quant(name, "none", name))  # type: ignore[arg-type]
         sized = fakes.description(matrices=(), plain_bytes=1000 * scale, **changes)
         known.descriptions[described_as(of)] = sized  # type: ignore[index]
-    return reference_cell(known, cell, baseline_quant)
+    found = list(reference_cells(known, cell))
+    return next((each for each in found if isinstance(each, Cell)), found[-1])
 
 
 def test_the_reference_is_the_unquantized_model_in_the_widest_dtype_that_fits() -> None:
@@ -294,23 +293,42 @@ def test_a_model_without_sdpa_has_a_reference_in_eager() -> None:
     assert (found.attn.name, found.attn.implementation) == ("eager", "eager")
 
 
-@pytest.mark.parametrize(
-    ("baseline", "quant"), [("fp16", "fp16"), ("bf16", "bf16"), ("nf4", "fp32"), (None, "fp32")]
-)
-def test_an_unquantized_baseline_is_the_reference_a_quantized_one_is_not(
-    baseline: str | None, quant: str
-) -> None:
-    found = reference(fakes.resolved(quant="nf4"), fakes.host(), baseline)
+@pytest.mark.parametrize("quant", ["fp32", "fp16", "bf16", "nf4"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_cell_is_more_precise_than_its_reference(device: str, quant: str) -> None:
+    cell = fakes.resolved(quant=quant, device=device, quality="samples")
+    found = reference(cell, fakes.gpu_host())
     assert isinstance(found, Cell)
-    assert found.quant.name == quant
+    assert (found.quant, found.device) == (FP32, device)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [(7.5, "fp16"), (9.0, "bf16")])
-def test_on_a_gpu_the_reference_has_16_bits(capability: float, dtype: str) -> None:
-    cell = fakes.cell(quant="fp32", device="cuda")
-    found = reference(cell, fakes.gpu_host(capability=capability))
+def test_where_fp32_does_not_fit_a_gpu_it_has_the_16_bits_that_the_gpu_computes_in(
+    capability: float, dtype: str
+) -> None:
+    cell = fakes.resolved(quant="nf4", device="cuda", quality="samples")
+    small = fakes.gpu_host(capability=capability, device_memory_bytes=1500)
+    found = reference(cell, small)
     assert isinstance(found, Cell)
     assert found.quant.name == dtype
+
+
+def test_a_reference_that_runs_out_of_memory_is_made_in_16_bits(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    known = records(fakes.resolved(quant="nf4", quality="samples"))
+    made = []
+    for job in grid(known, False):
+        if job.kind == "time":
+            known.results[job.cell_id] = timed(known.results[job.cell_id])
+        if job.kind == "reference":
+            made.append(job.cell.quant.name)
+            known.no_reference[str(job.reference)] = Outcome("oom", "too large")
+        if job.kind == "quality":
+            assert (job.reference, job.no_reference) == (None, "too large")
+            known.answers[sample_key(job.cell)] = fakes.answers()
+    assert made == ["fp32", "bf16"]
 
 
 def test_a_reference_is_made_before_it_is_needed_and_tried_once(
@@ -320,14 +338,14 @@ def test_a_reference_is_made_before_it_is_needed_and_tried_once(
     cells = [fakes.resolved(quant=quant, quality="samples") for quant in ("nf4", "fp16")]
     known = records(*cells)
     kinds = []
-    for job in grid(known, False, None):
+    for job in grid(known, False):
         kinds.append(job.kind)
         result = known.results[job.cell_id]
         if job.kind == "time":
             known.results[job.cell_id] = timed(result)
         if job.kind == "reference":
             assert str(reference_file(job.cell, result.host)) == job.reference
-            known.no_reference[job.reference] = "it cannot be made"
+            known.no_reference[job.reference] = Outcome("failed", "it cannot be made")
         if job.kind == "quality":
             # Asked all the same, without a comparison
             assert (job.reference, job.no_reference) == (None, "it cannot be made")

@@ -1,5 +1,6 @@
 """The driver from asked cells to results on disk, on the scripted engine."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -15,14 +16,15 @@ from mlflow import MlflowClient
 
 from bench.config.cell import Cell, cell_id
 from bench.config.prompt_file import cells_of, with_digests
-from bench.config.settings import Tracking
+from bench.config.settings import Config, Tracking, parse_config
 from bench.driver.process import OnPhase, Task
+from bench.driver.sweep import common_settings, show_only
 from bench.errors import CellFailure, ConfigError
 from bench.record.result import SCHEMA, Answers, Outcome, Result
 from bench.store.files import read_results
 from tests import fakes, stores
 from tests.command_line import wait_until_gone
-from tests.scripted import in_this_process, scripted, sweep
+from tests.scripted import UNTRACKED, in_this_process, scripted, sweep
 
 FP32, NF4 = (fakes.group("quant", name) for name in ("fp32", "nf4"))
 IN_ORDER = 1  # a seed with which the first pass takes two cells in the order of the grid
@@ -316,3 +318,48 @@ def test_settings_that_differ_and_names_that_nobody_has_stop_a_sweep_before_it_b
         with pytest.raises(ConfigError, match=said):
             sweep(tmp_path, *cells, **changes)
     assert not (tmp_path / "sweeps").exists()
+
+
+# One GPU of several
+
+
+def of_devices(*devices: str) -> list[Config]:
+    common: dict[str, Any] = {
+        "tracking": dataclasses.asdict(UNTRACKED),
+        "baseline": {},
+        "output_dir": "outputs",
+        "margin": 0.03,
+        "resume": None,
+        "profile": False,
+        "dry_run": False,
+    }
+    return [parse_config(fakes.cell_mapping(device=device) | common) for device in devices]
+
+
+def test_a_gpu_by_its_number_is_the_sweeps_and_no_other_cell() -> None:
+    second, usual = of_devices("cuda:1", "cuda")
+    assert cell_id(second.cell) == cell_id(usual.cell)
+    assert common_settings([second, usual]).cuda_device == 1
+    assert common_settings(of_devices("cuda", "cpu")).cuda_device is None
+    with pytest.raises(ConfigError, match="device=cuda:0,cuda:1: a sweep runs on one GPU"):
+        common_settings(of_devices("cuda:1", "cuda:0"))
+    with pytest.raises(ConfigError, match="device=cuda:x: want one of auto, cpu, cuda"):
+        of_devices("cuda:x")
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "shown"),
+    [(None, 1, "1"), ("2, 3", 1, "3"), ("GPU-5f4c,MIG-77aa", 1, "MIG-77aa"), ("2", 1, None)],
+)
+def test_every_process_sees_that_gpu_alone(
+    visible: str | None, index: int, shown: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=2 leaves 1, counted from 0"):
+            show_only(index)
+    else:
+        show_only(index)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == shown

@@ -159,7 +159,7 @@ def test_a_try_that_fails_for_another_reason_is_the_cells_outcome(answered: Reco
 def test_a_reference_that_cannot_be_made_is_kept_in_mind(answered: Records) -> None:
     job = job_of(answered, "reference", reference="/a/file")
     take(answered, job, CellFailure("failed", "no head"), times())
-    assert answered.no_reference == {"/a/file": "no head"}
+    assert answered.no_reference == {"/a/file": Outcome("failed", "no head")}
 
 
 @pytest.mark.parametrize("kind", ["quality", "profile", "reference", "try"])

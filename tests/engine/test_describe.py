@@ -318,6 +318,13 @@ def test_limits_of_an_architecture_are_transformers_own(
     assert set(found.attention[1:]) == attention
 
 
+def test_torch_is_asked_which_kernels_take_the_attention() -> None:
+    found = describe(small("llama"))
+    # On a CPU: the efficient and cuDNN's kernels are CUDA's
+    assert found.sdpa_kernels == found.masked_sdpa_kernels == ("math", "flash")
+    assert describe(fakes.resolved(model="tiny", device="cuda")).sdpa_kernels == ()  # none here
+
+
 class OddConfig(LlamaConfig):
     model_type = "odd"
     rank: int = 8

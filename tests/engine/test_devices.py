@@ -1,12 +1,20 @@
-"""Devices that torch sees and that are not measured: a sentence, and the CPU."""
+"""Devices that torch sees and that cannot be measured: a sentence, and the CPU; and torch's answers
+about CUDA, replaced where a decision hangs on them."""
 
+import warnings
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from bench.driver.plan import resolve, why_not
-from bench.engine.protocol import ENGINES
-from bench.engine.transformers.probes import accelerator, unsupported
+from bench.engine.prompts import Ids
+from bench.engine.protocol import ENGINES, Clock
+from bench.engine.transformers.device import accelerator, canary_read_bytes, unsupported
+from bench.engine.transformers.probes import syncs
 from bench.meter.cell import probe_host
+from bench.paths import PACKAGE
 from tests import fakes
 
 WHY = "is not supported yet; device=cpu measures this machine's CPU"
@@ -35,3 +43,84 @@ def test_apples_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_here_is_none_of_them() -> None:
     assert not {"ROCm", "MPS"} & unsupported().keys() or torch.version.hip is not None
+
+
+OLD = "The NVIDIA driver on your system is too old (found version 12020)."
+BUSY = "CUDA error: CUDA-capable device(s) is/are busy or unavailable"
+
+
+def refuse(sentence: str) -> Any:
+    def call(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"{sentence}\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1")
+
+    return call
+
+
+@pytest.mark.parametrize(("function", "why"), [("cuda.init", OLD), ("zeros", BUSY)])
+def test_a_gpu_that_cannot_be_used_leaves_a_cpu_host_that_says_why(
+    function: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVML counts a device; CUDA fails at its start, or at its first context."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(f"torch.{function}", refuse(why))
+    host = probe_host(lambda *_: None, ENGINES["transformers"])
+    assert host.device == "cpu"
+    assert host.unsupported == {"CUDA": f"cannot be used: {why}"}
+    assert why_not(resolve(fakes.cell(), host), host, None) is None
+    obstacle = why_not(resolve(fakes.cell(device="cuda"), host), host, None)
+    assert obstacle is not None
+    assert obstacle.reason == (
+        "device=cuda: engine=transformers sees no CUDA device here; CUDA cannot be used: " + why
+    )
+
+
+def test_the_reference_kernel_reads_what_no_cache_holds() -> None:
+    mib = 2**20
+    assert canary_read_bytes(72 * mib) == 576 * mib  # of an L40S, which 64 MiB would fit
+    assert canary_read_bytes(4 * mib) == 64 * mib
+
+
+class Waits:
+    """A request in which torch warns of waits as it does on CUDA, while it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode = "default"
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set)
+
+    def set(self, mode: str) -> None:
+        self.mode = mode
+
+    def wait(self, place: str) -> None:
+        if self.mode == "warn":
+            file, _, line = place.rpartition(":")
+            warnings.warn_explicit(
+                "called a synchronizing CUDA operation", UserWarning, file, int(line)
+            )
+
+    def request(self, ids: Ids, new_tokens: int, clock: Clock) -> Ids:
+        self.wait("/venv/site-packages/transformers/before.py:1")
+        clock.start()
+        self.wait(f"{PACKAGE}/engine/transformers/strategies.py:60")  # the ids cross over
+        for _ in range(30):
+            self.wait("/venv/site-packages/transformers/flash.py:580")
+        warnings.warn("something else", stacklevel=1)
+        for step in range(new_tokens):
+            clock.token()
+            if step == 1:
+                self.wait("/venv/site-packages/bitsandbytes/ops.py:7")
+                self.wait(f"{PACKAGE}/engine/transformers/strategies.py:65")
+        self.wait("/venv/site-packages/transformers/after.py:1")
+        return ids
+
+
+def test_each_wait_is_counted_in_its_phase_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = Waits(monkeypatch)
+    prefill, decode = syncs(waits.request, np.zeros((1, 4), dtype=np.int64), 4)
+    assert prefill == {"transformers/flash.py:580": 30}
+    assert decode == {
+        "bitsandbytes/ops.py:7": 1,
+        f"{PACKAGE}/engine/transformers/strategies.py:65": 1,
+    }
+    assert waits.mode == "default"

@@ -126,6 +126,16 @@ def test_what_prefill_holds_is_as_computed_by_hand() -> None:
     assert wide.activation_bytes == stream + 10_000 * (2 + 4)
 
 
+def test_sdpa_keeps_scores_where_only_its_math_kernel_takes_the_attention() -> None:
+    cell = resolved(TOY)
+    fused, math = (
+        fakes.description(sdpa_kernels=names) for names in (("math", "flash"), ("math",))
+    )
+    eager = predict(replace(cell, attn=fakes.cell(attn="eager").attn), fused)
+    assert predict(cell, math) == eager
+    assert predict(cell, fused).activation_bytes < eager.activation_bytes
+
+
 @pytest.mark.parametrize(
     ("changes", "more"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from bench.config.cell import Cell
 from bench.driver import plan
-from bench.driver.policy import Records, reference_cell, sixteen_bits, unquantized
+from bench.driver.policy import Records, reference_cells, sixteen_bits, unquantized
 from bench.engine.protocol import Announce
 from bench.errors import CellFailure
 from bench.meter.answers import answer_cell
@@ -42,14 +42,17 @@ def test_a_profile_gives_kernels_the_kind_of_what_launched_them(host: Host, tmp_
         assert "interpreter" not in phase.seconds  # of the device, not of the host
 
 
-@pytest.mark.parametrize(("quant", "least", "most"), [("bf16", -1e-6, 1e-3), ("nf4", 0.05, 1.0)])
+@pytest.mark.parametrize(
+    ("quant", "least", "most"), [("fp16", -1e-6, 2e-4), ("bf16", 2e-4, 1e-2), ("nf4", 0.05, 1.0)]
+)
 def test_divergence_is_read_on_the_gpu(
     host: Host, smollm2: str, tmp_path: Path, quant: str, least: float, most: float
 ) -> None:
     asked = fakes.group("quality", "samples", text_tokens=512, max_new_tokens=8)
     cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant, quality=asked))
-    reference = reference_cell(Records({}, {"transformers": host}, {}), cell, None)
+    reference = next(reference_cells(Records({}, {"transformers": host}, {}), cell))
     assert isinstance(reference, Cell)
+    assert reference.quant.name == "fp32"
     file, log = str(tmp_path / "reference.safetensors"), tmp_path / "log.txt"
     floor = unquantized(cell, sixteen_bits(cell, host)).quant
     run(keep_reference, PLACE, reference, floor, file, log=log)

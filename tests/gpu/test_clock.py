@@ -67,11 +67,13 @@ def time_both_ways(
     return repeats, mismatch, waiting_steps, whole
 
 
-def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
-    """Waits of one request after its first token, as the attestation counts them."""
+def count_syncs(
+    announce: Announce, cell: Cell, with_item: bool = False, in_prefill: bool = False
+) -> int:
+    """Waits of one request, as the attestation counts them: after its first token, or before."""
     import torch
 
-    from bench.engine.transformers.probes import decode_syncs
+    from bench.engine.transformers.probes import syncs
 
     session, ids = opened(announce, cell)
     for _ in range(2):  # what happens once only is not counted
@@ -87,7 +89,8 @@ def count_syncs(announce: Announce, cell: Cell, with_item: bool = False) -> int:
         return ids
 
     request = with_items if with_item else session.request
-    return decode_syncs(request, ids, cell.workload.new_tokens)
+    prefill, decode = syncs(request, ids, cell.workload.new_tokens)
+    return sum((prefill if in_prefill else decode).values())
 
 
 @pytest.fixture(scope="module", params=[1, 8])
@@ -140,6 +143,17 @@ def test_nothing_waits_for_the_device_between_the_first_token_and_the_last(
 @pytest.mark.parametrize("model", ["tiny", "smollm2-135m"])
 def test_nothing_waits_in_a_llama_either(host: Host, smollm2: str, model: str, log: Path) -> None:
     assert run(count_syncs, gpu_cell(host, model=model, quant="fp16"), log=log) == 0
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "flash2"])
+def test_flash_attention_2_alone_waits_in_each_layer_of_a_prefill(
+    host: Host, smollm2: str, attn: str, log: Path
+) -> None:
+    if attn == "flash2" and "flash_attn" in host.missing:
+        pytest.skip(host.missing["flash_attn"])
+    cell = gpu_cell(host, model=smollm2, quant="fp16", attn=attn)
+    found = run(count_syncs, cell, False, True, log=log)
+    assert found >= 30 if attn == "flash2" else found == 0
 
 
 def test_int8_with_a_threshold_waits_in_every_layer_as_documented(

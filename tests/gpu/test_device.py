@@ -63,7 +63,7 @@ def bad_fork(announce: Announce) -> bool:
 def context_after_reading(announce: Announce) -> tuple[str, int | None, bool]:
     import torch
 
-    from bench.engine.transformers.probes import accelerator
+    from bench.engine.transformers.device import accelerator
     from bench.meter.nvml import nvml_uuid
     from bench.meter.nvml import used_bytes as nvml_used_bytes
 
@@ -79,7 +79,7 @@ class Allocator:
     """As much of a session as the memory of a phase asks."""
 
     def allocated_peaks(self) -> tuple[int | None, int | None]:
-        from bench.engine.transformers.probes import allocated_peaks
+        from bench.engine.transformers.device import allocated_peaks
 
         return allocated_peaks()
 
@@ -87,7 +87,7 @@ class Allocator:
 def allocate(announce: Announce) -> tuple[Memory, Memory]:
     import torch
 
-    from bench.engine.transformers.probes import accelerator
+    from bench.engine.transformers.device import accelerator
     from bench.meter.memory import PhaseMemory
 
     phase, session = PhaseMemory(accelerator()), Allocator()
@@ -126,7 +126,7 @@ def index_out_of_range(announce: Announce) -> None:
 def precision(announce: Announce, matrix_of: float) -> tuple[float, dict[str, str]]:
     import torch
 
-    from bench.engine.transformers.probes import flags_in_force, set_flags
+    from bench.engine.transformers.device import flags_in_force, set_flags
 
     set_flags(1)
     found = torch.full((256, 256), matrix_of, device="cuda") @ torch.eye(256, device="cuda")
@@ -171,7 +171,7 @@ def test_the_device_that_is_made_visible_is_the_one_that_is_named(host: Host, by
         "CUDA_VISIBLE_DEVICES": str(count - 1) if by == "index" else last,
     }
     code = (
-        "from bench.engine.transformers.probes import accelerator\n"
+        "from bench.engine.transformers.device import accelerator\n"
         "from bench.meter.nvml import nvml_uuid\n"
         "print(nvml_uuid(accelerator().uuid))\n"
     )

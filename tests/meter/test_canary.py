@@ -1,42 +1,40 @@
-"""The reference kernels: the least of many times of each, on a clock that only they move."""
+"""The reference kernels: what is kept of many readings."""
 
-from collections.abc import Iterator
+import itertools
+import time
 
-from bench.engine.kernels import CanaryKernels, numpy_canary
+from bench.engine.kernels import CanaryKernels, Kernel, numpy_canary
 from bench.meter.canary import read_canary
 
 
 class Machine:
-    """A clock, and kernels that take the times of a list and then its last one again and again."""
+    """A device whose kernels take the times that they are given, the last one again and again."""
 
     def __init__(self) -> None:
-        self.now_s = 0.0
         self.released = 0
-        self.waits = 0
+        self.calls = 0
 
-    def kernel(self, *times_s: float) -> "Iterator[None]":
-        left = list(times_s)
+    def kernel(self, *times_s: float) -> Kernel:
+        times = itertools.chain(times_s, itertools.repeat(times_s[-1]))
+        return lambda: next(times)
 
-        def run() -> None:
-            self.now_s += left.pop(0) if len(left) > 1 else left[0]
-
-        return run  # type: ignore[return-value]
-
-    def wait(self) -> None:
-        self.waits += 1
+    def seconds(self, kernel: Kernel) -> float:
+        self.calls += 1
+        taken: float = kernel()  # type: ignore[assignment]
+        return taken
 
     def release(self) -> None:
         self.released += 1
 
 
-def kernels_of(machine: Machine, *reads_s: float) -> CanaryKernels:
+def kernels_of(machine: Machine, *reads_s: float, warm_s: float = 0) -> CanaryKernels:
     return CanaryKernels(
-        read=machine.kernel(*reads_s),  # type: ignore[arg-type]
-        matmul=machine.kernel(0.5),  # type: ignore[arg-type]
-        steps=machine.kernel(0.25),  # type: ignore[arg-type]
-        wait=machine.wait,
+        read=machine.kernel(*reads_s),
+        matmul=machine.kernel(0.5),
+        steps=machine.kernel(0.25),
+        seconds=machine.seconds,
+        warm_s=warm_s,
         release=machine.release,
-        timer=lambda: machine.now_s,
     )
 
 
@@ -47,16 +45,20 @@ def test_the_least_time_of_each_kernel_counts() -> None:
     assert machine.released == 1
 
 
-def test_the_first_call_warms_up_and_is_no_reading() -> None:
+def test_the_first_call_loads_the_kernel_and_is_no_reading() -> None:
     machine = Machine()
     canary = read_canary(kernels_of(machine, 1.0, 4.0))
     assert canary.read_s == 4.0
+    assert machine.calls == 3 * 41
 
 
-def test_the_device_has_finished_before_and_after_each_reading() -> None:
+def test_a_device_at_idle_clocks_is_given_time_before_a_reading_counts() -> None:
     machine = Machine()
-    read_canary(kernels_of(machine, 1.0))
-    assert machine.waits == 3 * 2 * 40
+    began = time.monotonic()
+    # Idle for the first hundred calls of 41: only who waits reads the later ones alone
+    canary = read_canary(kernels_of(machine, *[1.0] * 100, 3.0, warm_s=0.05))
+    assert time.monotonic() - began >= 3 * 0.05
+    assert canary.read_s == 3.0
 
 
 def test_numpys_kernels_take_some_time() -> None:

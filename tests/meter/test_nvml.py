@@ -22,7 +22,7 @@ import pytest
 from bench.config.parse import parse
 from bench.meter.nvml import SHORTEST_ENERGY_WINDOW_S, GpuProcess
 from bench.paths import ROOT
-from bench.record.measurement import Reading, Telemetry
+from bench.record.measurement import GpuState, Reading, Telemetry
 
 GPU = {
     "init": "ok",
@@ -37,6 +37,12 @@ GPU = {
     "power": "345678",
     "energy": "9876543210123",
     "reasons": "0",
+    "power_limit": "350000",
+    "ecc": "1",
+    "app_clock": "1755",
+    "max_clock": "1980",
+    "violation_power": "2500000000",
+    "violation_heat": "0",
     "compute": "nobody",
     "graphics": "nobody",
 }
@@ -60,6 +66,7 @@ import dataclasses, json, os, sys, threading, time, traceback
 import pynvml
 from bench.errors import CellFailure
 from bench.meter import nvml as telemetry
+from bench.meter.gpu_state import device_settings, gpu_state
 from bench.meter.nvml import idle_power_w, other_processes, used_bytes, wait_until_free, watch
 
 loaded = "torch" in sys.modules
@@ -474,6 +481,50 @@ def test_memory_in_use_is_read_through_the_same_library(
 )
 def test_the_next_cell_waits_until_memory_is_free(play: Play, used: str, held: int) -> None:
     assert play("wait_until_free('GPU-1', 0, limit_s=0.5)", used=used) == held
+
+
+# Before and after the timed requests
+
+
+def test_the_state_of_the_gpu_is_read_in_base_units(play: Play) -> None:
+    assert parse(GpuState, play("gpu_state('GPU-1')")) == GpuState(
+        sm_clock_hz=1_980_000_000,
+        memory_clock_hz=2_619_000_000,
+        power_limit_w=350.0,
+        held_down_s={"power": 2.5, "heat": 0.0},
+    )
+    assert play("device_settings('GPU-1')") == {
+        "power limit, W": "350",
+        "ECC": "on",
+        "application clock, MHz": "1755",
+        "highest clock, MHz": "1980",
+    }
+
+
+@pytest.mark.parametrize(
+    "refused",
+    ["error:3", "error:4", "error:13", None],  # not supported, no permission, function not found
+)
+def test_what_a_driver_or_an_instance_does_not_tell_is_left_out(
+    play: Play, refused: str | None
+) -> None:
+    """As of a MIG instance, for a user without permission, or of a driver before the function."""
+    keys = ("sm_clock", "memory_clock", "power_limit", "ecc", "app_clock", "max_clock")
+    silent = dict.fromkeys((*keys, "violation_power", "violation_heat"), refused)
+    asked = "[gpu_state('GPU-1'), device_settings('GPU-1')]"
+    state, settings = play(asked, **silent)
+    assert parse(GpuState, state) == GpuState(None, None, None, {})
+    assert settings == {}
+
+
+def test_without_nvml_or_the_device_there_is_no_state(play: Play) -> None:
+    asked = "[gpu_state(None), gpu_state('GPU-2'), device_settings('GPU-2')]"
+    assert play(asked) == [None, None, {}]
+    assert play("gpu_state('GPU-1')", init="error:9") is None
+
+
+def test_a_gpu_that_is_gone_has_no_state(play: Play) -> None:
+    assert play("gpu_state('GPU-1')", power_limit="error:15")["status"] == "failed"
 
 
 def test_reading_a_gpu_does_not_load_torch(play: Play) -> None:

@@ -200,11 +200,19 @@ def test_brackets_in_a_value_are_text_and_not_markup() -> None:
 def test_what_a_reader_should_doubt_is_said() -> None:
     doubtful = fakes.result(
         measurement=fakes.measurement(clock_mismatch=0.023),
-        attestation=fakes.attestation(decode_syncs=4),
+        attestation=fakes.attestation(
+            prefill_syncs={"transformers/flash.py:580": 30},
+            decode_syncs={"bitsandbytes/ops.py:7": 3, "torch/x.py:1": 1},
+            remarks=("sdpa took its math kernel",),
+        ),
     )
     text = as_text([doubtful], Baseline())
     assert "(2.3%): host and device clocks differ" in text
-    assert "(4): operations waited for the device while decoding" in text
+    waited = "operations waited for the device"
+    assert f"(4 times): {waited} while decoding: bitsandbytes/ops.py:7 and 1 other places" in text
+    prefill = f"(30 times): {waited} in prefill, which is part of TTFT: transformers/flash.py:580"
+    assert prefill in text
+    assert "sdpa took its math kernel" in text
 
 
 def test_more_than_a_data_sheet_allows_is_doubted() -> None:

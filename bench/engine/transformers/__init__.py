@@ -27,6 +27,7 @@ IMPLEMENTATIONS = (
     "flash_attention_3",
 )
 BACKENDS = ("math", "flash", "efficient", "cudnn")  # of sdpa
+_BF16_CAPABILITY = 8.0
 STRATEGIES = {  # name: the function that runs the token loop
     "loop": "bench.engine.transformers.strategies:loop",
     "generate": "bench.engine.transformers.strategies:generate",
@@ -57,12 +58,12 @@ class Transformers:
     optional: tuple[str, ...] = ("bitsandbytes", "flash_attn", "flash_attn_interface")
 
     def accelerator(self) -> Accelerator | None:
-        from bench.engine.transformers.probes import accelerator
+        from bench.engine.transformers.device import accelerator
 
         return accelerator()
 
     def unsupported(self) -> dict[str, str]:
-        from bench.engine.transformers.probes import unsupported
+        from bench.engine.transformers.device import unsupported
 
         return unsupported()
 
@@ -101,6 +102,12 @@ class Transformers:
             on_cuda = Requires(capability=8.0, dtypes=("fp16", "bf16"))
             for need in lacking(on_cuda, cell, host):
                 return Outcome("skipped", f"attn={cell.attn.name} needs {need}")
+        if _is_emulated(cell, host):
+            return Outcome(
+                "skipped",
+                f"quant={cell.quant.name}: {host.device_name} (compute capability"
+                f" {host.capability}) has no bf16, torch emulates it; want fp16",
+            )
         threshold = getattr(parameters_of(cell.quant), "threshold", 0.0)
         if cell.model.weights == "random" and threshold:
             return Outcome(
@@ -131,7 +138,7 @@ class Transformers:
         return Files(folder, sources.revision(cell.model, folder), made_of)
 
     def prepare(self, cell: Cell) -> None:
-        from bench.engine.transformers.probes import set_flags
+        from bench.engine.transformers.device import set_flags
 
         set_flags(int(cell.threads))
         packages = [SCHEMES[cell.quant.scheme].package, cell.attn.requires.package]
@@ -143,12 +150,12 @@ class Transformers:
                 importlib.import_module(package)
 
     def canary_kernels(self, device: str) -> CanaryKernels:
-        from bench.engine.transformers.probes import canary_kernels
+        from bench.engine.transformers.device import canary_kernels
 
         return canary_kernels(device)
 
     def peak_kernels(self, device: str, threads: int) -> PeakKernels | None:
-        from bench.engine.transformers.probes import peak_kernels
+        from bench.engine.transformers.device import peak_kernels
 
         return peak_kernels(device, threads)
 
@@ -156,6 +163,12 @@ class Transformers:
         from bench.engine.transformers.session import open_session
 
         return open_session(cell, files.folder, files.configuration)
+
+
+def _is_emulated(cell: Cell, host: Host) -> bool:
+    """Whether a GPU before Ampere would compute in bf16, which its tensor cores do not have."""
+    dtypes = {cell.quant.dtype, cell.quant.parameters.get("compute_dtype")}
+    return cell.device == "cuda" and (host.capability or 0) < _BF16_CAPABILITY and "bf16" in dtypes
 
 
 def _of_folder(cell: Cell, host: Host) -> str | None:

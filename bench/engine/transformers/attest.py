@@ -22,8 +22,14 @@ from transformers import DynamicCache, PreTrainedModel
 from bench.config.cell import Cell
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Untimed
-from bench.engine.transformers.attention import attention_mismatches, attention_operators, pinned
+from bench.engine.transformers.attention import (
+    attention_mismatches,
+    attention_operators,
+    attention_remarks,
+    pinned,
+)
 from bench.engine.transformers.describe import cache_windows
+from bench.engine.transformers.device import flags_in_force
 from bench.engine.transformers.packed import (
     is_packed,
     kind,
@@ -35,7 +41,7 @@ from bench.engine.transformers.packed import (
     saved_quantization,
     unpacked,
 )
-from bench.engine.transformers.probes import Request, decode_syncs, flags_in_force
+from bench.engine.transformers.probes import Request, syncs
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
 from bench.engine.transformers.strategies import new_cache
 from bench.errors import CellFailure
@@ -54,7 +60,7 @@ def attest(
     Raises:
         CellFailure: ``failed`` for logits that are not finite.
     """
-    syncs = decode_syncs(request, ids, new_tokens) if cell.device == "cuda" else None
+    waits = syncs(request, ids, new_tokens) if cell.device == "cuda" else (None, None)
     seen = _observe(cell, model, request, ids[:1])
     by_dtype: Counter[str] = Counter()
     for tensor in _stored_tensors(model):
@@ -94,7 +100,9 @@ def attest(
         ),
         logits_digest=hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12],
         outlier_share=seen.outlier_share,
-        decode_syncs=syncs,
+        prefill_syncs=waits[0],
+        decode_syncs=waits[1],
+        remarks=tuple(attention_remarks(cell.attn, attention)),
         details={
             "layers": dict(Counter(map(kind, matrices(model)))),
             "bytes_by_dtype": dict(by_dtype),

@@ -46,6 +46,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from bench.config.cell import Cell
+from bench.engine.transformers.attention import sdpa_kernels
+from bench.engine.transformers.device import accelerator
 from bench.engine.transformers.load import configuration
 from bench.engine.transformers.schemes import (
     DTYPE_BYTES,
@@ -86,6 +88,8 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
     head_dim = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
     cache = _filled_cache(model)
     kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    kv_heads = kept[0].keys.shape[1] if kept else 0
+    head_dim = head_dim or (config.hidden_size // heads if heads else 0)
     kv_bytes = [(layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2] for layer in kept]
     return Description(
         matrices=matrices,
@@ -93,8 +97,8 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         layers=config.num_hidden_layers,
         heads=heads,
-        kv_heads=kept[0].keys.shape[1] if kept else 0,
-        head_dim=head_dim or (config.hidden_size // heads if heads else 0),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         hidden=config.hidden_size,
         intermediate=intermediate,
         mlp_copies=mlp_copies,
@@ -106,8 +110,21 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         kv_bytes_per_token_layer=sum(kv_bytes) // len(kv_bytes) if kv_bytes else 0,
         product_bytes=SCHEMES[cell.quant.scheme].product_bytes,
         attention=_attention(model),
+        sdpa_kernels=_sdpa_kernels(cell, heads, kv_heads, head_dim, masked=False),
+        masked_sdpa_kernels=_sdpa_kernels(cell, heads, kv_heads, head_dim, masked=True),
         obstacle=_obstacle(matrices, model, cell),
     )
+
+
+def _sdpa_kernels(
+    cell: Cell, heads: int, kv_heads: int, head_dim: int, masked: bool
+) -> tuple[str, ...]:
+    """Empty where the model has no attention, or this machine not the cell's device."""
+    has_device = cell.device == "cpu" or accelerator() is not None
+    if not kv_heads or not has_device:
+        return ()
+    dtype = torch_dtype(cell.quant.dtype)
+    return sdpa_kernels(heads, kv_heads, head_dim, dtype, cell.device, masked)
 
 
 def _laid_out(cell: Cell, source: Path | None) -> PreTrainedModel:

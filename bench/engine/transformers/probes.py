@@ -1,4 +1,4 @@
-"""torch's instruments: clocks, precision flags, the allocator, reference kernels, the profiler.
+"""torch's instruments on a running model: clocks, waits for the device, the profiler.
 
 On a CPU every operation has finished when Python goes on, so the protocol's ``HostClock`` is the
 truth. On CUDA the host runs ahead of the device: an event is recorded after each token and read
@@ -10,8 +10,8 @@ made before it starts and never used again.
 import itertools
 import time
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from torch.profiler import ProfilerActivity
 from transformers import PreTrainedModel
 
 from bench.analysis.operators import DECODE_MARK, PREFILL_MARK, Span, by_kind
-from bench.engine import kernels
-from bench.engine.kernels import CanaryKernels, Kernel, PeakKernels
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Accelerator, Clock, Untimed
+from bench.engine.protocol import Clock, Untimed
 from bench.engine.transformers.strategies import new_cache
+from bench.paths import PACKAGE
 from bench.record.measurement import PhaseProfile, Profile, Repeat
 
 _PROFILED_STEPS = 4  # each does the same, and traces of whole answers are hundreds of megabytes
@@ -74,168 +73,63 @@ class CudaClock:
 
 
 class _SyncWatch(Untimed):
-    """Has torch warn of whatever waits for the device between the first token and the last."""
+    """Has torch warn of whatever waits for the device, and sorts the warnings by phase."""
 
-    def __init__(self, new_tokens: int) -> None:
-        self.left = new_tokens
+    def __init__(self, caught: list[warnings.WarningMessage], new_tokens: int) -> None:
+        self.caught = caught
+        self.new_tokens = self.left = new_tokens
+        self.before_decode = 0
 
     def start(self) -> None:
         torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
 
     def token(self, count: int = 1) -> None:
+        if self.left == self.new_tokens:
+            self.before_decode = len(self.caught)
         self.left -= count
-        torch.cuda.set_sync_debug_mode("warn" if self.left else "default")
+        if not self.left:
+            torch.cuda.set_sync_debug_mode("default")
 
 
-def decode_syncs(request: Request, ids: Ids, new_tokens: int) -> int:
-    """How many operations of one request on CUDA wait for the device after its first token.
+def syncs(
+    request: Request, ids: Ids, new_tokens: int
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Which operations of one request on CUDA wait for the device, in prefill and after the first
+    token: how often, by the line of Python that calls them.
 
-    int8 with a threshold (is any activation above it?) and transformers' eager attention (its mask
-    takes a scalar from the host) do so by design; torch sees its own operations only, not those of
-    other libraries' kernels.
+    By design the ids of the prompt and of the first token cross over, and each step waits in int8
+    with a threshold (is any activation above it?) and in transformers' eager attention (its mask
+    takes a scalar from the host). flash_attention_2 waits in each layer's prefill of a batch of 1
+    (is the sequence packed? transformers 5.23.0, modeling_flash_attention_utils.py). torch sees its
+    own operations only, not those of other libraries' kernels. Its warnings carry the frame of
+    Python that was running.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        request(ids, new_tokens, _SyncWatch(new_tokens))
+        watch = _SyncWatch(caught, new_tokens)
+        request(ids, new_tokens, watch)
+    prefill, decode = caught[: watch.before_decode], caught[watch.before_decode :]
+    ours = str(PACKAGE)
+    return (
+        _by_place(warning for warning in prefill if not warning.filename.startswith(ours)),
+        _by_place(decode),
+    )
+
+
+def _by_place(caught: Iterable[warnings.WarningMessage]) -> Mapping[str, int]:
     sync = "called a synchronizing CUDA operation"
-    return sum(sync in str(warning.message) for warning in caught)
-
-
-def set_flags(threads: int) -> None:
-    """Threads and precision: set, never left to the library's default."""
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")  # no TF32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
-
-
-def flags_in_force() -> dict[str, str]:
-    """Threads and precision as torch has them now, for the record."""
-    matmul = torch.backends.cuda.matmul
-    return {
-        "threads": str(torch.get_num_threads()),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allow_tf32": str(torch.backends.cudnn.allow_tf32),
-        "allow_fp16_reduced": str(matmul.allow_fp16_reduced_precision_reduction),
-        "allow_bf16_reduced": str(matmul.allow_bf16_reduced_precision_reduction),
-    }
-
-
-def accelerator() -> Accelerator | None:
-    """The current CUDA device, found without making a context; None without one. ROCm answers to
-    the name of CUDA, and is none."""
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return Accelerator(
-        name=properties.name,
-        memory_bytes=properties.total_memory,
-        uuid=str(properties.uuid),
-        capability=float(f"{properties.major}.{properties.minor}"),
-        versions={
-            "cuda": str(torch.version.cuda),
-            "cudnn": str(torch.backends.cudnn.version()),
-        },
+    places = Counter(
+        f"{warning.filename.rpartition('site-packages/')[2]}:{warning.lineno}"
+        for warning in caught
+        if sync in str(warning.message)
     )
+    return dict(places.most_common())
 
 
-def unsupported() -> dict[str, str]:
-    """Devices that torch sees and this tool has no clock, counters and data sheets for."""
-    found = {
-        "ROCm": torch.version.hip is not None and torch.cuda.is_available(),
-        "MPS": torch.backends.mps.is_available(),
-    }
-    reason = "is not supported yet; device=cpu measures this machine's CPU"
-    return {name: reason for name, is_here in found.items() if is_here}
-
-
-def allocated_peaks() -> tuple[int, int]:
-    """What the CUDA allocator gave out and held at most since the last call. Units: bytes."""
-    torch.cuda.synchronize()
-    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
-    return peaks
-
-
-def _wait(device: str) -> Kernel:
-    return torch.cuda.synchronize if device == "cuda" else kernels.nothing
-
-
-def _release() -> None:
-    torch._C._cuda_clearCublasWorkspaces()  # the kernels' memory is not the model's
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-
-
-def canary_kernels(device: str) -> CanaryKernels:
-    """The three kernels on the device."""
-    generator = torch.Generator().manual_seed(0)
+def _wait(device: str) -> None:
     if device == "cuda":
-        block = torch.ones(kernels.READ_BYTES // 4, device=device)
-    else:
-        block = torch.frombuffer(kernels.huge_pages(kernels.READ_BYTES), dtype=torch.float32)
-        block.fill_(1)
-    side, width = kernels.SIDE, kernels.WIDTH
-    matrix = torch.randn(side, side, generator=generator).to(device)
-    layers = [
-        torch.randn(width, width, generator=generator).to(device) for _ in range(kernels.LAYERS)
-    ]
-
-    def steps() -> None:
-        state = torch.ones(1, width, device=device)
-        for _ in range(kernels.STEPS):
-            for weight in layers:
-                state = torch.nn.functional.silu(state @ weight) + state
-            state = state / state.norm()
-
-    return CanaryKernels(
-        read=torch.inference_mode()(block.sum),
-        matmul=torch.inference_mode()(lambda: matrix @ matrix),
-        steps=torch.inference_mode()(steps),
-        wait=_wait(device),
-        release=_release if device == "cuda" else kernels.nothing,
-    )
-
-
-_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-}
-
-
-def peak_kernels(device: str, threads: int) -> PeakKernels:
-    """Sums and products on the device, with so many threads."""
-    torch.set_num_threads(threads)
-    columns = kernels.BLOCK_COLUMNS
-    block = torch.ones(kernels.BLOCK_BYTES // 4 // columns, columns, device=device)
-    vector = torch.ones(columns, device=device)
-
-    def product(dtype: str, side: int) -> Kernel:
-        a, b = (torch.ones(side, side, device=device).to(_DTYPES[dtype]) for _ in range(2))
-        multiply: Callable[..., torch.Tensor] = torch._int_mm if dtype == "int8" else torch.mm
-        return torch.inference_mode()(partial(multiply, a, b.t()))
-
-    on_cpu = device == "cpu"
-    where = f"{threads} threads" if on_cpu else torch.cuda.get_device_name()
-    return PeakKernels(
-        readers={
-            "torch.sum": torch.inference_mode()(block.sum),
-            "matrix-vector product": torch.inference_mode()(partial(torch.mv, block, vector)),
-        },
-        product=product,
-        where=f"{where}, torch {torch.__version__}",
-        wait=_wait(device),
-        bus_bytes_s=None if on_cpu else _bus_bytes_s(),
-    )
-
-
-def _bus_bytes_s() -> float | None:
-    """Two transfers a clock (kHz), each of the bus's width (bits); None where it is hidden."""
-    properties = torch.cuda.get_device_properties(0)
-    return 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8 or None
+        torch.cuda.synchronize()
 
 
 class _Marks(Untimed):
@@ -295,7 +189,7 @@ def profile_step(model: PreTrainedModel, ids: Ids, device: str) -> PhaseProfile 
 
     started = time.perf_counter()
     step()
-    _wait(device)()
+    _wait(device)
     step_s = time.perf_counter() - started
     steps = max(1, min(_PROFILED_STEPS, int(_PROFILED_S / step_s)))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
@@ -321,7 +215,7 @@ def _request_s(request: Request, ids: Ids, steps: int, device: str) -> float:
     started = time.perf_counter()
     request(ids, steps + 1, marks)
     marks.end()
-    _wait(device)()
+    _wait(device)
     return time.perf_counter() - started
 
 

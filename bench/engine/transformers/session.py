@@ -20,10 +20,10 @@ from bench.engine.protocol import Clock, Floats, Head, HostClock
 from bench.engine.transformers import strategy
 from bench.engine.transformers.attention import pinned
 from bench.engine.transformers.attest import attest
+from bench.engine.transformers.device import allocated_peaks
 from bench.engine.transformers.load import load, reading, release_heap
 from bench.engine.transformers.probes import (
     CudaClock,
-    allocated_peaks,
     profile_request,
     profile_step,
 )
@@ -65,7 +65,11 @@ class TransformersSession:
         self.run = strategy(cell.decode.strategy)
 
     def ready(self, ids: Ids, new_tokens: int) -> None:
-        """Neither loop prepares anything: caches are part of a request."""
+        """Neither loop prepares anything: caches are part of a request. What loading has left goes
+        back: transformers reserves the weights' size at once and quantizes from 16 bits."""
+        if self.cell.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
 
     def clock(self, new_tokens: int) -> Clock:
         return CudaClock(new_tokens) if self.cell.device == "cuda" else HostClock()
