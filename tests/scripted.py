@@ -33,6 +33,7 @@ def settings(outputs: Path, **changes: Any) -> Settings:
         "baseline": Baseline(),
         "output_dir": str(outputs),
         "margin": 0.03,
+        "price_per_hour": None,
         "resume": None,
         "profile": False,
         "dry_run": False,
