@@ -140,8 +140,9 @@ METRICS: tuple[Metric, ...] = (
            "decode throughput that this device's bandwidth and compute allow at most",
            readings.ceiling_tok_s),
     Metric("j_per_prompt_tok", "J", "lower",
-           "energy of a prefill / its prompt tokens, idle power included; NVML's counter over 10 s"
-           " and more", readings.j_per_prompt_tok),
+           "energy of a prefill / its prompt tokens, idle power included: of the GPU by NVML's"
+           " counter over 10 s and more, or of the CPU's packages by RAPL's, others' work included",
+           readings.j_per_prompt_tok),
     Metric("j_per_output_tok", "J", "lower",
            "energy of a request beyond its prefill / the tokens after the first, idle power"
            " included", readings.j_per_output_tok, "J/token", 1, 3),

@@ -242,6 +242,8 @@ def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Dou
     if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
         slowdown = f"{result.profile.slowdown:.1f}x"
         yield "the profiler made its request slower, in host time above all", slowdown
+    if result.cell.device == "cpu" and any(m.energy for m in result.measurements):
+        yield "energy is of the whole CPU package: what others ran is in it too", ""
     syncs = None if result.attestation is None else result.attestation.decode_syncs
     if syncs and result.cell.decode.strategy == "loop":
         yield "operations waited for the device while decoding", str(syncs)

@@ -60,7 +60,9 @@ def test_a_price_comes_from_the_sweep_or_the_option(
     found = json.loads(capsys.readouterr().out)
     (only,) = found["answers"]
     assert found["price_per_hour"] == 5.0
-    assert found["cells"][only["best"]]["metrics"]["cost/output_mtok"] == pytest.approx(4.3403, rel=1e-4)
+    assert found["cells"][only["best"]]["metrics"]["cost/output_mtok"] == pytest.approx(
+        4.3403, rel=1e-4
+    )
     assert run("report", *there) == 0
     assert "4.340" in (folder / "report.md").read_text()
     assert run("report", *there, "--price-per-hour", "2.50") == 0
