@@ -11,6 +11,7 @@ from bench.errors import ConfigError
 from bench.store.files import read_sweep, write_result, write_sweep
 from tests import fakes, stores
 from tests.analysis.test_advice import KNOWN, SWEEP
+from tests.command_line import from_readme
 
 
 def run(name: str, *arguments: str) -> int:
@@ -50,7 +51,8 @@ def test_a_price_comes_from_the_sweep_or_the_option(
     there = ("--output-dir", "elsewhere")
     with pytest.raises(ConfigError, match=r"^--goal cost: this sweep has no price; add what"):
         run("advise", *there, "--goal", "cost")
-    assert run("advise", *there, "--goal", "cost", "--price-per-hour", "2.50") == 0
+    command = from_readme("python -m bench advise --goal cost --price-per-hour 2.50")
+    assert run(*command, *there) == 0
     said = capsys.readouterr().out
     assert "least cost per million output tokens: quant=bf16 batch=32" in said
     assert "2.170 per million output tokens" in said
