@@ -38,7 +38,7 @@ def _check(comparison: Comparison, goal: Goal | None) -> None:
     if goal == "energy" and not has_energy(comparison.plausible):
         raise ConfigError(
             [
-                "--goal energy: no cell of this sweep has energy; want measure=standard where"
-                " `python -m bench doctor` finds a counter of energy"
+                "--goal energy: no cell of this sweep has energy; want measure=standard on an"
+                " NVIDIA GPU, or a CPU that lets us read RAPL (`python -m bench doctor` says how)"
             ]
         )

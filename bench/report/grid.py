@@ -201,7 +201,8 @@ def conditions(comparison: Comparison) -> str:
         parts.append(f"{threads.pop()} threads")
     parts += [f"{name} {host.versions[name]}" for name in _SHOWN_VERSIONS if name in host.versions]
     if (paid := comparison.sweep.price_per_hour) is not None:
-        parts.append(f"cost at {paid:g} per hour, always busy with that phase at that batch")
+        cost = f"cost per million tokens, in the currency of price_per_hour={paid:g}"
+        parts.append(f"{cost}, of a machine always busy with that phase at that batch")
     return ", ".join(parts)
 
 

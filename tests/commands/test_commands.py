@@ -71,7 +71,7 @@ def test_a_price_comes_from_the_sweep_or_the_option(
     for name in ("report.html", "report.md"):
         text = (folder / name).read_text()
         assert "2.170" in text
-        assert "cost at 2.5 per hour" in text
+        assert "price_per_hour=2.5," in text
 
 
 def test_energy_that_no_cell_has_is_no_goal(elsewhere: Path) -> None:
