@@ -110,6 +110,7 @@ def config_mapping(**changes: Any) -> dict[str, Any]:
         "baseline": {},
         "output_dir": "outputs",
         "margin": 0.03,
+        "price_per_hour": None,
         "resume": None,
         "profile": False,
         "dry_run": False,

@@ -20,7 +20,7 @@ UNTRACKED = Tracking("none", False, "tests")
 
 def scripted(script: str = "", **changes: Any) -> Cell:
     """A cell of the scripted engine: two requests of 8 + 4 tokens in one process."""
-    few = fakes.group("measure", "quick", warmups=1, repeats=2, target=None)
+    few = fakes.group("measure", "quick", warmups=1, repeats=2, target=None, telemetry_s=0)
     measure = few | changes.pop("measure", {})
     cell = fakes.cell(**{"model": "tiny", "engine": "scripted", "measure": measure} | changes)
     return replace(cell, engine=EngineChoice(cell.engine.name, {"script": script}))
@@ -33,6 +33,7 @@ def settings(outputs: Path, **changes: Any) -> Settings:
         "baseline": Baseline(),
         "output_dir": str(outputs),
         "margin": 0.03,
+        "price_per_hour": None,
         "resume": None,
         "profile": False,
         "dry_run": False,

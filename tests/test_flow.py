@@ -94,14 +94,19 @@ def test_the_grids_of_the_readme_are_what_they_say(
             from_readme("python -m bench -m quant=bf16,nf4 profile=true"),
             [f"{default}/bf16/auto/b1", f"{default}/nf4/auto/b1"],
         ),
+        (
+            from_readme("python -m bench -m quant=bf16,nf4 price_per_hour=2.50"),
+            [f"{default}/bf16/auto/b1", f"{default}/nf4/auto/b1"],
+        ),
         (from_readme("python -m bench quant=nf4 batch=max"), [f"{default}/nf4/auto/bmax"]),
     ]
     scripted = ["engine=scripted", "quality=none", "tracking=none", "++model.tokenizer=bytes"]
     scripted += ["engine.options.script='b9: then oom'"]
     for command, labels in grids:
         shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
-        code, _, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
+        code, out, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
         assert code == 0, err
+        assert ("cost/Mtok out" in out) == ("price_per_hour=2.50" in command)
         found = results(tmp_path)
         assert [result.asked.label.replace("/scripted", "") for result in found] == labels
         passes = 3 if "measure=standard" in command else 1

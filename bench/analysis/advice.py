@@ -4,8 +4,8 @@ Questions like "which is the best of twenty under three limits, and how sure is 
 formula; draws of plausible true values answer them by counting. Times are drawn on logarithms,
 around the mean over a cell's processes, by Student's t with the spread between processes
 (``verdict``): the sweep's own where it has several passes, else the host's calibration, else an
-assumption, which the answer then names. Divergence is drawn around its mean over windows. Memory is
-exact on a GPU and a resident set on a CPU.
+assumption, which the answer then names. Energy is drawn like a time. Divergence is drawn around
+its mean over windows. Memory is exact on a GPU and a resident set on a CPU.
 
 A cell is *good* in a draw when it keeps every limit there and no cell that does is better by more
 than the margin. The cell that is good most often is recommended, if that is often enough (80 %);
@@ -23,14 +23,19 @@ import numpy as np
 
 from bench.analysis.divergence import estimates
 from bench.analysis.metrics import peak_memory_bytes
-from bench.analysis.readings import fewest_requests, least_times_s
+from bench.analysis.readings import (
+    Process,
+    fewest_requests,
+    j_per_output_tok_net,
+    least_times_s,
+)
 from bench.analysis.stats import ALPHA, t_quantile
 from bench.analysis.verdict import more_certain, spread
 from bench.record.measurement import Divergence
 from bench.record.result import Result
 from bench.record.sweep import Spread
 
-Goal = Literal["throughput", "ttft", "tpot", "memory"]
+Goal = Literal["throughput", "ttft", "tpot", "memory", "cost", "energy"]
 Answered = Literal["recommended", "not enough data", "nothing fits", "nothing measured"]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -46,7 +51,7 @@ _RESIDENT_DEVIATION = 0.1
 ASSUMED = Spread(0.05, 30)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-_DRAWN = ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", "memory_bytes")
+_DRAWN = ("ttft_s", "tpot_s", "output_tok_s", "kl_nats", "memory_bytes", "j_per_output_tok")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,9 @@ class Plausible:
     output_tok_s: Array
     kl_nats: Array
     memory_bytes: Array
-    is_assumed: bool  # the spread between processes was not measured
+    j_per_output_tok: Array  # without idle power
+    is_assumed: bool  # the spread of times between processes was not measured
+    is_energy_assumed: bool  # that of energy, which no calibration has
 
     def only(self, wanted: Sequence[bool]) -> "Plausible":
         """The same draws of some of the cells."""
@@ -87,12 +94,8 @@ def plausible(
         ]
         own = spread(logs, blocked=False) if logs else None
         measured_noise = more_certain(own, calibration.get(metric)) if logs else None
-        noise = measured_noise or ASSUMED
         assumed = assumed or measured_noise is None
-        centres = _column([fmean(row) for row in logs])
-        errors = _column([noise.deviation / math.sqrt(len(row)) for row in logs])
-        draws = generator.standard_t(noise.df, (len(logs), DRAWS))
-        times[metric] = np.exp(centres + errors * draws)
+        times[metric] = _drawn(logs, measured_noise or ASSUMED, generator)
     # Cells that differ in batch alone share one reading, and so its draws
     divergences = {
         divergence: _kl_nats(divergence, generator)
@@ -101,6 +104,8 @@ def plausible(
     tokens = _column([result.cell.rows * result.cell.workload.new_tokens for result in measured])
     steps = _column([result.cell.workload.new_tokens - 1 for result in measured])
     memory = [_memory_bytes(result, values[result.cell_id], generator) for result in measured]
+    joules = [_logs_of_energy(result) for result in measured]
+    noise_of_energy = spread(read, blocked=False) if (read := list(filter(None, joules))) else None
     return Plausible(
         results=measured,
         ttft_s=times["ttft_s"],
@@ -108,8 +113,32 @@ def plausible(
         output_tok_s=tokens / (times["ttft_s"] + steps * times["tpot_s"]),
         kl_nats=_rows([divergences[result.divergence] for result in measured]),
         memory_bytes=_rows(memory),
+        j_per_output_tok=_drawn(joules, noise_of_energy or ASSUMED, generator),
         is_assumed=assumed,
+        is_energy_assumed=noise_of_energy is None,
     )
+
+
+def has_energy(draws: Plausible) -> bool:
+    """Whether the energy of any cell was read."""
+    return bool(np.isfinite(draws.j_per_output_tok).any())
+
+
+def _drawn(logs: Sequence[Sequence[float]], noise: Spread, generator: np.random.Generator) -> Array:
+    """Around the mean of each row of logarithms; nan for a row without any."""
+    centres = _column([fmean(row) if row else math.nan for row in logs])
+    errors = _column([noise.deviation / math.sqrt(len(row) or 1) for row in logs])
+    drawn: Array = np.exp(centres + errors * generator.standard_t(noise.df, (len(logs), DRAWS)))
+    return drawn
+
+
+def _logs_of_energy(result: Result) -> list[float]:
+    """Of the processes that read it; one that drew less than when idle read something else."""
+    if result.attestation is None:
+        return []
+    processes = [Process(result, m, result.attestation) for m in result.measurements]
+    read = [j for p in processes if (j := j_per_output_tok_net(p)) is not None]
+    return [math.log(j) for j in read if j > 0]
 
 
 def _column(values: Sequence[float]) -> Array:
@@ -190,6 +219,7 @@ def advise(
         draws = draws.only([result.cell.batch == 1 for result in draws.results])
     if not draws.results:
         return Advice("nothing measured", goal, None, 0.0, (), (), draws.is_assumed)
+    is_assumed = draws.is_energy_assumed if goal == "energy" else draws.is_assumed
     score = _score(draws, goal)  # (cells, draws), higher is better, on logarithms
     kept = _kept(draws, limits)
     keeps_all = np.logical_and.reduce([np.ones(score.shape, dtype=np.bool_), *kept.values()])
@@ -199,7 +229,7 @@ def advise(
     typical = np.median(score, axis=1)
     if np.isfinite(best).mean() < _IN_QUESTION:
         everything = _excluded(draws, kept, typical, -math.inf)
-        return Advice("nothing fits", goal, None, 0.0, (), everything, draws.is_assumed)
+        return Advice("nothing fits", goal, None, 0.0, (), everything, is_assumed)
     chosen = max(range(len(good)), key=lambda i: (round(float(good[i]), 2), typical[i]))
     sure = float(good[chosen])
     least = min(_IN_QUESTION, sure)  # of many alike each is seldom the best
@@ -212,15 +242,18 @@ def advise(
         probability=sure,
         in_question=tuple(ids[i] for i in order if good[i] >= least),
         better_but_excluded=_excluded(draws, kept, typical, typical[chosen] + math.log1p(margin)),
-        is_assumed=draws.is_assumed,
+        is_assumed=is_assumed,
     )
 
 
 def _score(draws: Plausible, goal: Goal) -> Array:
     if goal == "throughput":
         return np.log(draws.output_tok_s)
-    if goal == "memory":
-        return -np.log(np.where(np.isnan(draws.memory_bytes), np.inf, draws.memory_bytes))
+    if goal == "cost":  # whatever the hour costs, the most tokens of it
+        return np.log(_column([result.cell.rows for result in draws.results]) / draws.tpot_s)
+    if goal in ("memory", "energy"):
+        read = draws.memory_bytes if goal == "memory" else draws.j_per_output_tok
+        return -np.log(np.where(np.isnan(read), np.inf, read))
     return -np.log(draws.ttft_s if goal == "ttft" else draws.tpot_s)
 
 
@@ -263,15 +296,18 @@ USE_CASES: tuple[UseCase, ...] = (
         "batch processing", "throughput", False, "most tokens per second, latency does not matter"
     ),
     UseCase("edge device", "memory", False, "least memory"),
+    UseCase("edge device on battery", "energy", False, "least energy per output token"),
     UseCase("real-time API", "ttft", False, "shortest time to first token"),
 )
 
 
 def usual_advice(draws: Plausible, margin: float) -> list[tuple[UseCase, Limits, Advice]]:
-    """The usual questions, each answered within the usual divergence where any was read."""
+    """The usual questions, each answered within the usual divergence where any was read; that
+    about energy where any was read."""
     has_quality = any(result.divergence is not None for result in draws.results)
     limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
     return [
         (case, limits, advise(draws, limits, case.goal, margin, case.one_row_only))
         for case in USE_CASES
+        if case.goal != "energy" or has_energy(draws)
     ]

@@ -105,7 +105,7 @@ def compare(results: Sequence[Result], sweep: Sweep) -> Comparison:
     """The analysis of a sweep's results, in the order of its grid."""
     cells = [result.cell for result in results]
     against = baseline_axes(cells, sweep.baseline)
-    values = {result.cell_id: derive(result) for result in results}
+    values = {result.cell_id: derive(result, sweep.price_per_hour) for result in results}
     measured = [result for result in results if result.measurements]
     matched = pairs(measured, against) if against is not None else []
     changes = speedups(results, matched, sweep.margin, sweep.calibration)

@@ -16,7 +16,7 @@ from functools import partial
 from statistics import NormalDist, geometric_mean, median
 from typing import Literal
 
-from bench.analysis import cost, readings
+from bench.analysis import cost, price, readings
 from bench.analysis.divergence import (
     answer_differences,
     by_text,
@@ -68,13 +68,22 @@ METRICS: tuple[Metric, ...] = (
            lambda p: readings.tpot(p.measurement), "TPOT ms", 1e3, 2),
     Metric("e2e_s", "s", "lower", "call to last token", lambda p: readings.e2e(p.measurement)),
     Metric("prefill_tok_s", "tok/s", "higher", "batch x prompt tokens / TTFT",
-           lambda p: p.rows * p.measurement.prompt_tokens / readings.ttft(p.measurement),
-           "prefill tok/s", 1, 0),
+           readings.prefill_tok_s, "prefill tok/s", 1, 0),
     Metric("decode_tok_s", "tok/s", "higher", "batch / TPOT",
-           lambda p: p.rows / readings.tpot(p.measurement), "decode tok/s", 1, 1),
+           readings.decode_tok_s, "decode tok/s", 1, 1),
     Metric("output_tok_s", "tok/s", "higher", "batch x new tokens / end to end",
            lambda p: p.rows * p.result.cell.workload.new_tokens / readings.e2e(p.measurement),
            "output tok/s", 1, 1),
+    Metric("cost/input_mtok", "price/Mtok", "lower",
+           "price_per_hour / 3600 / prefill throughput, per million prompt tokens, in the currency"
+           " of price_per_hour: of a machine that is always busy with prefill at this batch",
+           lambda p: price.per_mtok(p.price_per_hour, readings.prefill_tok_s(p)),
+           "cost/Mtok in", 1, 3),
+    Metric("cost/output_mtok", "price/Mtok", "lower",
+           "the same of decoding, per million output tokens: price_per_hour / 3600 / decode"
+           " throughput of the whole batch",
+           lambda p: price.per_mtok(p.price_per_hour, readings.decode_tok_s(p)),
+           "cost/Mtok out", 1, 3),
     Metric("load_s", "s", "lower", "load, quantize and move, files on this disk",
            lambda p: p.measurement.load_s),
     Metric("first_ttft_s", "s", "lower", "TTFT of the process's very first request",
@@ -131,14 +140,15 @@ METRICS: tuple[Metric, ...] = (
            "decode throughput that this device's bandwidth and compute allow at most",
            readings.ceiling_tok_s),
     Metric("j_per_prompt_tok", "J", "lower",
-           "energy of a prefill / its prompt tokens, idle power included; NVML's counter over 10 s"
-           " and more", readings.j_per_prompt_tok),
+           "energy of a prefill / its prompt tokens, idle power included: of the GPU by NVML's"
+           " counter over 10 s and more, or of the CPU's packages by RAPL's, others' work included",
+           readings.j_per_prompt_tok),
     Metric("j_per_output_tok", "J", "lower",
            "energy of a request beyond its prefill / the tokens after the first, idle power"
            " included", readings.j_per_output_tok, "J/token", 1, 3),
     Metric("j_per_output_tok_net", "J", "lower",
            "the same without what the idle process draws with the model in memory",
-           readings.j_per_output_tok_net),
+           readings.j_per_output_tok_net, "net J/token", 1, 3),
     Metric("idle_power_w", "W", "lower", "of the process that does nothing, model in memory",
            readings.idle_power_w),
     *(Metric(f"decode_step_p{round(q * 100)}_s", "s", "lower",
@@ -197,33 +207,38 @@ METRICS: tuple[Metric, ...] = (
 )
 # fmt: on
 # Over processes these are averaged as their intervals are: on the scale of logarithms
-_OF_TIMES = ("ttft_s", "tpot_s", "e2e_s", "prefill_tok_s", "decode_tok_s", "output_tok_s")
+_OF_TIMES = (
+    *("ttft_s", "tpot_s", "e2e_s", "prefill_tok_s", "decode_tok_s", "output_tok_s"),
+    *("cost/input_mtok", "cost/output_mtok"),
+)
 METRIC = {metric.key: metric for metric in METRICS}
 
 
-def derive(result: Result) -> dict[str, float]:
+def derive(result: Result, price_per_hour: float | None = None) -> dict[str, float]:
     """All metrics that this result has, each the median over its processes (of times and rates the
     geometric mean, as their intervals); empty for a cell without a number.
 
     ``_low`` and ``_high`` are intervals at 95 %: of TTFT and TPOT over the processes, where there
     are several; ``_repeat_low`` and ``_repeat_high`` over the requests of a single one, which say
-    nothing about others; of divergence over the windows of the text; of tasks by the standard error
-    that the harness gives.
+    nothing about others; of prices as of their times; of divergence over the windows of the text;
+    of tasks by the standard error that the harness gives.
     """
     measurements, attestation = result.measurements, result.attestation
     if not measurements or attestation is None:
         return {}
-    processes = [Process(result, m, attestation) for m in measurements]
+    processes = [Process(result, m, attestation, price_per_hour) for m in measurements]
     values: dict[str, float] = {}
     for metric in METRICS:
         read = [value for p in processes if (value := metric.value(p)) is not None]
         average = geometric_mean if metric.key in _OF_TIMES else median
         if read and math.isfinite(typical := float(average(read))):
             values[metric.key] = typical
+    of_times = _intervals_of_times(result)
     return (
         values
         | {"processes": float(len(measurements))}
-        | _intervals_of_times(result)
+        | of_times
+        | price.intervals(values, of_times)
         | _tasks(result)
         | _intervals_of_texts(result)
     )
@@ -287,6 +302,11 @@ def in_words(result: Result, values: Mapping[str, float]) -> str:
         f"{values['output_tok_s']:,.1f} output tok/s, TTFT {values['ttft_s'] * 1e3:,.1f} ms, "
         f"TPOT {values['tpot_s'] * 1e3:,.2f} ms"
     ]
+    if (paid := values.get("cost/output_mtok")) is not None:
+        parts.append(f"{METRIC['cost/output_mtok'].text(paid)} per million output tokens")
+    if (joules := values.get("j_per_output_tok_net")) is not None:
+        text = METRIC["j_per_output_tok_net"].text(joules)
+        parts.append(f"{text} J per output token without idle power")
     if not math.isnan(peak := peak_memory_bytes(result, values)):
         parts.append(f"{peak / MIB:,.0f} MiB at peak")
     if "kl_nats" in values:

@@ -274,6 +274,8 @@ def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Dou
     if result.profile is not None and result.profile.slowdown > _PROFILED_ALIKE:
         slowdown = f"{result.profile.slowdown:.1f}x"
         yield "the profiler made its request slower, in host time above all", slowdown
+    if result.cell.device == "cpu" and any(m.energy for m in result.measurements):
+        yield "energy is of the whole CPU package: what others ran is in it too", ""
     if result.attestation is None:
         return
     for remark in result.attestation.remarks:
@@ -289,7 +291,7 @@ def _of_instruments(result: Result, values: Mapping[str, float]) -> Iterator[Dou
                 more = f" and {len(others)} other places" if others else ""
                 yield (
                     f"operations waited for the device {when}: {place}{more}",
-                    (f"{sum(places.values())} times"),
+                    f"{sum(places.values())} times",
                 )
 
 

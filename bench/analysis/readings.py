@@ -35,6 +35,7 @@ class Process:
     result: Result
     measurement: Measurement
     attestation: Attestation
+    price_per_hour: float | None = None  # of the machine; None: not known
 
     @property
     def rows(self) -> int:
@@ -148,6 +149,15 @@ def tpot(m: Measurement) -> float:
 
 def e2e(m: Measurement) -> float:
     return median(r.e2e_s for r in m.repeats)
+
+
+def prefill_tok_s(p: Process) -> float:
+    """Of the whole batch, as ``decode_tok_s``."""
+    return p.rows * p.measurement.prompt_tokens / ttft(p.measurement)
+
+
+def decode_tok_s(p: Process) -> float:
+    return p.rows / tpot(p.measurement)
 
 
 def step_quantile_s(p: Process, quantile: float) -> float | None:

@@ -86,6 +86,15 @@ def _sweep_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _take_price(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--price-per-hour",
+        type=positive,
+        metavar="PRICE",
+        help="what an hour of that machine costs, like 2.50; default: as the sweep was run with",
+    )
+
+
 def _push(arguments: list[str]) -> int:
     given = _sweep_parser("push", "Send a sweep's results to MLflow (again).").parse_args(arguments)
     from bench.commands.push import push
@@ -164,19 +173,14 @@ def _advise(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="for programs, as bench/data/advice.schema.json has it"
     )
+    _take_price(parser)
     given = parser.parse_args(arguments)
-    from bench.report.advice import as_json, print_advice
-    from bench.report.terminal import compared
+    from bench.commands.advise import advise
 
     limits = Limits(
         given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
     )
-    comparison = compared(_sweep_folder(given))
-    if given.json:
-        print(as_json(comparison, limits, given.goal))
-    else:
-        print_advice(comparison, limits, given.goal)
-    return 0
+    return advise(_sweep_folder(given), limits, given.goal, given.price_per_hour, given.json)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -202,11 +206,13 @@ def _doctor(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> int:
     parser = _sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
-    folder = _sweep_folder(parser.parse_args(arguments))
+    _take_price(parser)
+    given = parser.parse_args(arguments)
+    folder = _sweep_folder(given)
     from bench.report.page import write_report
     from bench.report.terminal import compared
 
-    files = write_report(folder, compared(folder))
+    files = write_report(folder, compared(folder, given.price_per_hour))
     # By `mlflow run -e report`
     if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
         from bench.store.mlflow import keep_report
@@ -255,7 +261,13 @@ def _reproduce(arguments: list[str]) -> int:
     baseline = recorded.sweep.baseline  # which decides what predictions are compared with
     return reproduce(
         recorded,
-        replace(settings, tracking=tracking, baseline=baseline, margin=given.margin),
+        replace(
+            settings,
+            tracking=tracking,
+            baseline=baseline,
+            margin=given.margin,
+            price_per_hour=recorded.sweep.price_per_hour,
+        ),
         given.processes,
     )
 

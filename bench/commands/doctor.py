@@ -26,6 +26,7 @@ from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
 from bench.driver.process import run_isolated
 from bench.driver.worker import PhaseTimes, begin, take, task_of
 from bench.errors import BenchError
+from bench.meter import rapl
 from bench.meter.interference import unreadable
 from bench.record.result import Host, Peaks
 from bench.report import terminal
@@ -87,6 +88,8 @@ def _machine(host: Host, peaks: Peaks | None) -> Table:
     )
     if host.unsupported:
         rows["other devices"] = ", ".join(f"{n} {why}" for n, why in host.unsupported.items())
+    if (energy := rapl.availability()) is not None:
+        rows["energy of the CPU"] = energy
     if unread := unreadable():
         rows["not read here"] = ", ".join(unread)
     shown = Table(box=None, show_header=False, pad_edge=False)

@@ -199,7 +199,8 @@ class Measure:
     # Time after which they end earlier; null: never
     budget_s: float | None = field(metadata=NOT_NEGATIVE)
     passes: int = field(metadata=COUNT)  # processes; the whole grid runs so many times
-    telemetry_s: float = field(metadata=NOT_NEGATIVE)  # on a GPU, of each window; 0 for none
+    # Of each window in which energy and what holds clocks down are read; 0 for none
+    telemetry_s: float = field(metadata=NOT_NEGATIVE)
     # Whether resume=null means that ok results are not measured again
     resume: bool = field(metadata=_NOT_IDENTITY)
     limits_s: Mapping[Phase, float] = field(metadata=_NOT_IDENTITY)

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.config.cell import Cell
-from bench.config.parse import parse, unknown_key
+from bench.config.parse import POSITIVE, parse, unknown_key
 from bench.errors import ConfigError
 
 
@@ -46,6 +46,8 @@ class Settings:
     baseline: Baseline
     output_dir: str  # folder for everything that a run writes
     margin: float  # two speeds within it are equivalent: 0.03 for 3 %
+    # What an hour of this machine costs, in whatever it is paid in; null: not known
+    price_per_hour: float | None = field(metadata=POSITIVE)
     resume: bool | None  # take ok results of earlier sweeps; null: as ``measure`` says
     profile: bool  # after measuring, one more request of each cell under torch's profiler
     dry_run: bool  # show the grid, measure nothing

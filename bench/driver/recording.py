@@ -59,6 +59,7 @@ class Request:
             provenance=self.code,
             columns=tuple(varying_columns([result.cell for result in records.results.values()])),
             reproduces=self.reproduces,
+            price_per_hour=self.settings.price_per_hour,
         )
 
 

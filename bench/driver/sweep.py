@@ -146,8 +146,8 @@ def common_settings(configs: Sequence[Config]) -> Settings:
     if any(replace(config.settings, cuda_device=device) != settings for config in configs):
         raise ConfigError(
             [
-                "tracking, baseline, output_dir, margin, resume, profile and dry_run cannot vary"
-                " within a sweep; give one value"
+                "tracking, baseline, output_dir, margin, price_per_hour, resume, profile and"
+                " dry_run cannot vary within a sweep; give one value"
             ]
         )
     cells = [config.cell for config in configs]

@@ -9,6 +9,8 @@ its protocol. ``announce`` tells the parent where we are and returns when it has
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench.analysis.stopping import is_warm
@@ -16,17 +18,21 @@ from bench.config.cell import Cell
 from bench.engine.prompts import Ids, prompt_ids, prompt_lengths
 from bench.engine.protocol import Announce, Engine, Files, Session, Untimed, engine_at
 from bench.errors import BenchError
+from bench.meter import nvml, rapl
 from bench.meter.canary import read_canary
 from bench.meter.gpu_state import gpu_state
 from bench.meter.host import host_of
 from bench.meter.interference import counters, since
 from bench.meter.memory import PhaseMemory, rss_bytes, settle_heap
-from bench.meter.nvml import SHORTEST_ENERGY_WINDOW_S, idle_power_w, nvml_uuid, watch
 from bench.meter.peaks import peaks_of
 from bench.meter.requests import one_request, time_requests, until_known, until_warm
 from bench.record.description import Description
-from bench.record.measurement import Energy, Measurement, PhaseProfile, Profile, Stopped
+from bench.record.measurement import Energy, Measurement, PhaseProfile, Profile, Stopped, Telemetry
 from bench.record.result import Findings, Host, Peaks
+
+Watch = Callable[[Callable[[], object], float], Telemetry | None]
+# What reads idle power, and the shortest window that gives an energy, beside it
+Instrument = tuple[Watch, Callable[..., float | None], float]
 
 
 def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
@@ -132,18 +138,30 @@ def _step_profile(announce: Announce, session: Session, ids: Ids) -> PhaseProfil
 def _energy(
     announce: Announce, engine: Engine, cell: Cell, session: Session, ids: Ids
 ) -> Energy | None:
-    """What the GPU draws, prefill and whole requests apart, so that decoding is the difference."""
-    accelerator = engine.accelerator() if cell.device == "cuda" else None
-    if accelerator is None or not cell.measure.telemetry_s:
+    """What the GPU draws, or on a CPU its packages, prefill and whole requests apart, so that
+    decoding is the difference."""
+    window_s, new_tokens = cell.measure.telemetry_s, cell.workload.new_tokens
+    instrument = _instrument(engine, cell) if window_s else None
+    if instrument is None:
         return None
     announce("telemetry")
-    uuid, window_s = nvml_uuid(accelerator.uuid), cell.measure.telemetry_s
-    prefill = watch(uuid, lambda: session.request(ids, 1, Untimed()), window_s)
-    request = watch(
-        uuid, lambda: session.request(ids, cell.workload.new_tokens, Untimed()), window_s
-    )
-    counts = window_s >= SHORTEST_ENERGY_WINDOW_S  # else there is no energy to subtract it from
-    return Energy(prefill, request, idle_power_w(uuid, window_s=window_s) if counts else None)
+    watch, idle_power_w, shortest_s = instrument
+    prefill = watch(lambda: session.request(ids, 1, Untimed()), window_s)
+    request = watch(lambda: session.request(ids, new_tokens, Untimed()), window_s)
+    counts = window_s >= shortest_s  # else there is no energy to subtract it from
+    return Energy(prefill, request, idle_power_w(window_s=window_s) if counts else None)
+
+
+def _instrument(engine: Engine, cell: Cell) -> Instrument | None:
+    """Of the cell's device; None where nothing can be read."""
+    if cell.device == "cpu":
+        return (rapl.watch, rapl.idle_power_w, 0.0) if rapl.is_readable() else None
+    accelerator = engine.accelerator()
+    if accelerator is None:
+        return None
+    uuid = nvml.nvml_uuid(accelerator.uuid)
+    idle_power_w = partial(nvml.idle_power_w, uuid)
+    return partial(nvml.watch, uuid), idle_power_w, nvml.SHORTEST_ENERGY_WINDOW_S
 
 
 def profile_cell(announce: Announce, place: str, cell: Cell, trace: str) -> Profile | None:

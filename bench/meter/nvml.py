@@ -1,22 +1,19 @@
 """Everything that NVML tells: memory, processes, driver; clocks, power and energy while a cell
 runs.
 
-Without torch, so that the driver process may ask too. Watching has requests of its own, because a
-thread that reads NVML takes the interpreter from the loop it watches: nothing is timed in it.
-Energy is the difference of the driver's counter and not the sum of power readings: since Ampere
-(GA100 apart) a power reading is the mean of the last second, and some chips look at their power
-only part of the time. The counter refreshes about every 100 ms, so a window below 10 s gives no
-energy at all, rather than one that is up to 20 % off.
+Without torch, so that the driver process may ask too. Energy is the difference of the driver's
+counter and not the sum of power readings: since Ampere (GA100 apart) a power reading is the mean of
+the last second, and some chips look at their power only part of the time. The counter refreshes
+about every 100 ms, so a window below 10 s gives no energy at all, rather than one that is up to
+20 % off.
 
 What the device does not support or this user may not see is None, never 0. A MIG instance has
 neither clocks nor power of its own, so there almost everything is None. A GPU that is gone is the
 only error: nothing read before it counts.
 """
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Any
 import pynvml
 
 from bench.errors import CellFailure
+from bench.meter.watching import watched
 from bench.record.measurement import Reading, Telemetry
 
 SHORTEST_ENERGY_WINDOW_S = 10.0
@@ -125,21 +123,7 @@ def watch(
         if handle is None:
             return None
         started_s = time.perf_counter()
-        first = _read(handle, started_s)
-        rounds, over = 0, threading.Event()
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            between = pool.submit(_read_until, over, handle, started_s, every_s)
-            try:
-                # It is done before it is told so only when the GPU is gone: then there is nothing
-                # left to wait for.
-                while not between.done() and (
-                    rounds == 0 or time.perf_counter() - started_s < first.at_s + window_s
-                ):
-                    work()
-                    rounds += 1
-            finally:
-                over.set()
-        return _summary((first, *between.result(), _read(handle, started_s)), rounds)
+        return _summary(*watched(lambda: _read(handle, started_s), work, window_s, every_s))
 
 
 def idle_power_w(
@@ -263,16 +247,7 @@ def _read(handle: Any, started_s: float) -> Reading:
     )
 
 
-def _read_until(
-    over: threading.Event, handle: Any, started_s: float, every_s: float
-) -> list[Reading]:
-    readings = []
-    while not over.wait(every_s):
-        readings.append(_read(handle, started_s))
-    return readings
-
-
-def _summary(readings: tuple[Reading, ...], rounds: int) -> Telemetry:
+def _summary(readings: list[Reading], rounds: int) -> Telemetry:
     first, *between, last = readings
     powers_w = [reading.power_w for reading in between if reading.power_w is not None]
     throttles = [reading.throttle for reading in between if reading.throttle is not None]
@@ -280,7 +255,7 @@ def _summary(readings: tuple[Reading, ...], rounds: int) -> Telemetry:
     return Telemetry(
         window_s=last.at_s - first.at_s,
         rounds=rounds,
-        readings=readings,
+        readings=tuple(readings),
         energy_j=_energy_j(first, last),
         power_w_mean=sum(powers_w) / len(powers_w) if powers_w else None,
         throttled=(

@@ -94,7 +94,8 @@ class GpuState:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One moment of a GPU. None where NVML does not support or does not permit a reading."""
+    """One moment of a GPU, or of the CPU's packages, which have an energy alone. None where NVML
+    does not support or does not permit a reading."""
 
     at_s: float  # since the watching began
     sm_clock_hz: int | None
@@ -102,13 +103,14 @@ class Reading:
     temperature_c: int | None
     power_w: float | None
     used_bytes: int | None  # of the whole device
-    energy_j: float | None  # since the driver was loaded
+    # Of a GPU since the driver was loaded, of packages since the watching began
+    energy_j: float | None
     throttle: tuple[str, ...] | None  # what holds the clocks down, by power or heat; empty: nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """A GPU over a window in which the same work ran again and again.
+    """A GPU, or the CPU's packages, over a window in which the same work ran again and again.
 
     The first reading is from before the work and the last from after it: these two give the energy,
     those in between the power and the throttling.
@@ -124,7 +126,8 @@ class Telemetry:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """What the GPU drew, in requests of their own after the timed ones."""
+    """What the GPU drew, or of a cell on a CPU its packages, with whatever else ran on them; in
+    requests of their own after the timed ones."""
 
     prefill: Telemetry | None  # requests that end with their first token
     request: Telemetry | None  # whole requests
@@ -165,7 +168,7 @@ class Measurement:
     clock_mismatch: float | None  # CUDA: largest relative gap between host and device totals
     gpu_before: GpuState | None = None  # right before the timed requests, and right after them
     gpu_after: GpuState | None = None
-    energy: Energy | None = None  # CUDA
+    energy: Energy | None = None  # where NVML or RAPL can be read
     step_profile: PhaseProfile | None = None  # of decode steps, after the timed requests
     # State of the C library's heap, set for every process alike (``meter.memory``)
     heap: Mapping[str, int] = field(default_factory=dict)

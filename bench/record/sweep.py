@@ -1,8 +1,9 @@
 """What a sweep is besides its cells: how it was asked for, what it compares, which code ran."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from bench.config.parse import POSITIVE
 from bench.config.settings import Baseline, Tracking
 
 
@@ -43,3 +44,5 @@ class Sweep:
     provenance: Provenance
     columns: tuple[str, ...] = ()  # what tells its cells apart, like quant and batch
     reproduces: str | None = None  # the run or sweep that this one repeats
+    # What an hour of this machine costs, in whatever it is paid in
+    price_per_hour: float | None = field(default=None, metadata=POSITIVE)

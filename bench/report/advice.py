@@ -18,6 +18,7 @@ from bench.analysis.advice import (
     Limits,
     UseCase,
     advise,
+    has_energy,
 )
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
@@ -30,6 +31,8 @@ _GOALS: dict[Goal, str] = {
     "ttft": "shortest time to first token",
     "tpot": "shortest time per output token",
     "memory": "least memory",
+    "cost": "least cost per million output tokens",
+    "energy": "least energy per output token, without idle power",
 }
 _LIMITS = {
     "max_memory_bytes": "memory",
@@ -82,9 +85,9 @@ def answer(comparison: Comparison, advice: Advice, limits: Limits) -> Answer:
 def _how_sure(
     comparison: Comparison, advice: Advice, in_question: Sequence[Result]
 ) -> tuple[str, ...]:
+    measures = "measure=standard" if advice.goal == "energy" else "`doctor --calibrate`"
     assumption = (
-        f", assuming that processes differ by {ASSUMED.deviation:.0%} (`doctor --calibrate`"
-        " measures it)"
+        f", assuming that processes differ by {ASSUMED.deviation:.0%} ({measures} measures it)"
         if advice.is_assumed
         else ""
     )
@@ -119,6 +122,7 @@ def _asked(comparison: Comparison, limits: Limits, goal: Goal | None) -> Sequenc
     return [
         (group, None, limits, advise(draws, limits, goal or "throughput", margin))
         for group, draws in comparison.alternatives
+        if goal != "energy" or has_energy(draws)
     ]
 
 
@@ -212,6 +216,7 @@ def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
         "schema": 1,
         "sweep": comparison.sweep.sweep_id,
         "margin": comparison.sweep.margin,
+        "price_per_hour": comparison.sweep.price_per_hour,
         "answers": answers,
         "cells": cells,
     }

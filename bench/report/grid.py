@@ -31,12 +31,14 @@ _LEAST_TELLING = (
     "weights MiB",
     "bound by",
     "decode tok/s",
-    "J/token",
+    "cost/Mtok in",
+    "net J/token",
     "top-1 %",
     "memory MiB",
     "VRAM peak MiB",
     "prefill speedup",
     "KL nat",
+    "cost/Mtok out",
     "decode speedup",
     "TTFT ms",
     "TPOT ms",
@@ -198,6 +200,9 @@ def conditions(comparison: Comparison) -> str:
     if devices == {"cpu"} and len(threads) == 1:
         parts.append(f"{threads.pop()} threads")
     parts += [f"{name} {host.versions[name]}" for name in _SHOWN_VERSIONS if name in host.versions]
+    if (paid := comparison.sweep.price_per_hour) is not None:
+        cost = f"cost per million tokens, in the currency of price_per_hour={paid:g}"
+        parts.append(f"{cost}, of a machine always busy with that phase at that batch")
     return ", ".join(parts)
 
 

@@ -3,7 +3,7 @@
 import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich import box
@@ -46,11 +46,21 @@ def say_damage(stored: Stored) -> None:
         say(f"left out: {reason}")
 
 
-def compared(folder: Path) -> Comparison:
-    """What lies in a sweep's folder, analysed; what cannot be read is named. Raises: StoreError."""
+def compared(folder: Path, price_per_hour: float | None = None) -> Comparison:
+    """What lies in a sweep's folder, analysed; what cannot be read is named.
+
+    Args:
+        price_per_hour: of the machine, in place of the sweep's own; None: as recorded.
+
+    Raises:
+        StoreError: when it is not a sweep's.
+    """
     stored = read_place(folder)
     say_damage(stored)
-    return compare(stored.results, stored.sweep)
+    sweep = stored.sweep
+    if price_per_hour is not None:
+        sweep = replace(sweep, price_per_hour=price_per_hour)
+    return compare(stored.results, sweep)
 
 
 def summary(comparison: Comparison, brief: bool = True) -> RenderableType:

@@ -178,7 +178,7 @@ class Tracker:
     def log_cell(self, result: Result) -> None:
         """One run with everything. What is there stays as it is; a nested one that was logged by
         half is replaced."""
-        values = derive(result)
+        values = derive(result, self._sweep.price_per_hour)
         with translated(self._uri):
             if self._is_single:
                 run_id = self.parent_id

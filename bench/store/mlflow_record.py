@@ -30,7 +30,10 @@ from bench.record.sweep import Sweep
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
 _LONGEST_VALUE = 500
-_BEST = ("output_tok_s", "tpot_s", "ttft_s", "vram_peak_bytes", "rss_growth_bytes", "kl_nats")
+_BEST = (
+    *("output_tok_s", "tpot_s", "ttft_s", "vram_peak_bytes", "rss_growth_bytes", "kl_nats"),
+    *("cost/output_mtok", "j_per_output_tok_net"),
+)
 LONGEST_NOTE = 7900  # MLflow cuts tags at 8,000 characters
 _MOST_STEPS = 900  # of the decode-step curve: a batch takes 1,000 metrics
 
@@ -92,6 +95,8 @@ def sweep_tags(sweep: Sweep) -> dict[str, str]:
         tags["bench.git_dirty"] = str(bool(code.changed)).lower()
     if code.lock is not None:
         tags["bench.lock"] = code.lock
+    if sweep.price_per_hour is not None:
+        tags["bench.price_per_hour"] = f"{sweep.price_per_hour:g}"
     if sweep.reproduces is not None:
         tags["bench.reproduces"] = sweep.reproduces
     return _hidden(tags)

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.advice import DRAWS, Advice, Goal, Limits, advise
+from bench.analysis.advice import DRAWS, Advice, Goal, Limits, advise, has_energy
 from bench.analysis.comparison import compare
 from bench.analysis.crossover import sentence
 from bench.config.cell import Workload, cell_id
 from bench.config.parse import parse
 from bench.config.settings import Baseline, Tracking
 from bench.paths import DATA
-from bench.record.measurement import Repeat
+from bench.record.measurement import Energy, Repeat, Telemetry
 from bench.record.result import Outcome, Result
 from bench.record.sweep import Spread, Sweep
 from bench.report.advice import (
@@ -40,8 +40,10 @@ def measured(
     mib: float = 100,
     kl: float | None = None,
     noise: float = 0.0,
+    joules: float | None = None,
 ) -> Result:
-    """Three processes, each off by its share of ``noise``."""
+    """Three processes, each off by its share of ``noise``; ``joules``: of one output token, beyond
+    10 W of the idle process."""
     generator = random.Random(f"{quant}/{batch}")
     passes = []
     for _ in range(3):
@@ -49,13 +51,21 @@ def measured(
         steps = (tpot_s * factor,) * STEPS
         repeat = Repeat(ttft_s * factor, steps, ttft_s * factor + sum(steps))
         memory = fakes.memory(rss_peak_bytes=round(mib * MIB))
-        passes.append(fakes.process(repeats=(repeat,), run_memory=memory))
+        energy = None if joules is None else energy_of(joules * factor * batch)
+        passes.append(fakes.process(repeats=(repeat,), run_memory=memory, energy=energy))
     windows = (
         [fakes.window(kl_nats=kl * (1 + 0.1 * i)) for i in (-1, 0, 1)] if kl is not None else []
     )
     divergence = fakes.divergence(*windows) if windows else None
     cell = fakes.resolved(quant=quant, batch=batch)
     return fakes.result(cell=cell, replicates=tuple(passes), divergence=divergence)
+
+
+def energy_of(step_j: float) -> Energy:
+    """Twelve seconds at 10 W; requests draw ``step_j`` more for each token after the first."""
+    prefill = Telemetry(12.0, 10, (), 120.0 + 10 * 5.0, None, None)
+    request = Telemetry(12.0, 10, (), 120.0 + 10 * (5.0 + STEPS * step_j), None, None)
+    return Energy(prefill, request, 10.0)
 
 
 # int8 is dominated everywhere; nf4 decodes faster than bf16 up to batch 8 and slower from 32 on,
@@ -105,6 +115,9 @@ def answered(results: list[Result], limits: Limits, goal: Goal, of: Sweep = SWEE
         ("throughput", Limits(max_memory_bytes=500 * MIB), ("nf4", 8)),
         ("throughput", Limits(max_ttft_s=0.2, max_kl_nats=0.1), ("bf16", 1)),
         ("throughput", Limits(max_tpot_s=0.03), ("nf4", 1)),
+        # 32 / 0.1 tokens/s of an hour; within 50 ms nf4's 8 / 0.045
+        ("cost", Limits(), ("bf16", 32)),
+        ("cost", Limits(max_tpot_s=0.05), ("nf4", 8)),
     ],
 )
 def test_the_planted_answer_is_found(goal: Goal, limits: Limits, wanted: tuple[str, int]) -> None:
@@ -178,6 +191,54 @@ def test_one_process_each_is_judged_by_the_calibration_or_by_an_assumption_that_
     said = answered(single, Limits(), "tpot")
     assert any("assuming that processes differ by 5%" in line for line in said.why)
     assert not any("assuming" in line for line in answered(KNOWN, Limits(), "tpot").why)
+
+
+FRUGAL = [
+    measured("bf16", 1, tpot_s=0.04, joules=0.9, noise=0.01),
+    measured("bf16", 8, tpot_s=0.06, joules=0.3, noise=0.01),
+    measured("nf4", 8, tpot_s=0.045, joules=0.2, kl=0.3, noise=0.01),
+    measured("int8", 8, tpot_s=0.12),  # whose energy was not read
+]
+
+
+def test_the_least_energy_is_found_where_any_was_read() -> None:
+    found = advised(FRUGAL, Limits(), "energy")
+    assert (found.word, found.best) == ("recommended", FRUGAL[2].cell_id)
+    assert not found.is_assumed  # three processes each
+    said = answered(FRUGAL, Limits(), "energy")
+    assert "0.199 J per output token without idle power" in said.why[0]
+    kept = advised(FRUGAL, Limits(max_tpot_s=0.042), "energy")
+    assert kept.best == FRUGAL[0].cell_id
+    assert has_energy(compare(FRUGAL, SWEEP).plausible)
+    assert not has_energy(compare(KNOWN, SWEEP).plausible)
+
+
+def test_energy_of_one_process_is_judged_by_an_assumption_whatever_was_calibrated() -> None:
+    single = [replace(each, replicates=each.replicates[:1]) for each in FRUGAL]
+    calibration = {"ttft_s": Spread(0.01, 7), "tpot_s": Spread(0.01, 7)}
+    calibrated = replace(SWEEP, calibration=calibration)
+    found = advise(compare(single, calibrated).plausible, Limits(), "energy", 0.03)
+    assert (found.best, found.is_assumed) == (FRUGAL[2].cell_id, True)
+    said = answered(single, Limits(), "energy", calibrated)
+    assert any("differ by 5% (measure=standard measures it)" in line for line in said.why)
+
+
+def test_a_process_that_drew_less_than_when_idle_has_no_energy() -> None:
+    measured_less = fakes.result(measurement=fakes.measurement(energy=energy_of(-1.0)))
+    assert not has_energy(compare([measured_less], SWEEP).plausible)
+
+
+def test_a_device_on_battery_is_asked_about_where_energy_was_read() -> None:
+    name, given = use_cases(compare(FRUGAL[:2], SWEEP))[3]
+    assert name == "edge device on battery (least energy per output token)"
+    assert given.headline == "batch=8"
+
+
+def test_a_price_stands_in_the_advice() -> None:
+    said = answered(KNOWN, Limits(), "cost", replace(SWEEP, price_per_hour=2.5))
+    assert said.question == "least cost per million output tokens"
+    assert said.headline == "quant=bf16 batch=32"
+    assert "2.170 per million output tokens" in said.why[0]  # 2.5 / 3600 / 320 x 1e6
 
 
 def test_draws_are_the_same_for_the_same_results() -> None:

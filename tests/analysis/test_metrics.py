@@ -53,6 +53,8 @@ BY_HAND = {
     "prefill_tok_s": 16.0,  # 2 x 8 / 1
     "decode_tok_s": 4.0,  # 2 / 0.5
     "output_tok_s": 2.0,  # 2 x 4 / 4
+    "cost/input_mtok": 62.5,  # 3.6 / 3600 / 16 x 1e6
+    "cost/output_mtok": 250.0,  # 3.6 / 3600 / 4 x 1e6
     "load_s": 3.0,
     "first_ttft_s": 6.0,
     "weight_bytes": 1000.0,
@@ -111,7 +113,8 @@ def test_every_metric_is_computed_by_hand_here() -> None:
 
 @pytest.mark.parametrize(("key", "value"), BY_HAND.items())
 def test_a_metric_is_what_the_readings_say(key: str, value: float | None) -> None:
-    assert derive(ON_GPU).get(key) == (None if value is None else pytest.approx(value))
+    found = derive(ON_GPU, price_per_hour=3.6)
+    assert found.get(key) == (None if value is None else pytest.approx(value))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,7 @@ def test_units_are_si_base_units() -> None:
         "1/s",
         "J",
         "W",
+        "price/Mtok",  # of what is no unit
     }
     assert [
         row.key
@@ -217,6 +221,24 @@ def test_a_time_of_several_processes_is_their_geometric_mean_with_an_interval() 
         0.5 * math.exp(4.30265 * math.log(2) / math.sqrt(3)), rel=1e-5
     )
     assert "tpot_s_low" not in derive(ON_CPU)
+
+
+def test_a_price_has_the_interval_of_its_time_and_none_is_shown_without_one() -> None:
+    several = fakes.paced(fakes.cell(batch=2), 0.25, 0.5, 1.0)
+    found = derive(several, price_per_hour=7.2)
+    assert found["cost/output_mtok"] == pytest.approx(500.0)  # 7.2 / 3600 x 0.5 / 2 x 1e6
+    for end in ("low", "high"):
+        scale = found[f"cost/output_mtok_{end}"] / found[f"tpot_s_{end}"]
+        assert scale == pytest.approx(7.2 / 3600 / 2 * 1e6)
+    assert found["cost/output_mtok_low"] < 500.0 < found["cost/output_mtok_high"]
+    # The other way around than of the throughput: what is cheap is fast
+    twice = derive(fakes.paced(fakes.cell(batch=2), 0.125, 0.25, 0.5), price_per_hour=7.2)
+    assert twice["cost/output_mtok"] == pytest.approx(250.0)
+    assert twice["decode_tok_s"] == pytest.approx(2 * found["decode_tok_s"])
+    single = derive(ON_CPU, price_per_hour=3.6)
+    assert single["cost/input_mtok_repeat_low"] == pytest.approx(31.25)  # 0.5 s of 1 s
+    assert "cost/output_mtok_low" not in single
+    assert not [key for key in derive(several) if key.startswith("cost/")]
 
 
 def test_requests_of_a_single_process_have_an_interval_of_their_own_name() -> None:

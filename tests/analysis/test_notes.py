@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.analysis.comparison import compare
-from bench.record.measurement import Repeat
+from bench.record.measurement import Energy, Repeat, Telemetry
 from bench.record.result import Result
 from tests import fakes
 
@@ -71,3 +71,14 @@ def test_medians_that_say_the_opposite_are_told() -> None:
     assert finding.cells == ((disturbed.cell_id, "0.83x"),)
     said = compare([base, replace(slower)], fakes.sweep()).findings
     assert not any("opposite" in f.sentence for f in said)
+
+
+def test_energy_of_a_cpu_is_of_all_that_runs_on_it() -> None:
+    window = Telemetry(2.0, 3, (), 5.0, 2.5, None)
+    measured = fakes.measurement(energy=Energy(window, window, 1.0))
+    for device, is_shared in (("cpu", True), ("cuda", False)):
+        result = fakes.result(cell=fakes.cell(device=device), measurement=measured)
+        said = [f.sentence for f in compare([result], fakes.sweep()).findings]
+        assert ("energy is of the whole CPU package: what others ran is in it too" in said) == (
+            is_shared
+        )

@@ -1,5 +1,6 @@
 """Where the commands look for a sweep: below the output_dir that it was run with."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from bench.commands import run_command
 from bench.errors import ConfigError
-from bench.store.files import write_result, write_sweep
+from bench.store.files import read_sweep, write_result, write_sweep
 from tests import fakes, stores
 from tests.analysis.test_advice import KNOWN, SWEEP
+from tests.command_line import from_readme
 
 
 def run(name: str, *arguments: str) -> int:
@@ -41,6 +43,40 @@ def test_the_newest_sweep_is_the_one_of_that_folder(
     assert written.is_file()
     assert run("advise", "--output-dir", "elsewhere", "--goal", "tpot") == 0
     assert "quant=nf4 batch=1" in capsys.readouterr().out
+
+
+def test_a_price_comes_from_the_sweep_or_the_option(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ("--output-dir", "elsewhere")
+    with pytest.raises(ConfigError, match=r"^--goal cost: this sweep has no price; add what"):
+        run("advise", *there, "--goal", "cost")
+    command = from_readme("python -m bench advise --goal cost --price-per-hour 2.50")
+    assert run(*command, *there) == 0
+    said = capsys.readouterr().out
+    assert "least cost per million output tokens: quant=bf16 batch=32" in said
+    assert "2.170 per million output tokens" in said
+    folder = elsewhere / "sweeps" / "2026-02-02_00-00-00"
+    write_sweep(folder, replace(read_sweep(folder), price_per_hour=5.0))
+    assert run("advise", *there, "--goal", "cost", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    (only,) = found["answers"]
+    assert found["price_per_hour"] == 5.0
+    assert found["cells"][only["best"]]["metrics"]["cost/output_mtok"] == pytest.approx(
+        4.3403, rel=1e-4
+    )
+    assert run("report", *there) == 0
+    assert "4.340" in (folder / "report.md").read_text()
+    assert run("report", *there, "--price-per-hour", "2.50") == 0
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert "2.170" in text
+        assert "price_per_hour=2.5," in text
+
+
+def test_energy_that_no_cell_has_is_no_goal(elsewhere: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--goal energy: no cell of this sweep has energy; "):
+        run("advise", "--output-dir", str(elsewhere), "--goal", "energy")
 
 
 def test_a_name_is_looked_for_in_that_folder_and_a_path_is_a_path(

@@ -39,6 +39,7 @@ REAL = (
     "measure.target",
     "measure.budget_s",
     "margin",
+    "price_per_hour",
     "measure.limits_s.load",
     "measure.telemetry_s",
 )

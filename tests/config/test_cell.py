@@ -236,6 +236,7 @@ def test_a_configuration_is_a_cell_and_its_settings() -> None:
         Baseline(quant="fp16"),
         "outputs",
         margin=0.03,
+        price_per_hour=None,
         resume=None,
         profile=False,
         dry_run=False,
@@ -243,9 +244,11 @@ def test_a_configuration_is_a_cell_and_its_settings() -> None:
 
 
 def test_settings_are_no_part_of_the_cell() -> None:
-    one, other = (parse_config(fakes.config_mapping(output_dir=folder)) for folder in ("a", "b"))
-    assert one != other
-    assert cell_id(one.cell) == cell_id(other.cell)
+    usual = parse_config(fakes.config_mapping())
+    for changes in ({"output_dir": "elsewhere"}, {"price_per_hour": 2.5}):
+        other = parse_config(fakes.config_mapping(**changes))
+        assert usual != other
+        assert cell_id(usual.cell) == cell_id(other.cell)
 
 
 @pytest.mark.parametrize("cpus", [[], [0, 0], [-1]])

@@ -80,12 +80,16 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (
         "-m tracking=local,none",
         [
-            "tracking, baseline, output_dir, margin, resume, profile and dry_run cannot vary within"
-            " a sweep; give one value"
+            "tracking, baseline, output_dir, margin, price_per_hour, resume, profile and dry_run"
+            " cannot vary within a sweep; give one value"
         ],
     ),
     ("model=gpt2 model.revision=abc quant=nf5", [NO_NF5]),
     ("baseline.quant=fp61", ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),
+    ("price_per_hour=-2", ["price_per_hour=-2: want a number or null, above 0"]),
+    ("price_per_hour=0", ["price_per_hour=0: want a number or null, above 0"]),
+    ("price_per_hour=inf", ["price_per_hour=inf: want a number or null, above 0"]),
+    ("price_per_hour=2.50EUR", ["price_per_hour=2.50EUR: want a number or null, above 0"]),
     ("output_dir=", ["output_dir=: want the name of a folder"]),
     (
         "output_dir=file/below",

@@ -21,7 +21,7 @@ from bench.driver.process import OnPhase, Task
 from bench.driver.sweep import common_settings, show_only
 from bench.errors import CellFailure, ConfigError
 from bench.record.result import SCHEMA, Answers, Outcome, Result
-from bench.store.files import read_results
+from bench.store.files import read_results, read_sweep
 from tests import fakes, stores
 from tests.command_line import wait_until_gone
 from tests.scripted import UNTRACKED, in_this_process, scripted, sweep
@@ -41,7 +41,7 @@ def test_every_cell_of_a_grid_is_measured_in_each_pass_and_recorded(tmp_path: Pa
         for quant in (FP32, NF4)
         for batch in (1, 8)
     ]
-    code, results = sweep(tmp_path, *grid)
+    code, results = sweep(tmp_path, *grid, price_per_hour=2.5)
     assert code == 0
     assert [r.cell_id for r in results] == [cell_id(cell) for cell in grid]
     for result in results:
@@ -51,6 +51,7 @@ def test_every_cell_of_a_grid_is_measured_in_each_pass_and_recorded(tmp_path: Pa
             assert [r.ttft_s for r in measurement.repeats] == [1.0, 1.0]
             assert [r.decode_step_s for r in measurement.repeats] == [(step_s,) * 3] * 2
     (folder,) = (tmp_path / "sweeps").iterdir()
+    assert read_sweep(folder).price_per_hour == 2.5
     assert {"sweep.json", "inputs"} <= {f.name for f in folder.iterdir()}
     began = sorted((r.started_at, result.cell_id) for result in results for r in result.replicates)
     passes = [[cell for _, cell in began[i : i + 4]] for i in (0, 4, 8)]
@@ -332,6 +333,7 @@ def of_devices(*devices: str) -> list[Config]:
         "resume": None,
         "profile": False,
         "dry_run": False,
+        "price_per_hour": None,
     }
     return [parse_config(fakes.cell_mapping(device=device) | common) for device in devices]
 

@@ -66,9 +66,9 @@ def test_a_sweep_is_analysed_once_for_all_of_its_printers(
 ) -> None:
     derived: list[str] = []
 
-    def counted(result: Result) -> dict[str, float]:
+    def counted(result: Result, price_per_hour: float | None) -> dict[str, float]:
         derived.append(result.cell_id)
-        return derive(result)
+        return derive(result, price_per_hour)
 
     derive = analysis.derive
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -141,6 +141,18 @@ def test_a_reading_that_no_cell_has_is_no_column() -> None:
     assert "RSS" not in header([on_gpu])
 
 
+def test_a_price_has_columns_and_says_what_it_assumes() -> None:
+    priced = replace(sweep(), price_per_hour=2.5)
+    text = table.as_text(compare(RESULTS, priced))
+    assert (
+        "cost per million tokens, in the currency of price_per_hour=2.5, of a machine always busy"
+        " with that phase at that batch"
+    ) in text
+    assert "cost/Mtok in" in text
+    assert "cost/Mtok out" in text
+    assert "cost" not in as_text(RESULTS, NO_BASELINE)
+
+
 def test_the_first_line_says_where_it_was_measured() -> None:
     on_gpu = fakes.result(
         cell=fakes.cell(device="cuda"), host=fakes.gpu_host(versions={"torch": "2.9.0"})

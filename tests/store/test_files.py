@@ -1,6 +1,7 @@
 """Files on disk: whole or not there, in the order of the grid, and refused by name when they are
 not ours."""
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,19 @@ def test_a_sweep_outside_a_checkout_is_read_as_it_was_written(tmp_path: Path) ->
     installed = replace(sweep(), provenance=fakes.provenance(commit=None, lock=None, changed=()))
     write_sweep(tmp_path, installed)
     assert read_sweep(tmp_path) == installed
+
+
+def test_a_sweep_keeps_its_price_and_an_older_one_has_none(tmp_path: Path) -> None:
+    write_sweep(tmp_path, replace(sweep(), price_per_hour=2.5))
+    assert read_sweep(tmp_path).price_per_hour == 2.5
+    file = tmp_path / "sweep.json"
+    without = json.loads(file.read_text()) | {"price_per_hour": -1}
+    file.write_text(json.dumps(without))
+    with pytest.raises(StoreError, match="price_per_hour=-1: want a number or null, above 0"):
+        read_sweep(tmp_path)
+    del without["price_per_hour"]
+    file.write_text(json.dumps(without))
+    assert read_sweep(tmp_path).price_per_hour is None
 
 
 @pytest.mark.parametrize("order", [[ONE, TWO, THREE], [THREE, TWO, ONE]])

@@ -424,12 +424,18 @@ def test_a_parent_says_what_varies_what_does_not_and_which_cell_is_best(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = stores.database(tmp_path / "mlflow.db")
     folder = stores.swept(tmp_path, *KNOWN)
-    sweep = replace(store.read_sweep(folder), columns=("quant", "batch"))
+    sweep = replace(store.read_sweep(folder), columns=("quant", "batch"), price_per_hour=2.5)
     store.write_sweep(folder, sweep)
     assert push(folder) == 0
     client = MlflowClient(tracking_uri=uri)
     runs = client.search_runs(["1"])
     (parent,) = [run for run in runs if run.data.tags["bench.kind"] == "sweep"]
+    assert parent.data.tags["bench.price_per_hour"] == "2.5"
+    # 2.5 / 3600 / 320 tokens/s
+    assert parent.data.metrics["best/cost/output_mtok"] == pytest.approx(2.17014, rel=1e-4)
+    assert parent.data.tags["bench.best.cost/output_mtok"] == "quant=bf16 batch=32"
+    of_cells = [run.data.metrics for run in runs if run.data.tags["bench.kind"] == "cell"]
+    assert min(metrics["cost/output_mtok"] for metrics in of_cells) == pytest.approx(2.17014)
     assert parent.data.params["axis.quant"] == "bf16, int8, nf4"
     assert parent.data.params["axis.batch"] == "1, 8, 32"
     assert parent.data.params["model.name"] == "smollm2-135m"
