@@ -43,6 +43,7 @@ class Requires:
     below_capability: float | None = None  # the first one that is too new
     dtypes: tuple[DtypeName, ...] = ()  # dtypes that it runs in; empty for all
     package: str | None = None  # import name
+    install: str | None = None  # how one gets that package
     compiler: bool = False  # for generated code: C++ on a CPU, Triton's on CUDA
 
 

@@ -65,7 +65,8 @@ def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
         wanted = " or ".join(requires.dtypes)
         yield f"dtype {wanted}, quant={cell.quant.name} computes in {cell.quant.dtype}"
     if requires.package is not None and requires.package in host.missing:
-        yield f"the package {requires.package} ({host.missing[requires.package]})"
+        how = "" if requires.install is None else f"; {requires.install}"
+        yield f"the package {requires.package} ({host.missing[requires.package]}){how}"
     if requires.compiler and cell.device == "cpu" and not host.compiler:
         yield "a C++ compiler (g++ or clang++), none was found"
     if requires.compiler and cell.device == "cuda" and host.triton is not None:
