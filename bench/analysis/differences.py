@@ -14,8 +14,8 @@ from bench.record.sweep import Provenance
 
 # fmt: off
 _COMPUTING = (
-    "torch", "bitsandbytes", "transformers", "flash-attn", "flash-attn-3", "triton", "cuda",
-    "cudnn", "kernels",
+    "torch", "bitsandbytes", "torchao", "transformers", "flash-attn", "flash-attn-3", "triton",
+    "cuda", "cudnn", "kernels",
 )
 # fmt: on
 _LIMITS = {

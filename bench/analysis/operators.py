@@ -37,6 +37,7 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     Rule("gemv_4bit", "product with packed weights"),
     # On CUDA one operator: it unpacks as it multiplies, or first unpacks and then calls linear
     Rule("gemm_4bit", "product with packed weights", open=True),
+    Rule("_weight_int4pack_mm", "product with packed weights"),  # torchao's
     Rule("int8_mm_dequant", "dequantization"),
     Rule("int8_vectorwise_quant", "activations to int8"),
     Rule("int8_double_quant", "activations to int8"),
@@ -52,8 +53,9 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     Rule("scaled_dot_product", "attention"),
     Rule("flash_attn", "attention"),
     Rule("flex_attention", "attention"),
-    # Outside linear layers only eager attention multiplies matrices
-    Rule("aten::matmul", "attention"),
+    # Outside linear layers only eager attention multiplies matrices, and always batches of them: a
+    # single product inside is torchao's with a dequantized weight
+    Rule("aten::matmul", "attention", open=True),
     Rule("aten::bmm", "attention"),
     Rule("aten::softmax", "attention"),
     # Of the keys and values so far with the new ones, each step

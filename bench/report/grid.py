@@ -44,7 +44,7 @@ _LEAST_TELLING = (
     "TPOT ms",
 )
 STAYS = len(_LEAST_TELLING)
-_SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes")
+_SHOWN_VERSIONS = ("torch", "transformers", "bitsandbytes", "torchao")
 _PHASES: dict[ProfiledPhase, str] = {
     "prefill": "prefill, ms under the profiler",
     "decode": "decode step, ms under the profiler",

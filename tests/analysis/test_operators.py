@@ -67,6 +67,24 @@ def test_products_outside_linear_layers_are_attention_and_inside_are_not() -> No
     assert prefill.seconds == {"matrix product": 4, "attention": 2, "interpreter": 0}
 
 
+def test_torchaos_products_are_products() -> None:
+    spans = [
+        host(PREFILL_MARK, 0, 8),
+        host("aten::to", 0, 1),
+        host("aten::mm", 1, 2),  # of int8's copied weights
+        host("aten::matmul", 3, 6),  # of fp8's dequantized weights
+        host("aten::mm", 3, 6),
+        host("aten::_weight_int4pack_mm_for_cpu", 6, 8),
+    ]
+    (prefill,) = by_kind(spans, decode_steps=1)
+    assert {kind: seconds for kind, seconds in prefill.seconds.items() if seconds} == {
+        "matrix product": 4,
+        "product with packed weights": 2,
+        "other operators": 1,
+        "interpreter": 1,
+    }
+
+
 def test_other_threads_and_what_is_outside_the_marks_do_not_count() -> None:
     spans = [
         host("aten::linear", 0, 1),

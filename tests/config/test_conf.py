@@ -16,7 +16,7 @@ from bench.paths import CONF, ROOT
 AT_LEAST = {
     "model": 7,
     "engine": 2,
-    "quant": 9,
+    "quant": 12,
     "attn": 9,
     "decode": 2,
     "workload": 6,

@@ -8,6 +8,7 @@ from torch import nn
 
 from bench.config.cell import Cell
 from bench.engine.transformers.attention import attention_mismatches
+from bench.engine.transformers.describe import describe
 from bench.engine.transformers.session import open_session
 from bench.errors import CellFailure
 from bench.record.result import Attestation
@@ -16,8 +17,14 @@ from tests import fakes
 IDS = np.arange(12).reshape(2, 6)
 
 
+OWN = {
+    "torchao_int4_32": fakes.group("quant", "torchao_int4", parameters={"group_size": 32}),
+    "torchao_int8_fp32": fakes.group("quant", "torchao_int8", dtype="fp32"),
+}
+
+
 def tiny(quant: str, **changes: object) -> Cell:
-    return fakes.resolved(model="tiny", quant=quant, **changes)
+    return fakes.resolved(model="tiny", quant=OWN.get(quant, quant), **changes)
 
 
 def attested(cell: Cell, loaded: Cell | None = None) -> Attestation:
@@ -56,8 +63,41 @@ def test_quantized_layers_are_seen_and_the_head_is_not_one(quant: str, layer: st
 
 
 @pytest.mark.parametrize(
+    ("quant", "tensor", "dtype"),
+    [
+        ("torchao_int8", "Int8Tensor", "int8"),
+        ("torchao_fp8", "Float8Tensor", "float8_e4m3fn"),
+        ("torchao_int4", "Int4OpaqueTensor", "uint8"),
+    ],
+)
+def test_layers_whose_weight_is_another_tensor_are_seen(
+    quant: str, tensor: str, dtype: str
+) -> None:
+    pytest.importorskip("torchao")
+    cell = tiny(quant)
+    found = attested(cell)
+    assert found.mismatches == ()
+    assert found.is_quantized
+    assert found.executed_dtype == "bf16"
+    assert found.details["product_dtypes"].keys() == {"bf16"}
+    assert found.details["layers"] == {f"Linear of {tensor}": 14, "Linear": 1}
+    assert found.logical_weights == attested(tiny("fp32")).logical_weights
+    assert found.weight_bytes == describe(cell).weight_bytes
+    bits = 4 if quant == "torchao_int4" else 8
+    # int8 has a zero point for each of 1,024 outputs too
+    beside = 2 * 512 if quant == "torchao_int8" else 0
+    stored = found.matmul_weights * bits // 8 + beside
+    assert found.details["bytes_by_dtype"][dtype] == stored
+
+
+@pytest.mark.parametrize(
     ("loaded", "claimed", "reason"),
     [
+        ("bf16", "torchao_fp8", "14 layers are Linear, want Linear of Float8Tensor"),
+        ("torchao_int8", "bf16", "14 layers are Linear of Int8Tensor, want Linear"),
+        ("torchao_int8", "torchao_fp8", "14 layers are Linear of Int8Tensor, want Linear of"),
+        ("torchao_int4", "torchao_int4_32", "'group_size': 64}, want {'dtype': 'bf16',"),
+        ("torchao_int8_fp32", "torchao_int8", "a Linear of Int8Tensor layer has {'dtype': 'fp32'"),
         ("fp32", "fp16", "unquantized weights are torch.float32, want fp16"),
         ("bf16", "nf4", "14 layers are Linear, want Linear4bit"),
         ("nf4", "bf16", "14 layers are Linear4bit, want Linear"),
@@ -69,6 +109,8 @@ def test_quantized_layers_are_seen_and_the_head_is_not_one(quant: str, layer: st
 def test_a_quantization_under_a_wrong_name_is_not_engaged(
     loaded: str, claimed: str, reason: str
 ) -> None:
+    if "torchao" in loaded:
+        pytest.importorskip("torchao")
     assert reason in "; ".join(attested(tiny(claimed), tiny(loaded)).mismatches)
 
 

@@ -73,7 +73,7 @@ def quantized_by_transformers(folder: Path, configuration: Any) -> None:
 
 def bitsandbytes(folder: Path, quant: str) -> None:
     values = fakes.resolved(model="tiny", quant=quant).quant
-    configuration = SCHEMES[values.scheme].configuration(values)
+    configuration = SCHEMES[values.scheme].configuration(values, "cpu")
     assert configuration is not None
     quantized_by_transformers(folder, configuration.made())
 

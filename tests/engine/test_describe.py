@@ -26,15 +26,16 @@ from bench.config.cell import Cell
 from bench.config.parse import parse
 from bench.engine import sources
 from bench.engine.transformers.describe import describe
+from bench.engine.transformers.packed import kind, own_tensors
 from bench.engine.transformers.schemes import SCHEMES, torch_dtype
 from bench.errors import CellFailure, ConfigError
 from bench.paths import CONF
 from bench.record.description import Description, Matrix
 from tests import fakes
+from tests.engine.quants import QUANTS, tried
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-# What a checkpoint is depends on its folder: tests/engine/test_checkpoint.py
-QUANTS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - {"checkpoint"})
+TORCHAO = ("torchao_int8", "torchao_int4", "torchao_fp8")
 
 SIZES: dict[str, Any] = {
     "vocab_size": 100,
@@ -87,7 +88,7 @@ def build(cell: Cell) -> PreTrainedModel:
 
 def load(cell: Cell, folder: Path) -> PreTrainedModel:
     """The model in this folder, quantized by transformers."""
-    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
+    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant, "cpu")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(cell.quant.dtype),
@@ -103,10 +104,10 @@ def stored_bytes(cell: Cell, model: PreTrainedModel) -> int:
     state = [
         tensor
         for module in model.modules()
-        if type(module).__name__ == scheme.layer_class
+        if kind(module) in scheme.layer_classes
         for tensor in scheme.state(module)
     ]
-    tensors = [*model.parameters(), *model.buffers(), *state]
+    tensors = [*(tensor for module in model.modules() for tensor in own_tensors(module)), *state]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
@@ -115,8 +116,9 @@ def check(cell: Cell, folder: Path) -> None:
     cache."""
     description = describe(cell, folder)
     model = load(cell, folder)
-    # On a GPU nothing is repacked: what is stored there is what is stored here before the first use
-    unpacked = describe(dataclasses.replace(cell, device="cuda"), folder)
+    # On a GPU bitsandbytes repacks nothing: what is stored there is here before the first use
+    is_repacked = SCHEMES[cell.quant.scheme].package == "bitsandbytes"
+    unpacked = describe(dataclasses.replace(cell, device="cuda" if is_repacked else "cpu"), folder)
     assert stored_bytes(cell, model) == unpacked.weight_bytes
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
@@ -131,8 +133,18 @@ def check(cell: Cell, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "quant"),
-    [("llama", quant) for quant in QUANTS]
-    + [(m, q) for m in SMALL if m != "llama" for q in ("bf16", "int8_nodecomp", "nf4_double")],
+    [
+        *tried(QUANTS, "llama"),
+        *(
+            each
+            for model in SMALL
+            if model != "llama"
+            for each in tried(
+                ("bf16", "int8_nodecomp", "nf4_double", *(TORCHAO if model != "falcon" else ())),
+                model,
+            )
+        ),
+    ],
 )
 def test_small_models_are_stored_and_cached_as_described_to_the_byte(
     model_type: str, quant: str, tmp_path: Path
@@ -145,7 +157,7 @@ def test_small_models_are_stored_and_cached_as_described_to_the_byte(
 # A load and its quantization take up to ten seconds each.
 @pytest.mark.parametrize(
     "quant",
-    [q if q in ("bf16", "nf4_double") else pytest.param(q, marks=pytest.mark.slow) for q in QUANTS],
+    tried(QUANTS, slow={*QUANTS} - {"bf16", "nf4_double", "torchao_int4"}),
 )
 def test_smollm2_is_stored_and_cached_as_described_to_the_byte(quant: str) -> None:
     cell = fakes.resolved(model="smollm2-135m", quant=quant)
@@ -323,6 +335,15 @@ def test_torch_is_asked_which_kernels_take_the_attention() -> None:
     # On a CPU: the efficient and cuDNN's kernels are CUDA's
     assert found.sdpa_kernels == found.masked_sdpa_kernels == ("math", "flash")
     assert describe(fakes.resolved(model="tiny", device="cuda")).sdpa_kernels == ()  # none here
+
+
+@pytest.mark.parametrize("quant", TORCHAO)
+def test_layers_that_torchao_cannot_replace_are_told(quant: str) -> None:
+    own = "FalconLinear multiplies by its weight itself, which must be plain then"
+    assert describe(small("falcon", quant)).obstacle == own
+    across = "none of its layers is an ordinary Linear; they are Conv1D"
+    assert describe(small("gpt2", quant)).obstacle == across
+    assert describe(small("llama", quant)).obstacle is None
 
 
 class OddConfig(LlamaConfig):

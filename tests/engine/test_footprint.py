@@ -56,6 +56,11 @@ def tokens(prompt: int, new: int) -> dict[str, Any]:
         ("nf4", "cuda", PLAIN + 2 * (18432 + 4 * 576 + 7 * 64)),
         ("fp4", "cuda", PLAIN + 2 * (18432 + 4 * 576 + 7 * 64)),
         ("nf4_double", "cuda", PLAIN + 2 * (18432 + 576 + 7 * (4 + 4 * 256 + 4) + 7 * 64)),
+        ("torchao_int8", "cuda", PLAIN + 2 * (36864 + 5 * 512)),
+        ("torchao_fp8", "cpu", PLAIN + 2 * (36864 + 4 * 512)),
+        # 576 groups of 64 weights; on a GPU inputs are padded to 1,024, so each output has 16
+        ("torchao_int4", "cpu", PLAIN + 2 * (18432 + 4 * 576)),
+        ("torchao_int4", "cuda", PLAIN + 2 * (512 * 512 + 4 * 16 * 512)),
         # The scales before they are repacked
         ("nf4", "cpu", PLAIN + 2 * (18432 + 4 * 576 + 7 * 64)),
     ],

@@ -6,6 +6,7 @@ they take on such a machine; whatever would make CUDA start is recorded and refu
 may swallow the refusal.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
+from bench.engine.transformers.load import load
 from bench.paths import ROOT
+from tests import fakes
 
 _ACT = """
-import json, logging, os, sys, traceback
+import importlib, json, logging, os, sys, traceback
 import pynvml, torch
 
 started = []
@@ -53,13 +57,20 @@ answer = {
     "started": list(started),
     "initialized": preload.CUDA_INITIALIZED,
     "missing": [name for name in (*preload.NEEDED, *preload.optional(sys.argv[1] == "gpu")) if name not in sys.modules],
-    "modules": [name for name in ("bitsandbytes", "flash_attn", "mlflow", "hydra") if name in sys.modules],
+    "modules": [name for name in ("bitsandbytes", "flash_attn", "torchao", "mlflow", "hydra") if name in sys.modules],
     "level": logging.getLogger("bitsandbytes").level,
     "nvml_check": os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"),
 }
-started.clear()
-import bitsandbytes
-print(json.dumps(answer | {"started_by_bitsandbytes": started}))
+def started_by(name):
+    started.clear()
+    try:
+        importlib.import_module(name)
+    except (ImportError, RuntimeError):  # not installed; refused
+        pass
+    return list(started)
+
+seen = {f"started_by_{name}": started_by(name) for name in ("bitsandbytes", "torchao.prototype.mx_formats")}
+print(json.dumps(answer | seen))
 """
 
 
@@ -108,14 +119,65 @@ def test_the_act_would_catch_bitsandbytes(on_a_gpu_machine: dict[str, Any]) -> N
     assert "get_device_capability" in on_a_gpu_machine["started_by_bitsandbytes"][0]
 
 
+def test_the_act_would_catch_torchao_which_transformers_imports_where_it_is_installed(
+    on_a_gpu_machine: dict[str, Any],
+) -> None:
+    if not importlib.util.find_spec("torchao"):
+        pytest.skip("torchao is not installed")
+    (call,) = on_a_gpu_machine["started_by_torchao.prototype.mx_formats"]
+    assert "get_device_capability" in call
+    assert "torchao/prototype/mx_formats/kernels.py" in call
+
+
 def test_without_a_gpu_bitsandbytes_is_preloaded_too() -> None:
     found = preloaded("cpu")
     assert found["modules"] == ["bitsandbytes"]
     assert found["missing"] == []
 
 
+_IN_A_CHILD = """
+import json, sys
+from bench.driver.plan import resolve
+from bench.engine.protocol import ENGINES
+from bench.meter.cell import measure_cell, probe_host
+from tests import fakes
+import bench.engine.transformers.preload
+
+place, quiet = ENGINES["transformers"], lambda *_: None
+few = fakes.group("measure", "quick", warmups=1, repeats=1, target=None)
+own = fakes.group("model", "tiny", weights="pretrained", path=sys.argv[1])
+seen = {}
+for quant, model in (("bf16", "tiny"), ("checkpoint", own), ("torchao_int8", "tiny")):
+    found = measure_cell(quiet, place, fakes.resolved(model=model, quant=quant, measure=few))
+    seen[quant] = (found.attestation.mismatches, found.attestation.details["layers"], "torchao" in sys.modules)
+print(json.dumps(seen))
+"""
+
+
+def test_a_child_imports_torchao_itself_and_transformers_quantizes_with_it(tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    load(fakes.cell(model="tiny", quant="bf16"), None).save_pretrained(tmp_path / "plain")
+    AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    ).save_pretrained(tmp_path / "saved")
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_CHILD, tmp_path / "saved"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    layers = {"Linear of Int8Tensor": 14, "Linear": 1}
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "bf16": [[], {"Linear": 15}, False],
+        "checkpoint": [[], layers, True],
+        "torchao_int8": [[], layers, True],
+    }
+
+
 _WITH_A_BROKEN_ONE = """
-import dataclasses, json
+import json, sys
 from bench.engine.protocol import ENGINES
 from bench.driver.plan import resolve, why_not
 from bench.meter.cell import measure_cell, probe_host
@@ -125,15 +187,19 @@ import bench.engine.transformers.preload as preload
 place, quiet = ENGINES["transformers"], lambda *_: None
 host = probe_host(quiet, place)
 few = fakes.group("measure", "quick", warmups=1, repeats=1, target=None)
-cells = [resolve(fakes.cell(model="tiny", quant=quant, measure=few), host) for quant in ("fp32", "nf4")]
+cells = [resolve(fakes.cell(model="tiny", quant=quant, measure=few), host) for quant in ("fp32", *sys.argv[1:])]
 found = measure_cell(quiet, place, cells[0])
-print(json.dumps([len(found.measurement.repeats), getattr(why_not(cells[1], host, None), 'reason', None), preload.fork_unsafe()]))
+reasons = [getattr(why_not(cell, host, None), "reason", None) for cell in cells[1:]]
+print(json.dumps([len(found.measurement.repeats), preload.fork_unsafe(), *reasons]))
 """
 
 
-@pytest.mark.parametrize("package", ["bitsandbytes", "flash_attn"])
+@pytest.mark.parametrize(
+    ("package", "quants"),
+    [("bitsandbytes", ["nf4"]), ("flash_attn", []), ("torchao", ["torchao_int8"])],
+)
 def test_an_optional_package_that_breaks_at_import_costs_what_needs_it(
-    package: str, tmp_path: Path
+    package: str, quants: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("raise OSError('libcuda.so.1: not found')")
@@ -141,7 +207,7 @@ def test_an_optional_package_that_breaks_at_import_costs_what_needs_it(
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.50.2\n")
     done = subprocess.run(
-        [sys.executable, "-c", _WITH_A_BROKEN_ONE],
+        [sys.executable, "-c", _WITH_A_BROKEN_ONE, *quants],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
@@ -149,7 +215,7 @@ def test_an_optional_package_that_breaks_at_import_costs_what_needs_it(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    repeats, reason, unsafe = json.loads(done.stdout.splitlines()[-1])
+    repeats, unsafe, *reasons = json.loads(done.stdout.splitlines()[-1])
     assert (repeats, unsafe) == (1, None)
-    wanted = "quant=nf4 needs the package bitsandbytes (OSError: libcuda.so.1: not found)"
-    assert reason == (wanted if package == "bitsandbytes" else None)
+    broken = f"needs the package {package} (OSError: libcuda.so.1: not found)"
+    assert reasons == [f"quant={quant} {broken}" for quant in quants]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from bench.analysis.divergence import is_above_floor
 from bench.config.cell import Attn, Cell, Quant
@@ -89,6 +90,26 @@ def test_another_dtype_diverges_and_the_numbers_are_torchs_own(
             same = (p.argmax(-1) == q.argmax(-1)).double().mean().item()
             assert window.top1_agreement == pytest.approx(same)
             assert window.kl_nats > 0
+
+
+def test_fewer_bits_diverge_more(saved: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    folder, file = tmp_path / "model", tmp_path / "reference.safetensors"
+    shutil.copytree(saved, folder)
+    tensors = load_file(folder / "model.safetensors")  # whose layers hardly matter
+    for name in [name for name in tensors if "proj" in name]:
+        tensors[name] *= 10
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    keep_reference(lambda *_: None, ENGINES["transformers"], cell_of(folder), BF16, str(file))
+    kl_nats = []
+    for quant in ("torchao_int8", "torchao_fp8", "torchao_int4"):
+        found = evaluate(session(folder, quant), file)
+        assert found is not None
+        assert is_above_floor(found)
+        kl_nats.append(np.mean([window.kl_nats for window in found.windows]))
+    assert 0 < 3 * kl_nats[0] < kl_nats[1] < kl_nats[2] / 3
+    answers = session(folder, "torchao_int4").complete([[1, 2, 3], [4, 5]], most=4)
+    assert [0 < len(answer) <= 4 for answer in answers] == [True, True]
 
 
 def test_what_happens_to_logits_after_the_head_is_seen(saved: Path) -> None:

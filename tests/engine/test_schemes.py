@@ -5,11 +5,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bench.config.cell import Quant
+from bench.engine.protocol import ENGINES, engine_at
+from bench.engine.transformers.packed import kind, own_tensors
 from bench.engine.transformers.schemes import (
     SCHEMES,
     dtype_name,
@@ -18,13 +21,12 @@ from bench.engine.transformers.schemes import (
     unknown_names,
 )
 from bench.engine.transformers.schemes.bitsandbytes import FourBit, Int8, four_bit_bytes
+from bench.engine.transformers.schemes.torchao import Int4
 from bench.errors import ConfigError
-from bench.paths import CONF
 from tests import fakes
+from tests.engine.quants import QUANTS, tried
 
-# What a checkpoint is depends on its folder: tests/engine/test_checkpoint.py
-QUANTS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - {"checkpoint"})
-OUTPUTS, INPUTS = 96, 160  # 240 blocks of 64 weights: the last nested block is not full
+OUTPUTS, INPUTS = 96, 192  # 288 blocks of 64 weights: the last nested block is not full
 
 
 def quant(name: str, **parameters: Any) -> Quant:
@@ -40,10 +42,12 @@ def quant(name: str, **parameters: Any) -> Quant:
 
 def layer(wanted: Quant, outputs: int = OUTPUTS, inputs: int = INPUTS) -> nn.Module:
     """A layer as transformers makes it of the scheme's configuration, quantized on the CPU."""
-    configuration = SCHEMES[wanted.scheme].configuration(wanted)
+    configuration = SCHEMES[wanted.scheme].configuration(wanted, "cpu")
     model = nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=torch_dtype(wanted.dtype)))
     if configuration is None:
         return model[0]
+    if SCHEMES[wanted.scheme].package == "torchao":
+        return by_torchao(model, configuration.made())
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     weight = model[0].weight
@@ -54,20 +58,28 @@ def layer(wanted: Quant, outputs: int = OUTPUTS, inputs: int = INPUTS) -> nn.Mod
     return quantized
 
 
+def by_torchao(model: nn.Sequential, configuration: Any) -> nn.Module:
+    from torchao.quantization import quantize_
+
+    quantize_(model, configuration.get_apply_tensor_subclass())
+    return model[0]
+
+
 def stored_bytes(wanted: Quant, of: nn.Module) -> int:
     """Of weights and state, each storage once."""
-    tensors = [*of.parameters(), *SCHEMES[wanted.scheme].state(of)]
+    tensors = [*own_tensors(of), *SCHEMES[wanted.scheme].state(of)]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
-@pytest.mark.parametrize("name", QUANTS)
+@pytest.mark.parametrize("name", tried(QUANTS))
 def test_a_layer_takes_what_its_scheme_says(name: str) -> None:
     wanted = quant(name)
     real = layer(wanted)
     scheme = SCHEMES[wanted.scheme]
-    assert type(real).__name__ == scheme.layer_class
-    # On a GPU nothing is repacked: what is stored there is what is stored here before the first use
-    assert stored_bytes(wanted, real) == scheme.matrix_bytes(OUTPUTS, INPUTS, wanted, "cuda")
+    assert kind(real) in scheme.layer_classes
+    # On a GPU bitsandbytes repacks nothing: what is stored there is here before the first use
+    before = "cuda" if scheme.package == "bitsandbytes" else "cpu"
+    assert stored_bytes(wanted, real) == scheme.matrix_bytes(OUTPUTS, INPUTS, wanted, before)
     with torch.inference_mode():
         real(torch.ones(1, INPUTS, dtype=torch_dtype(wanted.dtype)))
     assert stored_bytes(wanted, real) <= scheme.matrix_bytes(OUTPUTS, INPUTS, wanted, "cpu")
@@ -91,6 +103,59 @@ def test_what_a_cpu_with_avx512_bf16_repacks_is_counted_before_and_after(is_nest
         assert stored_bytes(wanted, real) == after
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 128), (30, 1536), (576, 1024)])
+def test_torchaos_tiles_are_padded_on_a_gpu(
+    group: int, outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out by torchao's own code, on the meta device."""
+    quantization = pytest.importorskip("torchao.quantization")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    wanted = quant("torchao_int4", group_size=group)
+    scheme = SCHEMES["torchao_int4"]
+    configuration = scheme.configuration(wanted, "cuda")
+    assert configuration is not None
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16))
+    quantization.quantize_(model, configuration.made().get_apply_tensor_subclass())
+    real = model[0]
+    assert kind(real) in scheme.layer_classes
+    held = sum(tensor.nbytes for tensor in own_tensors(real))
+    assert held == scheme.matrix_bytes(outputs, inputs, wanted, "cuda")
+    assert scheme.obstacle(outputs, inputs, wanted, "cuda") is None
+    assert scheme.settings(real) == scheme.wanted(wanted)
+
+
+def test_groups_that_do_not_divide_the_inputs_are_told_before_torchao_passes_over_them() -> None:
+    scheme, wanted = SCHEMES["torchao_int4"], quant("torchao_int4")
+    for device in ("cpu", "cuda"):
+        reason = "torchao cannot split 96 inputs into groups of quant.parameters.group_size=64"
+        assert str(scheme.obstacle(64, 96, wanted, device)).startswith(reason)
+        assert scheme.obstacle(64, 128, wanted, device) is None
+    assert "want a multiple of that instead of 40" in str(scheme.obstacle(40, 64, wanted, "cpu"))
+    assert scheme.obstacle(40, 64, wanted, "cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "need"),
+    [
+        (8.0, "bf16", None),
+        (7.5, "bf16", "compute capability 8.0, some GPU has 7.5"),
+        (8.0, "fp16", "dtype bf16, quant=torchao_int4 computes in fp16"),
+    ],
+)
+def test_what_a_packing_wants_of_a_gpu_it_does_not_want_of_a_cpu(
+    capability: float, dtype: str, need: str | None
+) -> None:
+    engine = engine_at(ENGINES["transformers"])
+    asked = fakes.group("quant", "torchao_int4", dtype=dtype)
+    gpu = fakes.host(device="cuda", device_name="some GPU", capability=capability)
+    found = engine.why_not(fakes.resolved(quant=asked, device="cuda"), gpu)
+    wanted = None if need is None else f"quant=torchao_int4 needs {need}"
+    assert (found and found.reason) == wanted
+    assert engine.why_not(fakes.resolved(quant=asked), fakes.host()) is None
+
+
 @pytest.mark.parametrize(
     ("name", "device", "workspace", "beside"),
     [
@@ -99,6 +164,9 @@ def test_what_a_cpu_with_avx512_bf16_repacks_is_counted_before_and_after(is_nest
         ("int8", "cuda", 0, 12),
         ("nf4", "cpu", 8, 0),
         ("nf4", "cuda", 2, 0),
+        ("torchao_int8", "cpu", 2, 4),
+        ("torchao_fp8", "cuda", 10, 0),
+        ("torchao_int4", "cpu", 0, 0),
     ],
 )
 def test_a_product_takes_room_while_it_is_made(
@@ -110,10 +178,26 @@ def test_a_product_takes_room_while_it_is_made(
     assert scheme.product_bytes == beside
 
 
-def test_what_is_in_force_in_a_layer_is_what_was_wanted() -> None:
-    for wanted in map(quant, QUANTS):
-        scheme = SCHEMES[wanted.scheme]
-        assert scheme.settings(layer(wanted)) == scheme.wanted(wanted), wanted.name
+@pytest.mark.parametrize("name", tried(QUANTS))
+def test_what_is_in_force_in_a_layer_is_what_was_wanted(name: str) -> None:
+    wanted = quant(name)
+    scheme = SCHEMES[wanted.scheme]
+    assert scheme.settings(layer(wanted)) == scheme.wanted(wanted)
+
+
+@pytest.mark.parametrize("name", tried(["torchao_int8", "torchao_fp8", "torchao_int4"]))
+@pytest.mark.parametrize("tokens", [1, 256])
+def test_a_product_takes_no_more_room_than_is_said(name: str, tokens: int) -> None:
+    wanted, outputs, inputs = quant(name), 256, 512
+    real, scheme = layer(wanted, outputs, inputs), SCHEMES[quant(name).scheme]
+    activations = torch.randn(tokens, inputs, dtype=torch.bfloat16)
+    with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profile:
+        result = real(activations)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    said = scheme.workspace_bytes(outputs, inputs, wanted, "cpu")
+    beside = scheme.product_bytes * result.numel()
+    assert 0.9 * said <= held.max() - result.nbytes <= said + beside + 64 * outputs
 
 
 @pytest.mark.parametrize(
@@ -131,11 +215,32 @@ def test_a_layer_with_another_setting_is_seen(name: str, changes: Mapping[str, A
     assert {key for key in wanted if found[key] != wanted[key]} == set(changes)
 
 
+@pytest.mark.parametrize(
+    ("configuration", "changed"),
+    [
+        ("Int8WeightOnlyConfig(granularity=PerGroup(64))", {"per_output"}),
+        ("Int8WeightOnlyConfig(granularity=PerTensor())", {"per_output"}),
+        ("Int8DynamicActivationInt8WeightConfig()", {"activations"}),
+    ],
+)
+def test_a_layer_that_torchao_quantized_in_another_way_is_seen(
+    configuration: str, changed: set[str]
+) -> None:
+    library = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.bfloat16))
+    library.quantize_(model, eval(configuration, vars(library)))
+    scheme = SCHEMES["torchao_int8"]
+    assert kind(model[0]) in scheme.layer_classes
+    found, wanted = scheme.settings(model[0]), scheme.wanted(quant("torchao_int8"))
+    assert {key for key in wanted if found[key] != wanted[key]} == changed
+
+
 def test_products_run_in_the_dtype_that_is_named() -> None:
     executed = {name: SCHEMES[quant(name).scheme].executed_dtype(quant(name)) for name in QUANTS}
     assert executed == {
         **dict.fromkeys(("bf16", "nf4", "nf4_double", "fp4"), "bf16"),
         **dict.fromkeys(("int8", "int8_nodecomp"), "int8"),
+        **dict.fromkeys(("torchao_int8", "torchao_int4", "torchao_fp8"), "bf16"),
         "fp16": "fp16",
         "fp32": "fp32",
     }
@@ -151,6 +256,7 @@ def test_dtypes_have_one_name_in_both_directions() -> None:
 def test_parameters_are_the_schemes_own() -> None:
     assert parameters_of(quant("int8")) == Int8(threshold=6.0)
     assert parameters_of(quant("nf4")) == FourBit("nf4", "auto", double_quant=False)
+    assert parameters_of(quant("torchao_int4")) == Int4(group_size=64)
 
 
 def mistaken() -> Iterator[tuple[Quant, list[str]]]:
@@ -158,7 +264,7 @@ def mistaken() -> Iterator[tuple[Quant, list[str]]]:
         Quant("x", "foo", "bf16"),
         [
             "quant.scheme=foo: no such scheme; engine=transformers has none, bnb_int8, bnb_4bit,"
-            " checkpoint",
+            " torchao_int8, torchao_int4, torchao_fp8, checkpoint",
         ],
     )
     yield (
@@ -177,6 +283,10 @@ def mistaken() -> Iterator[tuple[Quant, list[str]]]:
         ["quant.parameters.threshold=-1: want a number, at least 0"],
     )
     yield (
+        quant("torchao_int4", group_size=48),
+        ["quant.parameters.group_size=48: want one of 32, 64, 128"],
+    )
+    yield (
         quant("nf4", quant_type="nf3", double_quant=1),
         [
             "quant.parameters.quant_type=nf3: want one of nf4, fp4",
@@ -193,6 +303,19 @@ def test_unknown_names_are_sentences(wanted: Quant, sentences: list[str]) -> Non
     assert caught.value.problems == sentences
 
 
+def test_a_configuration_is_written_as_it_is_made() -> None:
+    on_cuda = SCHEMES["torchao_int4"].configuration(quant("torchao_int4"), "cuda")
+    assert on_cuda is not None
+    assert str(on_cuda) == (
+        "TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=64,"
+        " int4_packing_format='tile_packed_to_4d'))"
+    )
+    assert [(part.module, part.name) for part in on_cuda.parts()] == [
+        ("transformers", "TorchAoConfig"),
+        ("torchao.quantization", "Int4WeightOnlyConfig"),
+    ]
+
+
 def test_every_shipped_quantization_is_known() -> None:
     assert {name: unknown_names(quant(name)) for name in QUANTS} == {name: [] for name in QUANTS}
 
@@ -203,7 +326,7 @@ def test_the_names_are_known_without_any_library() -> None:
         "from bench.engine.transformers.schemes import SCHEMES, unknown_names\n"
         "from bench.config.cell import Quant\n"
         "assert SCHEMES and unknown_names(Quant('x', 'foo', 'bf16'))\n"
-        "print(*{'torch', 'transformers', 'bitsandbytes'} & set(sys.modules))\n"
+        "print(*{'torch', 'transformers', 'bitsandbytes', 'torchao'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

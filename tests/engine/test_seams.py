@@ -35,8 +35,10 @@ def test_a_made_up_quantization_is_a_scheme_and_a_line(
 ) -> None:
     precise = Scheme(
         package="bitsandbytes",
-        layer_class="Linear4bit",
-        configuration=lambda quant: Configuration("BitsAndBytesConfig", {"load_in_4bit": True}),
+        layer_classes=("Linear4bit",),
+        configuration=lambda quant, device: Configuration(
+            "BitsAndBytesConfig", {"load_in_4bit": True}
+        ),
         executed_dtype=lambda quant: "fp32",
         matrix_bytes=lambda outputs, inputs, quant, device: outputs * inputs,  # at most
     )

@@ -1,5 +1,5 @@
-"""Hugging Face transformers on torch: every model it knows, bitsandbytes' quantizations, and
-folders that others have quantized.
+"""Hugging Face transformers on torch: every model it knows, bitsandbytes' and torchao's
+quantizations, and folders that others have quantized.
 
 This file is imported by the driver too, which must not wait for torch: what needs a library is
 imported in the functions that run in a measured process.
@@ -55,7 +55,7 @@ class Transformers:
             {name for names in checkpoint.PACKAGES.values() for name in names} - {"bitsandbytes"}
         ),
     )
-    optional: tuple[str, ...] = ("bitsandbytes", "flash_attn", "flash_attn_interface")
+    optional: tuple[str, ...] = ("bitsandbytes", "flash_attn", "flash_attn_interface", "torchao")
 
     def accelerator(self) -> Accelerator | None:
         from bench.engine.transformers.device import accelerator
@@ -94,6 +94,9 @@ class Transformers:
                 f"quant={cell.quant.name} needs the package {package} ({host.missing[package]})"
             )
             return Outcome("skipped", reason)
+        if cell.device == "cuda":
+            for need in lacking(SCHEMES[cell.quant.scheme].on_cuda, cell, host):
+                return Outcome("skipped", f"quant={cell.quant.name} needs {need}")
         objection = _of_folder(cell, host)
         if objection is not None:
             return Outcome("skipped", objection)

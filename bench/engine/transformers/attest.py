@@ -119,8 +119,8 @@ def attest(
 
 def _scheme_of(module: nn.Module) -> Scheme | None:
     """The quantization scheme that a layer is of; None for one that is not quantized."""
-    name = type(module).__name__
-    quantizing = [s for key, s in SCHEMES.items() if key != "none" and s.layer_class == name]
+    name = kind(module)
+    quantizing = [s for key, s in SCHEMES.items() if key != "none" and name in s.layer_classes]
     return quantizing[0] if quantizing else None
 
 
@@ -269,11 +269,12 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
         for m in matrices(model)
         # Without a scheme GPT-2's Conv1D and Falcon's own class are as good as a Linear
         if m is not head
-        and type(m).__name__ != scheme.layer_class
+        and kind(m) not in scheme.layer_classes
         and (quant.scheme != "none" or _scheme_of(m) is not None)
     ]
     if others:
-        yield f"{len(others)} layers are {type(others[0]).__name__}, want {scheme.layer_class}"
+        wanted_classes = " or ".join(scheme.layer_classes)
+        yield f"{len(others)} layers are {kind(others[0])}, want {wanted_classes}"
     dtypes = ordinary_dtypes(model)
     if dtypes != {torch_dtype(quant.dtype)}:
         names = ", ".join(sorted(map(str, dtypes)))
@@ -281,11 +282,11 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
     wanted = scheme.wanted(quant)
     for module, usual in _quantized(model):
         # Two schemes may share a class of layers
-        own = scheme if type(module).__name__ == scheme.layer_class else usual
+        own = scheme if kind(module) in scheme.layer_classes else usual
         settings = own.settings(module)
         expected = {name: value for name, value in wanted.items() if name in settings}
         if settings != expected:
-            yield f"a {type(module).__name__} layer has {settings}, want {expected}"
+            yield f"a {kind(module)} layer has {settings}, want {expected}"
             break
 
 

@@ -187,6 +187,7 @@ def _stored(
     counts: Counter[Matrix] = Counter()
     plain_bytes = 0
     unplaced = set(packed)
+    asked = SCHEMES[cell.quant.scheme]
     left_as_is = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     for name, parameter, module in _parameters(model):
         shape = _matrix_shape(name, parameter, module, model)
@@ -197,10 +198,10 @@ def _stored(
         scheme, stored_bytes = SCHEMES["none"], parameter.nbytes // count
         where = name.removesuffix(".weight")
         if where in packed:
-            scheme, stored_bytes = SCHEMES[cell.quant.scheme], packed[where] // count
+            scheme, stored_bytes = asked, packed[where] // count
             unplaced.discard(where)
-        elif _is_replaced(where, module, left_as_is) and cell.quant.scheme != "checkpoint":
-            scheme = SCHEMES[cell.quant.scheme]
+        elif asked.replaces(module) and should_convert_module(where, left_as_is):
+            scheme = asked
             stored_bytes = scheme.matrix_bytes(outputs, inputs, cell.quant, cell.device)
         matrix = Matrix(
             name=re.sub(r"\.\d+(?=\.|$)", ".*", where),
@@ -226,16 +227,24 @@ def _obstacle(matrices: Sequence[Matrix], model: PreTrainedModel, cell: Cell) ->
     sizes = [(m, (m.outputs, m.inputs, cell.quant, cell.device)) for m in matrices]
     replaced = [(m, size) for m, size in sizes if m.stored_bytes != plain.matrix_bytes(*size)]
     if not replaced:
-        linear = {type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear)}
+        linear = {
+            type(m).__name__
+            for m in model.modules()
+            if isinstance(m, nn.Linear | Conv1D) and m is not model.get_output_embeddings()
+        }
         return f"none of its layers is an ordinary Linear; they are {', '.join(sorted(linear))}"
+    own = {type(m).__name__ for m in model.modules() if scheme.replaces(m) and _reads_its_weight(m)}
+    if own:
+        return f"{', '.join(sorted(own))} multiplies by its weight itself, which must be plain then"
     reasons = ((m.name, scheme.obstacle(*size)) for m, size in replaced)
     return next((f"{name}: {reason}" for name, reason in reasons if reason is not None), None)
 
 
-def _is_replaced(name: str, module: nn.Module, left_as_is: list[str]) -> bool:
-    """As transformers' replace_with_bnb_linear: no subclass of a linear layer is replaced."""
-    is_linear = isinstance(module, Conv1D) or type(module) is nn.Linear
-    return is_linear and bool(should_convert_module(name, left_as_is))
+def _reads_its_weight(layer: nn.Module) -> bool:
+    """Whether a kind of Linear has its own product, like Falcon's ``input @ self.weight.T``."""
+    forward = type(layer).forward
+    is_own = isinstance(layer, nn.Linear) and forward is not nn.Linear.forward
+    return is_own and "weight" in forward.__code__.co_names
 
 
 def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:

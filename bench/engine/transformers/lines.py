@@ -1,5 +1,7 @@
 """What one types to load a cell's model with transformers alone: what ``load`` does, as text."""
 
+from collections import defaultdict
+
 from bench.config.cell import Cell, Model
 from bench.engine.transformers.schemes import SCHEMES, TORCH_NAMES
 
@@ -12,16 +14,16 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
     Args:
         folder: with the files of a model that comes from no hub; None: of the hub, or random.
     """
-    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
+    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant, cell.device)
     named = cell.quant.dtype
     dtype = "'auto'" if named == "saved" else f"torch.{TORCH_NAMES[named]}"
     settings = [f"dtype={dtype}", f"attn_implementation={cell.attn.implementation!r}"]
-    names = ["AutoModelForCausalLM"]
+    names = defaultdict(list, transformers=["AutoModelForCausalLM"])  # by module
     before = []
     if cell.model.weights == "random":
         if configuration is not None:
             return ""
-        names.insert(0, "AutoConfig")
+        names["transformers"].insert(0, "AutoConfig")
         before = [f"config = AutoConfig.{_configuration(cell.model)}"]
         call, settings = "from_config", ["config", *settings]
     else:
@@ -29,13 +31,14 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
         call, settings = "from_pretrained", [*source, *settings]
         settings.append(f"device_map={cell.device!r}")
         if configuration is not None:
-            names.append(configuration.name)
+            for part in configuration.parts():
+                names[part.module].append(part.name)
             settings.append(f"quantization_config={configuration}")
     threads = [f"torch.set_num_threads({cell.threads})"] if cell.device == "cpu" else []
     return "\n".join(
         [
             "import torch",
-            f"from transformers import {', '.join(names)}",
+            *(f"from {module} import {', '.join(used)}" for module, used in names.items()),
             "",
             *threads,
             *before,

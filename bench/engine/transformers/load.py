@@ -4,9 +4,9 @@ Pretrained weights go through transformers' ``from_pretrained``, which quantizes
 Random weights are built here: memory and the speed of dense kernels do not depend on the values, so
 any architecture can be measured without a download. ``from_config`` would hold the whole model in
 its dtype first and refuses quantization; instead the model is laid out on the meta device (no
-storage), its layers replaced by quantized ones, and then each module is materialized, initialized
-by the model's own rule, quantized and moved before the next one is touched: the peak is the final
-size plus one layer.
+storage), prepared by transformers' own quantizer (bitsandbytes' replaces layers), and then each
+module is materialized, initialized by the model's own rule, moved and quantized before the next one
+is touched: the peak is the final size plus one layer.
 """
 
 import contextlib
@@ -23,8 +23,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.quantizers.base import HfQuantizer
 
 from bench.config.cell import Cell, Model
+from bench.engine.transformers.packed import is_packed
 from bench.engine.transformers.schemes import SCHEMES, checkpoint, torch_dtype
 from bench.errors import CellFailure
 
@@ -56,7 +59,7 @@ def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
     refused = checkpoint.objection(cell, folder)
     if refused is not None:  # of a model that was not on this machine when the sweep was planned
         raise CellFailure("skipped", refused)
-    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant)
+    configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant, cell.device)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto" if cell.quant.dtype == "saved" else torch_dtype(cell.quant.dtype),
@@ -135,21 +138,33 @@ def _random(cell: Cell, source: Path | None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=cell.attn.implementation
         )
-    quantization = SCHEMES[cell.quant.scheme].configuration(cell.quant)
+    quantizer = None
+    quantization = SCHEMES[cell.quant.scheme].configuration(cell.quant, cell.device)
     if quantization is not None:
-        # Imports bitsandbytes, which initializes CUDA where there is one: never at the top, the
-        # fork server reads this.
-        from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-        from transformers.quantizers.base import get_keys_to_not_convert
-
-        replace_with_bnb_linear(model, get_keys_to_not_convert(model), quantization.made())
+        quantizer = AutoHfQuantizer.from_config(quantization.made(), pre_quantized=False)
+        quantizer.validate_environment(device_map={"": cell.device})
+        quantizer.preprocess_model(model, device_map={"": cell.device})
     model.tie_weights()
     torch.manual_seed(cell.seed)
     # By identity on the meta device, so that tied weights stay one
     made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for name, module in model.named_modules():
+        laid_out = getattr(module, "weight", None)
         _materialize(model, module, made, dtype, torch.device(cell.device))
+        if quantizer is not None and _quantize(quantizer, model, name, module):
+            made[id(laid_out)] = module.weight  # nothing keeps what it was made of
     return model
+
+
+def _quantize(quantizer: HfQuantizer, model: PreTrainedModel, name: str, module: nn.Module) -> bool:
+    """Whether the layer was quantized in its place; bitsandbytes' have been by being moved."""
+    weight = f"{name}.weight"
+    if is_packed(module) or not quantizer.param_needs_quantization(model, weight):
+        return False
+    quantizer.get_quantize_ops().convert(
+        {weight: [module.weight]}, model=model, full_layer_name=weight, missing_keys=set()
+    )
+    return True
 
 
 def _materialize(

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.config.cell import Quant
 from bench.config.parse import parse
+from bench.engine.transformers.schemes import torchao
 from bench.engine.transformers.schemes.bitsandbytes import FOUR_BIT, INT8
 from bench.engine.transformers.schemes.checkpoint import CHECKPOINT
 from bench.engine.transformers.schemes.scheme import (
@@ -37,6 +38,9 @@ SCHEMES: dict[str, Scheme] = {
     "none": Scheme(),
     "bnb_int8": INT8,
     "bnb_4bit": FOUR_BIT,
+    "torchao_int8": torchao.INT8,
+    "torchao_int4": torchao.INT4,
+    "torchao_fp8": torchao.FP8,
     "checkpoint": CHECKPOINT,
 }
 

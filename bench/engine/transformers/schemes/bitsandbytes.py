@@ -58,12 +58,12 @@ def _compute_dtype(quant: Quant) -> str:
     return quant.dtype if asked == "auto" else asked
 
 
-def _int8_configuration(quant: Quant) -> Configuration:
+def _int8_configuration(quant: Quant, device: str) -> Configuration:
     arguments = {"load_in_8bit": True, "llm_int8_threshold": _int8(quant).threshold}
     return Configuration("BitsAndBytesConfig", arguments)
 
 
-def _four_bit_configuration(quant: Quant) -> Configuration:
+def _four_bit_configuration(quant: Quant, device: str) -> Configuration:
     wanted = _four_bit(quant)
     arguments = {
         "load_in_4bit": True,
@@ -163,7 +163,7 @@ def _four_bit_wanted(quant: Quant) -> dict[str, Any]:
 INT8 = Scheme(
     parameters=Int8,
     package="bitsandbytes",
-    layer_class="Linear8bitLt",
+    layer_classes=("Linear8bitLt",),
     configuration=_int8_configuration,
     executed_dtype=lambda quant: "int8",
     matrix_bytes=_int8_bytes,
@@ -178,7 +178,7 @@ INT8 = Scheme(
 FOUR_BIT = Scheme(
     parameters=FourBit,
     package="bitsandbytes",
-    layer_class="Linear4bit",
+    layer_classes=("Linear4bit",),
     configuration=_four_bit_configuration,
     executed_dtype=_compute_dtype,
     matrix_bytes=_four_bit_bytes,

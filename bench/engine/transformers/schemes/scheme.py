@@ -3,11 +3,12 @@
 Nothing here imports torch, transformers or a quantization library before one of them is needed.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.config.cell import Quant
+from bench.config.cell import Quant, Requires
 
 if TYPE_CHECKING:
     import torch
@@ -21,24 +22,42 @@ class NoParameters:
     """Of a scheme that has none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Configuration:
-    """What ``from_pretrained`` takes to quantize: a class of transformers, and its arguments as
-    plain values."""
+    """What ``from_pretrained`` takes to quantize: a class, the module that has it, and its
+    arguments: plain values, and objects like this one."""
 
     name: str
     arguments: Mapping[str, Any]
+    module: str = "transformers"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """As one would write it."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{self.name}({given})"
 
-    def made(self) -> Any:
-        """The object; imports transformers."""
-        import transformers
+    def parts(self) -> Iterator["Configuration"]:
+        """It, and those among its arguments."""
+        yield self
+        for value in self.arguments.values():
+            if isinstance(value, Configuration):
+                yield from value.parts()
 
-        return getattr(transformers, self.name)(**self.arguments)
+    def made(self) -> Any:
+        """The object; imports its module."""
+        given = {
+            name: value.made() if isinstance(value, Configuration) else value
+            for name, value in self.arguments.items()
+        }
+        return getattr(importlib.import_module(self.module), self.name)(**given)
+
+
+def _is_plain_linear(layer: Any) -> bool:
+    """As transformers' replace_with_bnb_linear: no subclass of a linear layer is replaced."""
+    from torch import nn
+    from transformers import Conv1D
+
+    return isinstance(layer, Conv1D) or type(layer) is nn.Linear
 
 
 def _unquantized_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
@@ -56,8 +75,10 @@ class Scheme:
 
     parameters: type = NoParameters  # the frozen dataclass that quant.parameters become
     package: str | None = None  # import name of what it needs besides torch and transformers
-    layer_class: str = "Linear"  # of its layers once they are quantized
-    configuration: Callable[[Quant], Configuration | None] = lambda quant: None
+    layer_classes: tuple[str, ...] = ("Linear",)  # of quantized layers, as ``packed.kind`` has it
+    replaces: Callable[[Any], bool] = _is_plain_linear  # layers of an unquantized model
+    # By the cell's device
+    configuration: Callable[[Quant, str], Configuration | None] = lambda quant, device: None
     # Of its products: fp32, fp16, bf16, int8
     executed_dtype: Callable[[Quant], str] = lambda quant: quant.dtype
     # Stored, with the state beside it
@@ -71,6 +92,7 @@ class Scheme:
     settings: Callable[[Any], dict[str, Any]] = lambda layer: {}
     wanted: Callable[[Quant], dict[str, Any]] = lambda quant: {}
     product_bytes: int = 0  # beside each number of a product's result, while it is made
+    on_cuda: Requires = field(default=Requires())  # what a GPU has to have, and not a CPU
 
 
 def torch_dtype(name: str) -> "torch.dtype":
