@@ -14,8 +14,8 @@ import pytest
 from bench.engine.protocol import Announce
 from bench.errors import CellFailure
 from bench.paths import ROOT
-from bench.record.measurement import Memory
-from bench.record.result import Host
+from bench.record.measurement import Canary, Memory
+from bench.record.result import Host, Peaks
 from tests.gpu.running import RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 pytestmark = pytest.mark.gpu
@@ -251,9 +251,53 @@ def test_energy_clocks_and_throttling_are_read_in_passes_of_their_own(
     assert measurement is not None
     energy = measurement.energy
     assert energy is not None
-    assert energy.request is not None
+    if str(host.device_uuid).startswith("MIG") or energy.request is None:
+        pytest.skip("a MIG instance, or a machine without NVML, has no power of its own")
     assert energy.request.rounds > 0
     assert energy.request.power_w_mean is not None
     assert energy.idle_power_w is not None
     assert 0 < energy.idle_power_w < energy.request.power_w_mean
     assert energy.request.throttled is not None
+
+
+def both_canaries(announce: Announce) -> tuple[Canary, Canary]:
+    """Right after the context was made, at idle clocks, and after a second of work."""
+    import torch
+
+    from bench.engine.transformers.device import canary_kernels
+    from bench.meter.canary import read_canary
+
+    before = read_canary(canary_kernels("cuda"))
+    matrix = torch.ones(4096, 4096, dtype=torch.float16, device="cuda")
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        matrix @ matrix
+        torch.cuda.synchronize()
+    return before, read_canary(canary_kernels("cuda"))
+
+
+def test_idle_clocks_are_no_drift(log: Path) -> None:
+    before, after = run(both_canaries, log=log)
+    assert after.read_s / before.read_s == pytest.approx(1, abs=0.1)
+    assert after.matmul_s / before.matmul_s == pytest.approx(1, abs=0.1)
+
+
+def own_peaks(announce: Announce) -> tuple[Peaks, Peaks | None]:
+    """As kernels find them, and as the data sheet has them."""
+    import torch
+
+    from bench.engine.transformers.device import peak_kernels
+    from bench.meter.peaks import measure_peaks, sheet_peaks
+
+    kernels = peak_kernels("cuda", 1)
+    return measure_peaks(kernels), sheet_peaks(torch.cuda.get_device_name(), kernels.bus_bytes_s)
+
+
+def test_measured_peaks_come_near_the_data_sheet(log: Path) -> None:
+    found, sheet = run(own_peaks, log=log)
+    assert found.measured
+    if sheet is None:
+        pytest.skip("no data sheet of this GPU")
+    assert 0.75 < found.read_bytes_s / sheet.read_bytes_s < 1.01
+    for dtype in ("fp16", "bf16"):
+        assert 0.5 < found.flops[dtype] / sheet.flops[dtype] < 1.05
