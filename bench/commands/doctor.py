@@ -53,12 +53,13 @@ def doctor(default: Cell, variants: Sequence[tuple[str, str, Cell]], calibrate: 
         if calibrate:
             _calibrate(default, host, progress)
     console = terminal.console()
-    console.print(_machine(host, peaks))
+    console.print(machine(host, peaks))
     console.print(_values(host, variants))
     return 0
 
 
-def _machine(host: Host, peaks: Peaks | None) -> Table:
+def machine(host: Host, peaks: Peaks | None) -> Table:
+    """What this machine is, a row for each of its parts."""
     rows = {
         "device": host.device_name,
         "CPU": f"{host.cpu_name}, {host.cpus} usable",

@@ -155,6 +155,8 @@ class Recording:
         if held := wait_until_free(uuid, self._held_before):
             label = job.cell.label
             say(f"{held / 2**20:.0f} MiB of {name} stay in use after {label}: other processes?")
+            assert self._held_before is not None
+            self._held_before += held  # the new level: no later cell waits for it again
 
     def _keep(self, key: str) -> None:
         result = self.records.results[key]

@@ -290,6 +290,17 @@ def test_what_could_matter_most_comes_first() -> None:
     assert differences(HOST, HOST, CODE, CODE) == []
 
 
+def test_another_power_limit_is_another_machine() -> None:
+    then, now = (
+        fakes.gpu_host(device_settings={"power limit, W": watts, "ECC": "on"})
+        for watts in ("350", "250")
+    )
+    code = fakes.provenance()
+    (found,) = differences(then, now, code, code)
+    assert str(found) == "GPU power limit, W: 350 then, 250 now"
+    assert found.is_decisive
+
+
 def test_many_packages_are_not_listed_one_by_one() -> None:
     then, now = (
         fakes.provenance(packages={f"p{i:02}": version for i in range(20)}) for version in "12"

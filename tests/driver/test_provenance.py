@@ -109,6 +109,7 @@ def test_a_change_of_the_machine_or_its_software_asks_for_a_new_measurement() ->
         {"cpus": 4},
         {"memory_bytes": 4_000_000_000},
         {"python": "3.12.0"},
+        {"device_settings": {"power limit, W": "300"}},
     ]
     keys = {resume_key(CELL, fakes.gpu_host(**change)) for change in changes}
     assert len({*keys, resume_key(CELL, HOST)}) == len(changes) + 1

@@ -9,7 +9,7 @@ from rich.console import Console
 from bench.analysis.comparison import compare
 from bench.config.cell import Cell, cell_id
 from bench.config.settings import Baseline
-from bench.record.measurement import Canary, Energy, Interference, TaskScore, Telemetry
+from bench.record.measurement import Canary, Energy, GpuState, Interference, TaskScore, Telemetry
 from bench.record.result import Outcome, Peaks, Result
 from bench.record.sweep import Sweep
 from bench.report import grid as grids
@@ -239,6 +239,39 @@ def test_a_gpu_that_was_held_down_is_said() -> None:
     hot = Energy(None, Telemetry(10.0, 5, (), None, None, ("hw_thermal", "sw_power_cap")), None)
     text = as_text([fakes.result(measurement=fakes.measurement(energy=hot))], Baseline())
     assert "(hw_thermal, sw_power_cap): the GPU's clocks were held down" in text
+
+
+def gpu_state(power_s: float, clock_mhz: int = 1980, limit_w: float = 350.0) -> GpuState:
+    return GpuState(clock_mhz * 1_000_000, 2_619_000_000, limit_w, {"power": power_s, "heat": 7.0})
+
+
+def test_what_held_the_clocks_down_while_requests_were_timed_is_said_by_the_drivers_counters() -> (
+    None
+):
+    calm = fakes.measurement(gpu_before=gpu_state(2.0), gpu_after=gpu_state(2.0))
+    seconds = calm.interference.wall_s
+    hot = fakes.measurement(
+        gpu_before=gpu_state(2.0),
+        gpu_after=gpu_state(2.0 + 0.25 * seconds, clock_mhz=1485, limit_w=300.0),
+        # Seen in other requests, which the counters know better
+        energy=Energy(None, Telemetry(10.0, 5, (), None, None, ("hw_thermal",)), None),
+    )
+    text = as_text([fakes.result(measurement=hot)], Baseline())
+    assert "(power 25%): the GPU's clocks were held down" in text
+    assert "(25%): the GPU's clock was another one after the timed requests" in text
+    assert "(14%): the GPU's power limit was another one after the timed requests" in text
+    quiet = as_text([fakes.result(measurement=calm)], Baseline())
+    assert "held down" not in quiet
+    assert "another one" not in quiet
+
+
+def test_memory_that_the_system_lends_to_a_gpu_is_said() -> None:
+    host = fakes.gpu_host(device_memory_bytes=80)
+    for reserved, is_said in ((100, True), (80, False)):
+        memory = fakes.memory(reserved_peak_bytes=reserved)
+        result = fakes.result(measurement=fakes.measurement(run_memory=memory), host=host)
+        text = as_text([result], Baseline())
+        assert ("(1.25): more memory was reserved than the GPU has" in text) is is_said
 
 
 def test_what_disturbed_a_cell_is_said_with_how_much() -> None:
