@@ -44,6 +44,11 @@ class CanaryKernels:
     timer: Callable[[], float] = time.perf_counter
 
 
+def host_block(size: int) -> Any:
+    """So many bytes of the host's memory, each written."""
+    return np.ones(size, dtype=np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class PeakKernels:
     """What finds out the most that a device can do."""
@@ -53,6 +58,10 @@ class PeakKernels:
     where: str  # like 2 threads, torch 2.13.0
     wait: Kernel = nothing
     bus_bytes_s: float | None = None  # what the memory's clock and width come to, to pick a sheet
+    # For the self-test: so many bytes of the device's memory, each written; and from one such block
+    # to another, target first
+    block: Callable[[int], Any] = host_block
+    copy: Callable[[Any, Any], object] = np.copyto
 
 
 def affinity() -> tuple[int, ...]:

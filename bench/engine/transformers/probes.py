@@ -229,6 +229,8 @@ def peak_kernels(device: str, threads: int) -> PeakKernels:
         where=f"{where}, torch {torch.__version__}",
         wait=_wait(device),
         bus_bytes_s=None if on_cpu else _bus_bytes_s(),
+        block=partial(torch.ones, dtype=torch.uint8, device=device),
+        copy=torch.Tensor.copy_,
     )
 
 
