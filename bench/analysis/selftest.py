@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from bench.analysis.readings import fewest_requests, least_times_s
-from bench.record.measurement import Memory, Repeat, Telemetry
+from bench.record.measurement import Memory, Telemetry
 from bench.record.result import Outcome, Peaks, Result
 from bench.record.selftest import Check
 
@@ -27,7 +27,8 @@ _EPS = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 EXPECTED = {  # by the first word of a check's name
     "clocks": f"whole requests last as long by another clock, within {_CLOCKS:.0%}",
     "events": f"host and CUDA events agree on the decode steps, within {_CLOCKS:.0%}",
-    "slowdown": f"a delay planted in each decode step is found, within {_SLOWDOWN:.0%}",
+    "slowdown": f"a delay planted in each decode step is found as another clock sees it, within"
+    f" {_SLOWDOWN:.0%}",
     "oom": "too large an allocation ends as oom, the next process is fine",
     "killed": "SIGKILL ends as failed and is named, the next process is fine",
     "memory": f"a known allocation is the peak's growth, within {_MEMORY:.0%}",
@@ -77,23 +78,29 @@ def events(mismatches: Sequence[float]) -> Check:
     return _check("events", off <= _CLOCKS, found, mismatches=[*mismatches])
 
 
-def slowdown(plain: Sequence[Repeat], slowed: Sequence[Repeat], wait_s: float) -> Check:
-    """Decode steps with and without a delay of ``wait_s``; of each position the least time, since
-    others only ever add to it."""
-    steps_s = [
-        fmean(map(min, zip(*(repeat.decode_step_s for repeat in repeats), strict=True)))
-        for repeats in (plain, slowed)
-    ]
-    gained_s = steps_s[1] - steps_s[0]
-    off = gained_s / wait_s - 1
+def slowdown(steps_s: Mapping[str, Sequence[Sequence[float]]], wait_s: float) -> Check:
+    """Decode steps of requests without a delay and with one of ``wait_s`` in each (``plain``,
+    ``slowed``), and the same by the kernel's clock (``plain_other``, ``slowed_other``).
+
+    Of each position the least time counts, since others only ever add to it. A delay costs more
+    than itself: what was in the caches is gone when the step goes on. With 2 ms steps of 1.2 ms
+    took 0.2 to 0.3 ms more besides, with 16 ms 1.0 ms (2 vCPUs of an EPYC that others used too,
+    torch 2.13.0, 2026-11-26). So what is found must be what the other clock saw, and that no less
+    than the delay.
+    """
+    least_s = {
+        name: fmean(map(min, zip(*requests, strict=True))) for name, requests in steps_s.items()
+    }
+    gained_s = least_s["slowed"] - least_s["plain"]
+    seen_s = least_s["slowed_other"] - least_s["plain_other"]
+    is_planted = seen_s >= (1 - _SLOWDOWN) * wait_s
     return _check(
         "slowdown",
-        abs(off) <= _SLOWDOWN,
-        f"{gained_s * 1e3:.3f} ms on {steps_s[0] * 1e3:.3f} ms, planted {wait_s * 1e3:.3f} ms"
-        f" ({off:+.1%})",
+        is_planted and abs(gained_s - seen_s) <= _SLOWDOWN * wait_s,
+        f"{gained_s * 1e3:.3f} ms on {least_s['plain'] * 1e3:.3f} ms, by the other clock"
+        f" {seen_s * 1e3:.3f} ms, planted {wait_s * 1e3:.3f} ms ({gained_s / wait_s - 1:+.1%})",
         wait_s=wait_s,
-        plain=[dataclasses.asdict(repeat) for repeat in plain],
-        slowed=[dataclasses.asdict(repeat) for repeat in slowed],
+        **{name: [list(request) for request in requests] for name, requests in steps_s.items()},
     )
 
 

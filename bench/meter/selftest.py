@@ -5,6 +5,7 @@ judged in ``bench.analysis.selftest``. Known things are planted here: a delay, a
 signal.
 """
 
+import itertools
 import os
 import signal
 import time
@@ -52,47 +53,60 @@ def time_by_two_clocks(
 
 class _LateClock:
     """A clock that hears of each token after the first later by ``wait_s``, as if the step had
-    taken longer."""
+    taken longer; and beside it the kernel's clock."""
 
     def __init__(self, clock: Clock, wait_s: float) -> None:
         self._clock, self._wait_s = clock, wait_s
-        self._is_decoding = False
+        self._stamps_s: list[float] = []
 
     def start(self) -> None:
         self._clock.start()
 
     def token(self, count: int = 1) -> None:
         until_s = _raw_s() + self._wait_s
-        while self._is_decoding and _raw_s() < until_s:
+        while self._stamps_s and _raw_s() < until_s:
             pass
-        self._is_decoding = True
         self._clock.token(count)
+        self._stamps_s.append(_raw_s())
 
     def read(self) -> tuple[Repeat, float | None]:
         return self._clock.read()
 
+    def other_steps_s(self) -> tuple[float, ...]:
+        """The decode steps by the kernel's clock."""
+        return tuple(after - before for before, after in itertools.pairwise(self._stamps_s))
+
 
 def plant_a_slowdown(
     announce: Announce, place: str, cell: Cell
-) -> tuple[list[Repeat], list[Repeat], float]:
-    """Requests as they are and with a delay in each decode step, in turns; and the delay: about a
-    step's own time."""
+) -> tuple[dict[str, list[tuple[float, ...]]], float]:
+    """Decode steps of requests as they are and with a delay in each step, in turns, by the engine's
+    clock and by the kernel's; and the delay: about a step's own time."""
     session, ids = _warm(announce, place, cell)
     announce("measure")
     # The least: a longer delay is more likely to be broken by others
-    wait_s = max(_LEAST_WAIT_S, min(_timed(session, ids, cell, 0.0).decode_step_s))
-    plain, slowed = [], []
+    wait_s = max(_LEAST_WAIT_S, min(_steps_s(session, ids, cell, 0.0)[0]))
+    steps_s: dict[str, list[tuple[float, ...]]] = {
+        "plain": [],
+        "plain_other": [],
+        "slowed": [],
+        "slowed_other": [],
+    }
     for _ in range(_REQUESTS):
-        plain.append(_timed(session, ids, cell, 0.0))
-        slowed.append(_timed(session, ids, cell, wait_s))
-    return plain, slowed, wait_s
+        for name, planted_s in (("plain", 0.0), ("slowed", wait_s)):
+            by_engine, by_kernel = _steps_s(session, ids, cell, planted_s)
+            steps_s[name].append(by_engine)
+            steps_s[f"{name}_other"].append(by_kernel)
+    return steps_s, wait_s
 
 
-def _timed(session: Session, ids: Ids, cell: Cell, wait_s: float) -> Repeat:
+def _steps_s(
+    session: Session, ids: Ids, cell: Cell, wait_s: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     clock = _LateClock(session.clock(cell.workload.new_tokens), wait_s)
     session.request(ids, cell.workload.new_tokens, clock)
     repeat, _ = clock.read()
-    return repeat
+    return repeat.decode_step_s, clock.other_steps_s()
 
 
 def _warm(announce: Announce, place: str, cell: Cell) -> tuple[Session, Ids]:
@@ -101,7 +115,7 @@ def _warm(announce: Announce, place: str, cell: Cell) -> tuple[Session, Ids]:
     announce("warm-up")
     session.ready(ids, cell.workload.new_tokens)
     for _ in range(_WARM_UPS):
-        _timed(session, ids, cell, 0.0)
+        _steps_s(session, ids, cell, 0.0)
     return session, ids
 
 
