@@ -59,9 +59,9 @@ class Here:
         (config,) = configs(*TINY, f"device={self.host.device}", *overrides)
         return with_attention(resolve(config.cell, self.host), None)
 
-    def ask(self, name: str, *arguments: Any, **limits_s: float) -> Any:
+    def ask(self, place: str, *arguments: Any) -> Any:
         """What a task returns from a process of its own; else how that ended."""
-        task = Task(name, (self.place, *arguments), {**_LIMITS_S, **limits_s})
+        task = Task(place, (self.place, *arguments), _LIMITS_S)
         log = self.folder / f"{time.monotonic_ns()}.txt"
         try:
             return self.worker(task, self.show, log)
