@@ -1,5 +1,5 @@
-"""The self-test as a stranger runs it, on this CPU. About two and a half minutes on two cores, most
-of it the default model."""
+"""The self-test as a stranger runs it, on this CPU. Minutes on two cores, most of them the grid and
+the default model."""
 
 import json
 import signal

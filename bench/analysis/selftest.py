@@ -83,10 +83,10 @@ def slowdown(steps_s: Mapping[str, Sequence[Sequence[float]]], wait_s: float) ->
     ``slowed``), and the same by the kernel's clock (``plain_other``, ``slowed_other``).
 
     Of each position the least time counts, since others only ever add to it. A delay costs more
-    than itself: what was in the caches is gone when the step goes on. With 2 ms steps of 1.2 ms
-    took 0.2 to 0.3 ms more besides, with 16 ms 1.0 ms (2 vCPUs of an EPYC that others used too,
-    torch 2.13.0, 2026-11-26). So what is found must be what the other clock saw, and that no less
-    than the delay.
+    than itself, probably since caches are colder after it: steps of 1.2 ms took 0.1 to 0.3 ms more
+    besides with 2 ms, and 1.0 ms more with 16 ms (2 vCPUs of an EPYC that others used too, one
+    thread, torch 2.13.0, 2026-11-26). So what is found must be what the other clock saw, and that
+    no less than the delay.
     """
     least_s = {
         name: fmean(map(min, zip(*requests, strict=True))) for name, requests in steps_s.items()
