@@ -68,7 +68,7 @@ def _parser(name: str, description: str, **options: Any) -> argparse.ArgumentPar
     parser = _plain_parser(name, description, **options)
     parser.add_argument(
         "--output-dir",
-        type=_folder,
+        type=_path,
         default="outputs",
         metavar="DIR",
         help="the output_dir that sweeps were run with (default outputs)",
@@ -185,10 +185,27 @@ def _advise(arguments: list[str]) -> int:
 
 def _doctor(arguments: list[str]) -> int:
     parser = _plain_parser("doctor", "What this machine is, and what works on it.")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--calibrate", action="store_true", help="find the spread between processes (a few minutes)"
     )
-    calibrate = parser.parse_args(arguments).calibrate
+    what.add_argument(
+        "--selftest",
+        action="store_true",
+        help="does this tool measure truly on this machine? (a few minutes; exit code 1: it does"
+        " not)",
+    )
+    what.add_argument("--read", type=_path, metavar="FILE", help="print a bundle of a self-test")
+    parser.add_argument(
+        "--bundle", type=_path, metavar="FILE", help="with --selftest: keep it all, for an issue"
+    )
+    given = parser.parse_args(arguments)
+    if given.bundle is not None and not given.selftest:
+        raise ConfigError(["--bundle: goes with --selftest"])
+    if given.selftest or given.read is not None:
+        from bench.commands.selftest import read, selftest
+
+        return selftest(given.bundle) if given.read is None else read(given.read)
     default = _default()
     variants = [
         (
@@ -201,7 +218,7 @@ def _doctor(arguments: list[str]) -> int:
     ]
     from bench.commands.doctor import doctor
 
-    return doctor(parse_config(default).cell, variants, calibrate)
+    return doctor(parse_config(default).cell, variants, given.calibrate)
 
 
 def _report(arguments: list[str]) -> int:
@@ -311,7 +328,7 @@ def _default() -> Mapping[str, Any]:
     return default
 
 
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     return Path(whole_path(text))
 
 

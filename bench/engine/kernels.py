@@ -51,6 +51,11 @@ class CanaryKernels:
     release: Kernel = nothing  # gives back the memory that the kernels took
 
 
+def host_block(size: int) -> Any:
+    """So many bytes of the host's memory, each written."""
+    return np.ones(size, dtype=np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class PeakKernels:
     """What finds out the most that a device can do."""
@@ -61,6 +66,10 @@ class PeakKernels:
     block_bytes: int = BLOCK_BYTES
     seconds: Callable[[Kernel], float] = host_seconds
     bus_bytes_s: float | None = None  # what the memory's clock and width come to, to pick a sheet
+    # For the self-test: so many bytes of the device's memory, each written; and from one such block
+    # to another, target first
+    block: Callable[[int], Any] = host_block
+    copy: Callable[[Any, Any], object] = np.copyto
 
 
 def affinity() -> tuple[int, ...]:

@@ -9,8 +9,10 @@ a library may quote one.
 """
 
 import os
+import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 HIDDEN = "***"
@@ -34,9 +36,37 @@ _SECRET_NAMES = re.compile(  # whole parts of a name: TOKENIZER is none
 _SHORTEST = 8  # a shorter value may be part of any word
 
 
+# Whose machine says nothing of anybody; and they are values of a record
+_NO_NAMES = {"localhost", "cpu", "cuda", "gpu", "ok"}
+
+
 def redacted(value: Any) -> Any:
     """``value`` (texts, and what JSON has for containers) with every secret in it hidden."""
-    return _hidden(value, _secrets())
+    return _replaced(value, partial(_without_secrets, secrets=_secrets()))
+
+
+def anonymous(value: Any) -> Any:
+    """As ``redacted``, and without names of this machine, of users and of their homes: for what
+    strangers are to read."""
+    home = os.path.expanduser("~").rstrip("/")  # noqa: PTH111 (pathlib raises where there is none)
+    users = {os.environ.get("USER"), os.environ.get("LOGNAME"), os.path.basename(home)}  # noqa: PTH119
+    user = "|".join(re.escape(name) for name in users - {None, ""} if name)
+    full = platform.node()
+    hosts = {name for name in (full, full.partition(".")[0]) if name.lower() not in _NO_NAMES}
+    host = "|".join(re.escape(name) for name in sorted(hosts - {""}, key=len, reverse=True))
+    rules = [
+        (re.compile(rf"{re.escape(home)}(?![\w.-])") if home else None, "~"),
+        (re.compile(r"(?<=/home/|Users/)[^/\s:\"']+"), HIDDEN),
+        (re.compile(rf"(?<=/)({user})(?![\w.-])") if user else None, HIDDEN),
+        (re.compile(rf"(?i)(?<![\w.-])({host})(?![\w-])") if host else None, HIDDEN),
+    ]
+
+    def without_names(text: str) -> str:
+        for pattern, instead in rules:
+            text = text if pattern is None else pattern.sub(instead, text)
+        return text
+
+    return _replaced(redacted(value), without_names)
 
 
 def _secrets() -> list[str]:
@@ -48,13 +78,18 @@ def _secrets() -> list[str]:
     return sorted(named, key=len, reverse=True)  # one may contain another
 
 
-def _hidden(value: Any, secrets: list[str]) -> Any:
+def _without_secrets(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return _TOKENS.sub(HIDDEN, _IN_QUERIES.sub(rf"\1{HIDDEN}", _IN_URLS.sub(HIDDEN, text)))
+
+
+def _replaced(value: Any, replace: Callable[[str], str]) -> Any:
+    """``value`` with ``replace`` applied to every text in it."""
     if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, HIDDEN)
-        return _TOKENS.sub(HIDDEN, _IN_QUERIES.sub(rf"\1{HIDDEN}", _IN_URLS.sub(HIDDEN, value)))
+        return replace(value)
     if isinstance(value, Mapping):
-        return {_hidden(key, secrets): _hidden(each, secrets) for key, each in value.items()}
+        return {_replaced(key, replace): _replaced(each, replace) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_hidden(each, secrets) for each in value)
+        return type(value)(_replaced(each, replace) for each in value)
     return value

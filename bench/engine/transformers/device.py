@@ -185,6 +185,8 @@ def peak_kernels(device: str, threads: int) -> PeakKernels:
         block_bytes=block_bytes,
         seconds=kernels.host_seconds if on_cpu else _device_seconds,
         bus_bytes_s=None if on_cpu else _bus_bytes_s(),
+        block=partial(torch.ones, dtype=torch.uint8, device=device),
+        copy=torch.Tensor.copy_,
     )
 
 
