@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from bench.driver.plan import resolve, why_not
+from bench.engine.kernels import BLOCK_COLUMNS
 from bench.engine.prompts import Ids
 from bench.engine.protocol import ENGINES, Clock
-from bench.engine.transformers.device import accelerator, canary_read_bytes, unsupported
+from bench.engine.transformers.device import (
+    accelerator,
+    canary_read_bytes,
+    peak_block_bytes,
+    unsupported,
+)
 from bench.engine.transformers.probes import syncs
 from bench.meter.cell import probe_host
 from bench.paths import PACKAGE
@@ -79,6 +85,14 @@ def test_the_reference_kernel_reads_what_no_cache_holds() -> None:
     mib = 2**20
     assert canary_read_bytes(72 * mib) == 576 * mib  # of an L40S, which 64 MiB would fit
     assert canary_read_bytes(4 * mib) == 64 * mib
+
+
+def test_a_peak_of_reading_needs_no_more_than_an_eighth_of_the_memory() -> None:
+    gib = 2**30
+    assert peak_block_bytes(80 * gib) == 4 * gib
+    small = peak_block_bytes(4 * gib - 12345)
+    assert gib // 2 - 2**17 < small <= gib // 2
+    assert small % (4 * BLOCK_COLUMNS) == 0  # whole rows
 
 
 class Waits:
