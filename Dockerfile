@@ -44,6 +44,6 @@ CMD ["-m", "quant=fp16,int8,nf4", "batch=1,8,32"]
 
 FROM bench AS flash
 COPY --from=flash-attn /wheels /home/bench/wheels
-RUN pip install --no-cache-dir --no-deps /home/bench/wheels/*.whl
+RUN pip install --no-cache-dir --no-deps /home/bench/wheels/*.whl einops==0.8.2
 
 FROM bench

@@ -21,9 +21,9 @@ def listed() -> list[tuple[str, list[str], str]]:
 
 
 def _is_about_cuda(node: ast.AST) -> bool:
-    """Whether it compares with the device's name, or asks ``torch.cuda`` or NVML."""
+    """Whether it names a device, or asks ``torch.cuda`` or NVML."""
     return any(
-        (isinstance(part, ast.Constant) and part.value == "cuda")
+        (isinstance(part, ast.Constant) and part.value in ("cuda", "cpu"))
         or (isinstance(part, ast.Attribute) and ast.unparse(part) == "torch.cuda")
         or (isinstance(part, ast.Name) and part.id == "pynvml")
         for part in ast.walk(node)

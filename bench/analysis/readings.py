@@ -98,11 +98,13 @@ def outlying(measurement: Measurement) -> list[int]:
 
 def drift(measurement: Measurement) -> float:
     """By how much the reference kernels were slower (or faster) after the cell than before it: the
-    middle one of the three changes.
+    middle one of the three changes. 0 where the device had no room for them.
 
     What holds the whole machine back shows in all of them. One alone has states of its own: part of
     the memory that is read may lie in a cache or not.
     """
+    if measurement.before is None or measurement.after is None:
+        return 0.0
     before, after = dataclasses.astuple(measurement.before), dataclasses.astuple(measurement.after)
     changes: list[float] = [late / early - 1 for early, late in zip(before, after, strict=True)]
     return median(changes)

@@ -248,7 +248,5 @@ def _medians_ratio(then: Result, now: Result, metric: str) -> float:
 
 def _kernels(measured: Sequence[Measurement]) -> list[float]:
     """The reference kernels' times, each the median over the processes."""
-    return [
-        median(times)
-        for times in zip(*(dataclasses.astuple(m.before) for m in measured), strict=True)
-    ]
+    read = [dataclasses.astuple(m.before) for m in measured if m.before is not None]
+    return [median(times) for times in zip(*read, strict=True)]

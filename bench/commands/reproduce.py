@@ -40,6 +40,7 @@ from bench.driver.sweep import (
 )
 from bench.driver.worker import begin
 from bench.errors import ConfigError
+from bench.meter.nvml import used_bytes
 from bench.record.result import Host, Result
 from bench.report import reproduced, terminal
 from bench.report.progress import ProgressLine
@@ -82,6 +83,7 @@ def reproduce(recorded: "Recorded", settings: Settings, processes: int | None) -
     check_places(settings, outputs)
     request = Request(settings, outputs, words, code, recorded.name)
     elsewhere: list[Difference] = []
+    _show_the_same_gpu(recorded.results[0].host.device_uuid)
     with signals_as_interrupts():
         try:
             with machine_lock(say), ProgressLine() as progress:
@@ -127,6 +129,13 @@ def _conclude(
     ended.recorder.link()
     say_what_next(ended)
     return _EXIT_CODES[overall(verdicts)] or (3 if ended.recorder.untracked else 0)
+
+
+def _show_the_same_gpu(uuid: str | None) -> None:
+    """Of several GPUs the one that was measured, where it is here and the user has not picked."""
+    is_here = used_bytes(uuid) is not None
+    if uuid is not None and is_here and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = uuid
 
 
 def _again(then: Result, hosts: Mapping[str, Host], processes: int | None) -> Result:

@@ -90,7 +90,8 @@ def _device(cell: Cell, host: Host, description: Description | None) -> str | No
     if cell.device == "cuda" and host.device != "cuda":
         others = "".join(f"; {name} {why}" for name, why in host.unsupported.items())
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        among = "" if visible is None else f" among CUDA_VISIBLE_DEVICES={visible}"
+        # Set by the user, or by device=cuda:N
+        among = "" if visible is None else f" (visible: {visible})"
         return f"device=cuda: engine={cell.engine.name} sees no CUDA device here{among}{others}"
     return None
 

@@ -32,7 +32,6 @@ from bench.paths import TEXTS, cache_folder
 from bench.record.description import Description
 from bench.record.result import Answers, Host, Outcome, Result, is_timed
 
-_BF16_CAPABILITY = 8.0
 # From the first try of batch=max to the second: where the model's needs are known, and where not
 _FACTOR, _BLIND_FACTOR = 1.25, 4.0
 
@@ -171,8 +170,7 @@ def unquantized(cell: Cell, dtype: DtypeName) -> Cell:
 
 def sixteen_bits(cell: Cell, host: Host) -> DtypeName:
     """The better of the dtypes with 16 bits that the device computes in."""
-    has_bf16 = cell.device == "cpu" or (host.capability or 0) >= _BF16_CAPABILITY
-    return "bf16" if has_bf16 else "fp16"
+    return "bf16" if host.computes_bf16(cell.device) else "fp16"
 
 
 def reference_file(reference: Cell, host: Host) -> Path:
@@ -213,8 +211,6 @@ def largest_batch(records: Records, cell_id: str) -> Iterator[Job]:
             batch = round(math.sqrt(fits * too_many))
             batch = min(max(batch, fits + 1), too_many - 1)
             continue
-        if too_many == 1:
-            break
         batch = max(1, int(batch / factor)) if too_many else math.ceil(batch * factor)
         factor *= 2
     settle(records, cell_id, max(1, fits))

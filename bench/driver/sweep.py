@@ -114,7 +114,8 @@ def show_only(index: int) -> None:
     torch, NVML's UUID and the libraries then mean the same device.
 
     Raises:
-        ConfigError: when fewer are visible.
+        ConfigError: when CUDA_VISIBLE_DEVICES shows fewer. If the machine has fewer, none is left,
+            which each cell then says.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(index + 1))) if visible is None else visible.split(",")

@@ -10,9 +10,11 @@ look better than it is. So a text is read as a ring of tokens and row ``r`` star
 along it: cut where the text is longer than the prompt, extended by going around where it is
 shorter. Of a file of prompts each is a ring: the rows take one after the other from its beginning,
 and where there are more rows than prompts, each further time some steps along. Where no different
-piece is left, as in a batch of thousands, a row is drawn from the ring's tokens by the cell's seed.
+piece is left, as in a batch of thousands, a row is drawn by the cell's seed: from the ring's
+tokens, and where these make no other row, from the vocabulary.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,11 +122,13 @@ def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:
             " another model's tokenizer lies in its folder",
         )
     length = workload.prompt_tokens or min(map(len, rings))
-    return _rows(rings, rows, length, np.random.default_rng(cell.seed))
+    return _rows(rings, rows, length, vocabulary, np.random.default_rng(cell.seed))
 
 
-def _rows(rings: Sequence[Ids], rows: int, length: int, random: np.random.Generator) -> Ids:
-    """Different pieces of the rings, all of this length; drawn from a ring's tokens after that."""
+def _rows(
+    rings: Sequence[Ids], rows: int, length: int, vocabulary: int, random: np.random.Generator
+) -> Ids:
+    """Different pieces of the rings, all of this length; drawn after that."""
     chosen: dict[bytes, Ids] = {}
     rounds = -(-rows // len(rings))
     used_up: set[int] = set()  # rings of which hardly a piece is left that is no row
@@ -139,13 +143,16 @@ def _rows(rings: Sequence[Ids], rows: int, length: int, random: np.random.Genera
         turn = next((turn for turn in turns if turn.tobytes() not in chosen), None)
         if turn is None:
             used_up.add(which)
-            drawn = (ring[random.integers(0, len(ring), length)] for _ in range(_TRIES))
+            drawn = itertools.chain(
+                (ring[random.integers(0, len(ring), length)] for _ in range(_TRIES)),
+                (random.integers(0, vocabulary, length) for _ in range(_TRIES)),
+            )
             turn = next((turn for turn in drawn if turn.tobytes() not in chosen), None)
         if turn is None:
             raise CellFailure(
                 "failed",
-                f"the prompt has {len(ring)} tokens, {len(np.unique(ring))} of them different:"
-                f" {rows} rows of {length} tokens of it would not all differ",
+                f"prompts of {length} tokens: {rows} rows of a vocabulary of {vocabulary} would"
+                " not all differ",
             )
         chosen[turn.tobytes()] = turn
     return np.stack(list(chosen.values()))

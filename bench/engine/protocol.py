@@ -177,8 +177,8 @@ class Engine(Protocol):
     def prepare(self, cell: Cell) -> None:
         """Bring the process into the cell's state: threads, precision flags, libraries imported."""
 
-    def canary_kernels(self, device: str) -> CanaryKernels:
-        """What tells whether the machine has changed."""
+    def canary_kernels(self, device: str) -> CanaryKernels | None:
+        """What tells whether the machine has changed; None where the device has no room for it."""
 
     def peak_kernels(self, device: str, threads: int) -> PeakKernels | None:
         """What finds out the most that the device can do; None: not worth asking."""

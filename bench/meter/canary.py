@@ -15,14 +15,19 @@ from bench.record.measurement import Canary
 _TIMES = 40
 
 
-def read_canary(kernels: CanaryKernels) -> Canary:
-    """The three kernels, now; their memory is given back."""
+def read_canary(kernels: CanaryKernels | None) -> Canary | None:
+    """The three kernels, now; None where the device had no room for them. Their memory is given
+    back, unless the caller keeps them."""
+    if kernels is None:
+        return None
     canary = Canary(
         read_s=_least_s(kernels, kernels.read),
         matmul_s=_least_s(kernels, kernels.matmul),
         steps_s=_least_s(kernels, kernels.steps),
     )
-    kernels.release()
+    release = kernels.release
+    del kernels  # they hold what is to be given back
+    release()
     return canary
 
 

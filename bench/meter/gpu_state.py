@@ -54,10 +54,7 @@ def gpu_state(uuid: str | None) -> GpuState | None:
 
 def device_settings(uuid: str) -> dict[str, str]:
     """How this device is set up, as far as NVML tells: what makes it another one for its numbers.
-
-    Keys: power limit W, ECC, application clocks MHz (SM, where the driver has some), most SM clock
-    MHz.
-    """
+    Clocks are those of its multiprocessors."""
     with opened(uuid) as handle:
         if handle is None:
             return {}

@@ -159,8 +159,8 @@ class Measurement:
     settled: bool  # whether two windows of the warm-ups agreed
     repeats: tuple[Repeat, ...] = field(metadata=within(length=1))
     stopped: Stopped
-    before: Canary
-    after: Canary
+    before: Canary | None  # None where the device had no room for it
+    after: Canary | None
     interference: Interference
     load_memory: Memory
     run_memory: Memory

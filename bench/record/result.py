@@ -20,6 +20,8 @@ from bench.record.redact import redacted
 
 SCHEMA = 6  # 6: waits for the device by place, the GPU's state, requests of a CPU's energy
 
+_BF16_CAPABILITY = 8.0
+
 Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
 
 
@@ -49,6 +51,10 @@ class Host:
     triton: str | None = None  # what Triton lacks to compile kernels for CUDA here
     # How the driver runs the device: power limit, ECC, application clocks; what NVML tells
     device_settings: Mapping[str, str] = field(default_factory=dict)
+
+    def computes_bf16(self, device: str) -> bool:
+        """Whether a device of this machine does so itself: GPUs before Ampere emulate it."""
+        return device == "cpu" or (self.capability or 0) >= _BF16_CAPABILITY
 
 
 def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:

@@ -14,6 +14,7 @@ from bench.engine.prompts import Ids
 from bench.engine.protocol import ENGINES, Clock
 from bench.engine.transformers.device import (
     accelerator,
+    canary_kernels,
     canary_read_bytes,
     peak_block_bytes,
     unsupported,
@@ -85,6 +86,15 @@ def test_the_reference_kernel_reads_what_no_cache_holds() -> None:
     mib = 2**20
     assert canary_read_bytes(72 * mib) == 576 * mib  # of an L40S, which 64 MiB would fit
     assert canary_read_bytes(4 * mib) == 64 * mib
+
+
+def test_a_device_that_is_full_has_no_reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 400.00 MiB.")
+
+    assert canary_kernels("cpu") is not None
+    monkeypatch.setattr(torch, "randn", full)
+    assert canary_kernels("cpu") is None
 
 
 def test_a_peak_of_reading_needs_no_more_than_an_eighth_of_the_memory() -> None:

@@ -13,6 +13,7 @@ from bench.config.prompt_file import Line, cells_of
 from bench.engine.prompts import (
     ByteTokenizer,
     FileTokenizer,
+    Ids,
     line_ids,
     load_tokenizer,
     prompt_ids,
@@ -73,10 +74,14 @@ def test_the_byte_tokenizer_gives_back_any_text() -> None:
     assert tokenizer.decode(ids) == text
 
 
-def prompts_of(prompt: str, batch: int, **changes: Any) -> list[str]:
+def ids_of(prompt: str, batch: int, **changes: Any) -> Ids:
     workload = dataclasses.replace(TINY.workload, text=None, prompt=prompt, prompt_tokens=None)
     cell = dataclasses.replace(TINY, workload=workload, batch=batch, **changes)
-    return read(cell)
+    return prompt_ids(cell, load_tokenizer(cell.model, None), 320)
+
+
+def prompts_of(prompt: str, batch: int, **changes: Any) -> list[str]:
+    return [bytes(row.tolist()).decode() for row in ids_of(prompt, batch, **changes)]
 
 
 def test_rows_that_the_text_cannot_give_are_drawn_from_its_tokens_by_the_seed() -> None:
@@ -94,11 +99,16 @@ def test_a_batch_of_many_thousands_has_different_rows() -> None:
     assert len(np.unique(ids, axis=0)) == 100_000
 
 
-def test_a_prompt_of_which_no_more_rows_can_be_made_is_refused() -> None:
-    sentence = "the prompt has 3 tokens, 2 of them different: 9 rows of 3 tokens of it would not"
+def test_rows_that_the_texts_tokens_cannot_make_are_drawn_from_the_vocabulary() -> None:
+    rows = [tuple(row) for row in ids_of("aab", 40).tolist()]
+    assert len(set(rows)) == 40
+    assert len([row for row in rows if set(row) <= {*b"ab"}]) == 8  # all that there are
+
+
+def test_more_rows_than_a_vocabulary_can_make_are_refused() -> None:
+    sentence = "prompts of 1 tokens: 400 rows of a vocabulary of 320 would not all differ"
     with pytest.raises(CellFailure, match=sentence):
-        prompts_of("aab", 9)
-    assert len(prompts_of("aab", 8)) == 8
+        ids_of("a", 400)
 
 
 def test_a_tokenizer_of_another_model_is_named() -> None:
@@ -143,8 +153,8 @@ def test_more_rows_than_prompts_take_them_again_from_elsewhere(tmp_path: Path) -
 
 def test_prompts_that_begin_alike_are_rows_that_differ(tmp_path: Path) -> None:
     assert read(own(tmp_path, "same1", "same2", "same", batch=3)) == ["same", "ame2", "ames"]
-    with pytest.raises(CellFailure, match="2 rows of 2 tokens of it would not all differ"):
-        read(own(tmp_path, "aa", batch=2))
+    first, second = read(own(tmp_path, "aa", batch=2))
+    assert first == "aa" != second
 
 
 def test_prompts_have_the_length_that_was_asked_for(tmp_path: Path) -> None:

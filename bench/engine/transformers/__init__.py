@@ -27,7 +27,6 @@ IMPLEMENTATIONS = (
     "flash_attention_3",
 )
 BACKENDS = ("math", "flash", "efficient", "cudnn")  # of sdpa
-_BF16_CAPABILITY = 8.0
 STRATEGIES = {  # name: the function that runs the token loop
     "loop": "bench.engine.transformers.strategies:loop",
     "generate": "bench.engine.transformers.strategies:generate",
@@ -152,7 +151,7 @@ class Transformers:
             if package is not None:  # before the load is timed
                 importlib.import_module(package)
 
-    def canary_kernels(self, device: str) -> CanaryKernels:
+    def canary_kernels(self, device: str) -> CanaryKernels | None:
         from bench.engine.transformers.device import canary_kernels
 
         return canary_kernels(device)
@@ -169,9 +168,9 @@ class Transformers:
 
 
 def _is_emulated(cell: Cell, host: Host) -> bool:
-    """Whether a GPU before Ampere would compute in bf16, which its tensor cores do not have."""
+    """Whether a GPU would compute in a bf16 that it does not have."""
     dtypes = {cell.quant.dtype, cell.quant.parameters.get("compute_dtype")}
-    return cell.device == "cuda" and (host.capability or 0) < _BF16_CAPABILITY and "bf16" in dtypes
+    return "bf16" in dtypes and not host.computes_bf16(cell.device)
 
 
 def _of_folder(cell: Cell, host: Host) -> str | None:

@@ -1,5 +1,6 @@
 """A device before any model: precision flags, what there is, the allocator, reference kernels."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 
@@ -110,8 +111,16 @@ def _release() -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def canary_kernels(device: str) -> CanaryKernels:
-    """The three kernels on the device: what they read is more than its L2 cache holds."""
+def canary_kernels(device: str) -> CanaryKernels | None:
+    """The three kernels on the device: what they read is more than its L2 cache holds. None where
+    the device has no room for them: nothing is allocated later."""
+    try:
+        return _canary_kernels(device)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _canary_kernels(device: str) -> CanaryKernels:
     generator = torch.Generator().manual_seed(0)
     side, width = kernels.SIDE, kernels.WIDTH
     if device == "cuda":
@@ -122,6 +131,7 @@ def canary_kernels(device: str) -> CanaryKernels:
         block = torch.frombuffer(kernels.huge_pages(kernels.READ_BYTES), dtype=torch.float32)
         block.fill_(1)
     matrix = torch.randn(side, side, generator=generator).to(device)
+    product = torch.empty_like(matrix)
     layers = [
         torch.randn(width, width, generator=generator).to(device) for _ in range(kernels.LAYERS)
     ]
@@ -140,7 +150,7 @@ def canary_kernels(device: str) -> CanaryKernels:
     )
     return CanaryKernels(
         read=torch.inference_mode()(block.sum),
-        matmul=torch.inference_mode()(lambda: matrix @ matrix),
+        matmul=torch.inference_mode()(lambda: torch.mm(matrix, matrix, out=product)),
         steps=torch.inference_mode()(steps),
         **of_device,  # type: ignore[arg-type]
     )
@@ -165,8 +175,14 @@ def peak_kernels(device: str, threads: int) -> PeakKernels:
     columns = kernels.BLOCK_COLUMNS
     on_cpu = device == "cpu"
     block_bytes = kernels.BLOCK_BYTES if on_cpu else peak_block_bytes(_memory_bytes())
-    block = torch.ones(block_bytes // 4 // columns, columns, device=device)
-    vector = torch.ones(columns, device=device)
+
+    @functools.cache  # made when it is read: a known data sheet needs none of it
+    def block() -> torch.Tensor:
+        return torch.ones(block_bytes // 4 // columns, columns, device=device)
+
+    @functools.cache
+    def vector() -> torch.Tensor:
+        return torch.ones(columns, device=device)
 
     def product(dtype: str, side: int) -> Kernel:
         # Equal numbers switch few transistors: a GPU then draws less power and clocks higher
@@ -177,8 +193,8 @@ def peak_kernels(device: str, threads: int) -> PeakKernels:
     where = f"{threads} threads" if on_cpu else torch.cuda.get_device_name()
     return PeakKernels(
         readers={
-            "torch.sum": torch.inference_mode()(block.sum),
-            "matrix-vector product": torch.inference_mode()(partial(torch.mv, block, vector)),
+            "torch.sum": torch.inference_mode()(lambda: block().sum()),
+            "matrix-vector product": torch.inference_mode()(lambda: torch.mv(block(), vector())),
         },
         product=product,
         where=f"{where}, torch {torch.__version__}",
