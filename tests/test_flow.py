@@ -101,7 +101,7 @@ def test_the_grids_of_the_readme_are_what_they_say(
         (from_readme("python -m bench quant=nf4 batch=max"), [f"{default}/nf4/auto/bmax"]),
     ]
     scripted = ["engine=scripted", "quality=none", "tracking=none", "++model.tokenizer=bytes"]
-    scripted += ["engine.options.script='b9: then oom'"]
+    scripted += ["engine.options.script='fits 9'"]
     for command, labels in grids:
         shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
         code, out, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
