@@ -1,5 +1,5 @@
 # A sweep on a GPU:  docker build -t llm-bench . && docker run --rm --gpus all -v llm-bench:/data/outputs llm-bench sweeps=headline
-# With attn=flash2:  docker build --target flash -t llm-bench .   (an hour of nvcc and more)
+# With attn=flash2:  docker build --target flash -t llm-bench .   (compiles for an hour or so)
 # Not built yet on any machine of ours, for none has Docker: the workflow `image` does, and until it has run this is unverified.
 
 # No wheel of FlashAttention-2 is published for this torch, so it is compiled. The CUDA here needs the major of torch's own: 13.
