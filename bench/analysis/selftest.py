@@ -35,8 +35,8 @@ EXPECTED = {  # by the first word of a check's name
     "memory": f"a known allocation is the peak's growth, within {_MEMORY:.0%}",
     "bandwidth": f"a copy reaches {_SHEET[0]:.0%} to {_SHEET[1]:.0%} of the data sheet",
     "attention": f"logits as eager's, within eps x layers x {_ROUNDED_TENSORS} of the largest",
-    "quantization": "weights in memory are what was predicted, to the byte (4 bits on a CPU may be"
-    f" packed anew, into up to {_REPACKED:.0%} less)",
+    "quantization": "weights as predicted, to the byte; 4 bits that a CPU packs anew, up to"
+    f" {_REPACKED:.0%} less",
     "energy": f"an idle window's energy is its mean power times its length, within {_ENERGY:.0%}",
     "grid": "every cell ok",
     "default": "both cells ok",

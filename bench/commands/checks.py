@@ -42,6 +42,9 @@ _FLEX = "compiling it takes about 25 s on a CPU; attn=flex in a sweep attests it
 # One thread: layers this small gain nothing by a second, which would wait for a CPU of others
 TINY = ("model=tiny", "threads=1")
 
+# Of a sweep that only has to run: its numbers are shown beside each other and judge nothing
+_FEW = ("measure.warmups=2", "measure.repeats=3", "measure.target=null", "workload.new_tokens=8")
+
 
 @dataclass(frozen=True, slots=True)
 class Here:
@@ -184,12 +187,12 @@ def energy(here: Here) -> Check:
 def grid(here: Here) -> Check:
     """int8 with its threshold has nothing to split off in random weights, and would not run."""
     axes = ("quant=fp16,int8_nodecomp,nf4", "batch=1,8,32")
-    return judge.grid(_sweep(here, configs("-m", *TINY, *axes)))
+    return judge.grid(_sweep(here, configs("-m", *TINY, *axes, *_FEW)))
 
 
 def default_model(here: Here) -> Check:
     plain = "fp16" if here.host.device == "cuda" else "bf16"
-    wanted = configs("-m", f"quant={plain},nf4")
+    wanted = configs("-m", f"quant={plain},nf4", *_FEW)
     model = wanted[0].cell.model
     if sources.cached(model) is None:
         ended = here.ask("bench.meter.selftest:provide", wanted[0].cell)

@@ -43,7 +43,8 @@ def run(name: str, place: str, folder: Path) -> Check:
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [("quantization nf4", "OFF_BY_A_BYTE"), ("attention sdpa", "UNMASKED")]
+    ("name", "fault"),
+    [("quantization int8_nodecomp", "OFF_BY_A_BYTE"), ("attention sdpa", "UNMASKED")],
 )
 def test_a_planted_fault_is_found(name: str, fault: str, tmp_path: Path) -> None:
     place = f"{__name__}:{fault}"
