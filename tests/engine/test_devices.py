@@ -20,6 +20,7 @@ from bench.engine.transformers.device import (
     unsupported,
 )
 from bench.engine.transformers.probes import syncs
+from bench.engine.transformers.session import open_session
 from bench.meter.cell import probe_host
 from bench.paths import PACKAGE
 from tests import fakes
@@ -148,3 +149,18 @@ def test_each_wait_is_counted_in_its_phase_and_named(monkeypatch: pytest.MonkeyP
         f"{PACKAGE}/engine/transformers/strategies.py:65": 1,
     }
     assert waits.mode == "default"
+
+
+def test_what_loading_left_counts_for_loading_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's allocator as far as it keeps freed blocks: 90 bytes of the load's temporaries."""
+    session = open_session(fakes.resolved(model="tiny", quant="fp32"), None)
+    session.cell = fakes.resolved(model="tiny", quant="fp32", device="cuda")
+    reserved = [100]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: reserved[0])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: reserved.__setitem__(0, 10))
+    assert session.allocated_peaks() == (10, 100)  # read right after the load
+    session.ready(np.zeros((1, 4), dtype=np.int64), 4)
+    assert session.allocated_peaks() == (10, 10)
