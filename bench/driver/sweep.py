@@ -138,9 +138,10 @@ def check_places(settings: Settings, outputs: Path) -> None:
 
 def common_settings(configs: Sequence[Config]) -> Settings:
     """The settings that all cells share. Raises: ConfigError when they differ or name nothing."""
-    devices = {config.settings.cuda_device for config in configs} - {None}
+    chosen = (config.settings.cuda_device for config in configs)
+    devices = {device for device in chosen if device is not None}
     if len(devices) > 1:
-        names = ",".join(f"cuda:{index}" for index in sorted(map(int, devices)))  # type: ignore[arg-type]
+        names = ",".join(f"cuda:{index}" for index in sorted(devices))
         raise ConfigError([f"device={names}: a sweep runs on one GPU; run it once for each"])
     device = next(iter(devices), None)
     settings = replace(configs[0].settings, cuda_device=device)

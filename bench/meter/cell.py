@@ -97,7 +97,7 @@ def measure_cell(announce: Announce, place: str, cell: Cell) -> Findings:
         clock_mismatch=mismatch,
         gpu_before=gpu_before,
         gpu_after=gpu_after,
-        energy=_energy(announce, engine, cell, session, ids),
+        energy=_energy(announce, cell, memory.uuid, session, ids),
         step_profile=_step_profile(announce, session, ids),
         heap=heap,
     )
@@ -136,12 +136,12 @@ def _step_profile(announce: Announce, session: Session, ids: Ids) -> PhaseProfil
 
 
 def _energy(
-    announce: Announce, engine: Engine, cell: Cell, session: Session, ids: Ids
+    announce: Announce, cell: Cell, uuid: str | None, session: Session, ids: Ids
 ) -> Energy | None:
     """What the GPU draws, or on a CPU its packages, prefill and whole requests apart, so that
     decoding is the difference."""
     window_s, new_tokens = cell.measure.telemetry_s, cell.workload.new_tokens
-    instrument = _instrument(engine, cell) if window_s else None
+    instrument = _instrument(cell, uuid) if window_s else None
     if instrument is None:
         return None
     announce("telemetry")
@@ -152,14 +152,12 @@ def _energy(
     return Energy(prefill, request, idle_power_w(window_s=window_s) if counts else None)
 
 
-def _instrument(engine: Engine, cell: Cell) -> Instrument | None:
-    """Of the cell's device; None where nothing can be read."""
+def _instrument(cell: Cell, uuid: str | None) -> Instrument | None:
+    """Of the cell's device, a GPU by NVML's name of it; None where nothing can be read."""
     if cell.device == "cpu":
         return (rapl.watch, rapl.idle_power_w, 0.0) if rapl.is_readable() else None
-    accelerator = engine.accelerator()
-    if accelerator is None:
+    if uuid is None:
         return None
-    uuid = nvml.nvml_uuid(accelerator.uuid)
     idle_power_w = partial(nvml.idle_power_w, uuid)
     return partial(nvml.watch, uuid), idle_power_w, nvml.SHORTEST_ENERGY_WINDOW_S
 

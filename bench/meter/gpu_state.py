@@ -11,7 +11,7 @@ from functools import partial
 
 import pynvml
 
-from bench.meter.nvml import answer, opened
+from bench.meter.nvml import answer, clock_hz, opened
 from bench.record.measurement import GpuState
 
 # Left out: low utilization, which is idleness, and the two that mean clocks set by a person
@@ -35,16 +35,16 @@ def gpu_state(uuid: str | None) -> GpuState | None:
     with opened(uuid) as handle:
         if handle is None:
             return None
-        sm_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-        memory_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
+        sm_clock_hz = clock_hz(handle, pynvml.NVML_CLOCK_SM)
+        memory_clock_hz = clock_hz(handle, pynvml.NVML_CLOCK_MEM)
         limit_mw = answer(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
         held = {
             name: answer(partial(pynvml.nvmlDeviceGetViolationStatus, handle, policy))
             for name, policy in _LIMITS.items()
         }
     return GpuState(
-        sm_clock_hz=None if sm_mhz is None else sm_mhz * 1_000_000,
-        memory_clock_hz=None if memory_mhz is None else memory_mhz * 1_000_000,
+        sm_clock_hz=sm_clock_hz,
+        memory_clock_hz=memory_clock_hz,
         power_limit_w=None if limit_mw is None else limit_mw / 1e3,
         held_down_s={
             name: status.violationTime / 1e9 for name, status in held.items() if status is not None

@@ -47,6 +47,7 @@ def host_of(engine: Engine) -> Host:
     """This machine, as this engine sees it."""
     unsupported = engine.unsupported()
     device = None if "CUDA" in unsupported else engine.accelerator()
+    uuid = None if device is None else nvml_uuid(device.uuid)
     cpu_name = _cpu_name()
     return Host(
         device="cpu" if device is None else "cuda",
@@ -56,7 +57,7 @@ def host_of(engine: Engine) -> Host:
         cpu_ids=affinity(),
         memory_bytes=memory_limit_bytes(),
         device_memory_bytes=None if device is None else device.memory_bytes,
-        device_uuid=None if device is None else nvml_uuid(device.uuid),
+        device_uuid=uuid,
         capability=None if device is None else device.capability,
         driver=None if device is None else driver_version(),
         os=f"{platform.system()} {platform.release()}",
@@ -69,7 +70,7 @@ def host_of(engine: Engine) -> Host:
         missing=_missing(engine.optional),
         unsupported=unsupported,
         triton=None if device is None else triton_obstacle(),
-        device_settings={} if device is None else device_settings(nvml_uuid(device.uuid)),
+        device_settings={} if uuid is None else device_settings(uuid),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
     )
 

@@ -213,13 +213,23 @@ def answer(*questions: Callable[[], Any]) -> Any:
     return None
 
 
+def clock_hz(handle: Any, kind: int) -> int | None:
+    """One of the device's clocks now; None where NVML does not tell. ``kind``: NVML_CLOCK_SM, ...
+
+    Raises:
+        CellFailure: ``failed`` when the GPU is gone.
+    """
+    clock_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, kind))
+    return None if clock_mhz is None else clock_mhz * 1_000_000
+
+
 def _read(handle: Any, started_s: float) -> Reading:
     at_s = time.perf_counter() - started_s
     # First: it belongs to at_s
     energy_mj = answer(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
     power_mw = answer(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
-    sm_clock_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-    memory_clock_mhz = answer(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
+    sm_clock_hz = clock_hz(handle, pynvml.NVML_CLOCK_SM)
+    memory_clock_hz = clock_hz(handle, pynvml.NVML_CLOCK_MEM)
     memory = answer(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
     temperature_c = answer(
         lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
@@ -233,8 +243,8 @@ def _read(handle: Any, started_s: float) -> Reading:
     )
     return Reading(
         at_s=at_s,
-        sm_clock_hz=None if sm_clock_mhz is None else sm_clock_mhz * 1_000_000,
-        memory_clock_hz=None if memory_clock_mhz is None else memory_clock_mhz * 1_000_000,
+        sm_clock_hz=sm_clock_hz,
+        memory_clock_hz=memory_clock_hz,
         temperature_c=temperature_c,
         power_w=None if power_mw is None else power_mw / 1e3,
         used_bytes=None if memory is None else memory.used,

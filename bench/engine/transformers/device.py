@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -40,9 +41,9 @@ def accelerator() -> Accelerator | None:
     used. ROCm answers to the name of CUDA, and is none."""
     if torch.version.hip is not None or not torch.cuda.is_available():
         return None
-    if cuda_obstacle() is not None:
+    if _refusal(torch.cuda.init) is not None:
         return None
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    properties = _properties()
     return Accelerator(
         name=properties.name,
         memory_bytes=properties.total_memory,
@@ -55,33 +56,30 @@ def accelerator() -> Accelerator | None:
     )
 
 
-def cuda_obstacle() -> str | None:
-    """Why CUDA cannot begin here, in torch's words: ``is_available`` asks NVML alone, which counts
-    devices for which the driver is too old, or whose device file is missing."""
+def _refusal(call: Callable[[], object]) -> str | None:
+    """Why CUDA refuses it, in torch's words. ``is_available`` asks NVML alone, which counts devices
+    for which the driver is too old, or whose device file is missing."""
     try:
-        torch.cuda.init()
+        call()
     except RuntimeError as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None
 
 
+def _properties() -> Any:
+    return torch.cuda.get_device_properties(torch.cuda.current_device())
+
+
 def unsupported() -> dict[str, str]:
     """Devices that are here and cannot be used, or that this tool has no clock, counters and data
     sheets for. Makes a context, which a device in a prohibited compute mode refuses."""
+    is_rocm, has_gpu = torch.version.hip is not None, torch.cuda.is_available()
     found: dict[str, str] = {}
-    if torch.version.hip is None and torch.cuda.is_available():
-        obstacle = cuda_obstacle()
-        try:
-            if obstacle is None:
-                torch.zeros(1, device="cuda")
-        except RuntimeError as error:
-            obstacle = str(error).strip().splitlines()[0]
+    if has_gpu and not is_rocm:
+        obstacle = _refusal(torch.cuda.init) or _refusal(lambda: torch.zeros(1, device="cuda"))
         if obstacle is not None:
             found["CUDA"] = f"cannot be used: {obstacle}"
-    others = {
-        "ROCm": torch.version.hip is not None and torch.cuda.is_available(),
-        "MPS": torch.backends.mps.is_available(),
-    }
+    others = {"ROCm": is_rocm and has_gpu, "MPS": torch.backends.mps.is_available()}
     reason = "is not supported yet; device=cpu measures this machine's CPU"
     return found | {name: reason for name, is_here in others.items() if is_here}
 
@@ -125,8 +123,8 @@ def _canary_kernels(device: str) -> CanaryKernels:
     side, width = kernels.SIDE, kernels.WIDTH
     if device == "cuda":
         side = _CUDA_SIDE
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        block = torch.ones(canary_read_bytes(properties.L2_cache_size) // 4, device=device)
+        read_bytes = canary_read_bytes(_properties().L2_cache_size)
+        block = torch.ones(read_bytes // 4, device=device)
     else:
         block = torch.frombuffer(kernels.huge_pages(kernels.READ_BYTES), dtype=torch.float32)
         block.fill_(1)
@@ -174,7 +172,7 @@ def peak_kernels(device: str, threads: int) -> PeakKernels:
     torch.set_num_threads(threads)
     columns = kernels.BLOCK_COLUMNS
     on_cpu = device == "cpu"
-    block_bytes = kernels.BLOCK_BYTES if on_cpu else peak_block_bytes(_memory_bytes())
+    block_bytes = kernels.BLOCK_BYTES if on_cpu else peak_block_bytes(_properties().total_memory)
 
     @functools.cache  # made when it is read: a known data sheet needs none of it
     def block() -> torch.Tensor:
@@ -213,11 +211,7 @@ def peak_block_bytes(memory_bytes: int) -> int:
     return min(_CUDA_BLOCK_BYTES, memory_bytes // 8) // row * row
 
 
-def _memory_bytes() -> int:
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-
-
 def _bus_bytes_s() -> float | None:
     """Two transfers a clock (kHz), each of the bus's width (bits); None where it is hidden."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    properties = _properties()
     return 2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8 or None
