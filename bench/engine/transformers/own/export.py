@@ -129,7 +129,7 @@ def _four_bits(layer: Int4Linear) -> tuple[dict[str, Tensor], Group]:
         "weight_zero_point": _in_int32(zeros.T, 4).T,
         "weight_shape": torch.tensor(q.shape),
     }
-    return tensors, (4, matrix.group_size if matrix.scale.shape[1] > 1 else None)
+    return tensors, (4, matrix.group_size if matrix.group_size in (32, 64, 128) else None)
 
 
 def _bytes(layer: Int8Linear) -> tuple[dict[str, Tensor], Group]:
