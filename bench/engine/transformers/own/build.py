@@ -1,10 +1,10 @@
 """The CPU kernels, compiled once for this processor and kept in the cache.
 
-One file without torch's headers compiles in 3 s with g++ and is called by ctypes. It is compiled
-with OpenMP and not linked with it: its calls find the OpenMP that torch has loaded, so that both
-share one pool of threads. An object is kept by the digest of source, command, compiler and
-processor: it is made of this processor's own instructions, beside which wider ones are chosen at
-run time.
+One file compiles in some seconds with g++: of torch's headers it takes the stable ABI alone. It is
+compiled with OpenMP and not linked with it: its calls find the OpenMP that torch has loaded, so
+that both share one pool of threads. An object is kept by the digest of source, command, compiler,
+processor and torch's version: it is made of this processor's own instructions, beside which wider
+ones are chosen at run time. Loading it registers the operators of ``ops`` for the CPU.
 """
 
 import ctypes
@@ -22,9 +22,8 @@ from bench.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 PACKAGE = "apt install g++"
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
+_FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-fopenmp", "-DBENCH_OPERATORS")
 _MACHINES = ("x86_64", "AMD64")
-_ARGUMENTS = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int32] * 5
 
 
 def compiler() -> str | None:
@@ -58,34 +57,35 @@ def kernels() -> ctypes.CDLL:
     Raises:
         CellFailure: ``skipped`` where it cannot be compiled, or this processor lacks AVX2.
     """
+    import torch
+
     reason = obstacle()
     if reason is not None:
         raise CellFailure("skipped", f"quantization of our own needs {reason}")
     gxx = str(compiler())
     version = subprocess.run([gxx, "--version"], capture_output=True, text=True, check=False)
-    of = [SOURCE.read_text(), _FLAGS, version.stdout, sorted(processor_flags())]
+    of = [SOURCE.read_text(), _FLAGS, version.stdout, sorted(processor_flags()), torch.__version__]
     place = cache_folder() / "kernels" / f"cpu-{digest(of)}.so"
-    library = ctypes.CDLL(str(made(place, lambda aside: _compile(gxx, aside))))
-    library.bench_linear.argtypes = _ARGUMENTS
-    library.bench_linear.restype = None
-    if library.bench_instruction_set() == 0:
+    library = made(place, lambda aside: _compile(gxx, Path(torch.__file__).parent, aside))
+    torch.ops.load_library(library)
+    loaded = ctypes.CDLL(str(library))
+    if loaded.bench_instruction_set() == 0:
         raise CellFailure("skipped", "quantization of our own needs a processor with AVX2")
-    return library
+    return loaded
 
 
-@functools.cache
 def instruction_set() -> int:
     """What the kernels use: 1 AVX2, 2 AVX-512 with VNNI."""
     level: int = kernels().bench_instruction_set()
     return level
 
 
-def _compile(gxx: str, aside: Path) -> None:
+def _compile(gxx: str, torch_folder: Path, aside: Path) -> None:
     # Linking with -fopenmp would load a second OpenMP beside torch's
     piece = aside.with_suffix(".o")
     for command in (
-        [gxx, *_FLAGS, "-c", str(SOURCE), "-o", str(piece)],
-        [gxx, "-shared", str(piece), "-o", str(aside)],
+        [gxx, *_FLAGS, f"-I{torch_folder / 'include'}", "-c", str(SOURCE), "-o", str(piece)],
+        [gxx, "-shared", str(piece), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-o", str(aside)],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

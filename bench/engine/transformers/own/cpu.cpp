@@ -3,9 +3,11 @@
 // Inputs are quantized to int8 in blocks of 64, products of integers are exact in 32 bits and scaled
 // in fp32; or inputs stay as they are and weights are unpacked to fp32. Threads share the outputs in
 // blocks; within one, a few rows of the inputs at a time multiply each row of weights while it is in
-// registers. Without a header of torch: what calls this passes addresses.
+// registers. Buffers are kept between calls, by thread. At the end these become operators of torch, by
+// its stable ABI, which compiles in seconds.
 
 #include <immintrin.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,6 +20,7 @@ namespace {
 constexpr int64_t BLOCK = 64;         // inputs that share the scale of an int8 activation
 constexpr int64_t OUTPUT_BLOCK = 16;  // outputs that a thread takes at a time
 constexpr int ROWS = 8;               // rows of inputs that meet a row of weights in registers
+constexpr int64_t SMALL = 1 << 16;    // products that are not worth waking another thread for
 
 enum Dtype : int32_t { FP32, FP16, BF16 };
 
@@ -30,20 +33,19 @@ struct Product {
   const uint8_t* weight;       // as grids.py has it
   const void* scale;           // fp16 (outputs, groups) of 4 bits, fp32 (outputs,) of int8
   const uint8_t* zero;         // (outputs, ceil(groups / 2)) of 4 bits
-  int64_t rows, inputs, outputs, group_size;
+  int64_t rows, inputs, outputs, blocks, groups;
   int32_t dtype, threads;
+  bool is_fine;                // two groups in a block
   const int32_t* group_of;     // by half block of 32 inputs
 
-  int64_t blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
-  int64_t groups() const { return (inputs + group_size - 1) / group_size; }
-  int64_t room() const { return (groups() + 7) / 8 * 8; }  // for the scales of an output
+  int64_t room() const { return (groups + 7) / 8 * 8; }  // for the numbers of an output's groups
 };
 
 // Inputs as the integer kernels read them.
 struct Quantized {
   std::vector<int8_t> q;        // (rows, blocks * 64)
   std::vector<float> scale;     // (rows, blocks)
-  std::vector<float> sums;      // (rows, groups): scale times sum of q, by group of the weights
+  std::vector<float> sums;      // (rows, room): scale times sum of q, by group of the weights
 };
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -77,7 +79,7 @@ AVX2 inline void read_row(const Product& p, int64_t row, float* out) {
     }
     for (; i < n; ++i) out[i] *= _cvtsh_ss(p.input_scale[i]);
   }
-  std::fill(out + n, out + p.blocks() * BLOCK, 0.0f);
+  std::fill(out + n, out + p.blocks * BLOCK, 0.0f);
 }
 
 AVX2 inline void write(const Product& p, int64_t row, int64_t first, int64_t count, const float* y) {
@@ -143,9 +145,9 @@ AVX2 inline float quantize_block(const float* x, int8_t* q, int32_t* halves) {
 
 AVX2 void quantize_row(const Product& p, int64_t row, float* wide, Quantized& out) {
   read_row(p, row, wide);
-  const int64_t blocks = p.blocks(), groups = p.groups();
-  float* sums = out.sums.data() + row * groups;
-  std::fill(sums, sums + groups, 0.0f);
+  const int64_t blocks = p.blocks, room = p.room();
+  float* sums = out.sums.data() + row * room;
+  std::fill(sums, sums + room, 0.0f);
   for (int64_t b = 0; b < blocks; ++b) {
     int32_t halves[2];
     const float scale = quantize_block(wide + b * BLOCK, &out.q[(row * blocks + b) * BLOCK], halves);
@@ -154,24 +156,25 @@ AVX2 void quantize_row(const Product& p, int64_t row, float* wide, Quantized& ou
   }
 }
 
-Quantized quantize(const Product& p) {
-  Quantized out;
-  out.q.resize(p.rows * p.blocks() * BLOCK);
-  out.scale.resize(p.rows * p.blocks());
-  out.sums.resize(p.rows * p.groups());
-#pragma omp parallel num_threads(p.threads) if (p.rows > 4)
-  {
-    std::vector<float> wide(p.blocks() * BLOCK);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < p.rows; ++row) quantize_row(p, row, wide.data(), out);
-  }
-  return out;
+void quantize_rows(const Product& p, int64_t first, int64_t last, Quantized& out) {
+  thread_local std::vector<float> wide;
+  wide.resize(p.blocks * BLOCK);
+  for (int64_t row = first; row < last; ++row) quantize_row(p, row, wide.data(), out);
+}
+
+void quantize(const Product& p, Quantized& out) {
+  out.q.resize(p.rows * p.blocks * BLOCK);
+  out.scale.resize(p.rows * p.blocks);
+  out.sums.resize(p.rows * p.room());
+  if (p.rows <= ROWS) return quantize_rows(p, 0, p.rows, out);
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t row = 0; row < p.rows; ++row) quantize_rows(p, row, row + 1, out);
 }
 
 // The scales of one output in fp32, and scale times zero point; both by group, eight at a time. Where
 // the tensor goes on behind the row, so does what is read: nobody looks at that.
 AVX2 inline void read_scales(const Product& p, int64_t n, float* scales, float* offsets) {
-  const int64_t groups = p.groups(), zero_bytes = (groups + 1) / 2;
+  const int64_t groups = p.groups, zero_bytes = (groups + 1) / 2;
   const uint16_t* scale = static_cast<const uint16_t*>(p.scale) + n * groups;
   const uint8_t* zero = p.zero + n * zero_bytes;
   const bool goes_on = (p.outputs - n - 1) * groups >= 8;
@@ -194,131 +197,181 @@ AVX2 inline void read_scales(const Product& p, int64_t n, float* scales, float* 
   }
 }
 
-inline float dot(const float* a, const float* b, int64_t n) {
-  float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += a[i] * b[i];
+// What a tile of 4 bits reads: one row of weights, or several below each other.
+struct Four {
+  const uint8_t* weight;
+  const float *scale, *offset;  // by group
+  const int32_t* group_of;
+  const int8_t* x;
+  const float *xs, *sums;       // by block; by group
+  int64_t blocks, room;
+  bool is_fine;
+};
+
+// Likewise of 8 bits.
+struct Eight {
+  const int8_t *weight, *x;
+  const float* xs;
+  int64_t blocks;
+};
+
+AVX2 inline __m256i load(const void* at) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+}
+
+AVX2 inline void add4(const Four& t, const uint8_t* w, const float* scale, int64_t b, __m256i x0,
+                      __m256i x1, __m256 factor, __m256& total) {
+  const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  const __m256i both = load(w + 32 * b);
+  const __m256i p0 = _mm256_maddubs_epi16(_mm256_and_si256(both, mask), x0);
+  const __m256i p1 = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask), x1);
+  const __m256 s0 = _mm256_broadcast_ss(scale + t.group_of[2 * b]);
+  if (t.is_fine) {
+    const __m256 s1 = _mm256_broadcast_ss(scale + t.group_of[2 * b + 1]);
+    const __m256 f0 = _mm256_cvtepi32_ps(_mm256_madd_epi16(p0, ones));
+    const __m256 f1 = _mm256_cvtepi32_ps(_mm256_madd_epi16(p1, ones));
+    total = _mm256_fmadd_ps(_mm256_fmadd_ps(f1, s1, _mm256_mul_ps(f0, s0)), factor, total);
+  } else {  // four products of at most 15 * 127 fit a word
+    const __m256i words = _mm256_madd_epi16(_mm256_add_epi16(p0, p1), ones);
+    total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(words), _mm256_mul_ps(s0, factor), total);
+  }
+}
+
+// Zero points come off in the end: scale * zero * sum of the inputs, group by group.
+AVX2 inline __m256 without_offsets(__m256 total, const float* offset, const float* sums, int64_t room) {
+  for (int64_t g = 0; g < room; g += 8)
+    total = _mm256_fnmadd_ps(_mm256_loadu_ps(offset + g), _mm256_loadu_ps(sums + g), total);
   return total;
 }
 
-// Each tile multiplies one row of weights by M rows of quantized inputs; out[m] is without offsets.
+AVX2 inline void sum_of_each(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
 
-template <int M>
-AVX2 void tile4_avx2(const uint8_t* w, const float* scale, const int32_t* group_of,
-                     const int8_t* x, const float* xs, int64_t blocks, bool fine, float* out) {
-  const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  __m256 total[M];
-  for (int m = 0; m < M; ++m) total[m] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * b));
-    const __m256i low = _mm256_and_si256(both, mask);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-    const __m256 s0 = _mm256_broadcast_ss(scale + group_of[2 * b]);
-    const __m256 s1 = _mm256_broadcast_ss(scale + group_of[2 * b + 1]);
-    for (int m = 0; m < M; ++m) {
-      const int8_t* row = x + (m * blocks + b) * BLOCK;
-      const __m256i x0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
-      const __m256i x1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 32));
-      const __m256i p0 = _mm256_maddubs_epi16(low, x0), p1 = _mm256_maddubs_epi16(high, x1);
-      const __m256 factor = _mm256_broadcast_ss(xs + m * blocks + b);
-      if (fine) {  // two groups in a block
-        const __m256 f0 = _mm256_cvtepi32_ps(_mm256_madd_epi16(p0, ones));
-        const __m256 f1 = _mm256_cvtepi32_ps(_mm256_madd_epi16(p1, ones));
-        total[m] = _mm256_fmadd_ps(_mm256_fmadd_ps(f1, s1, _mm256_mul_ps(f0, s0)), factor, total[m]);
-      } else {  // four products of at most 15 * 127 fit a word
-        const __m256i words = _mm256_madd_epi16(_mm256_add_epi16(p0, p1), ones);
-        total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(words), _mm256_mul_ps(s0, factor), total[m]);
-      }
+// Four rows of weights by one row of inputs: the step of a single sequence.
+AVX2 void four_rows4(const Four& t, float* out) {
+  __m256 total[4];
+  for (int n = 0; n < 4; ++n) total[n] = _mm256_setzero_ps();
+  for (int64_t b = 0; b < t.blocks; ++b) {
+    const __m256i x0 = load(t.x + b * BLOCK), x1 = load(t.x + b * BLOCK + 32);
+    const __m256 factor = _mm256_broadcast_ss(t.xs + b);
+    for (int n = 0; n < 4; ++n)
+      add4(t, t.weight + n * t.blocks * 32, t.scale + n * t.room, b, x0, x1, factor, total[n]);
+  }
+  for (int n = 0; n < 4; ++n)
+    total[n] = without_offsets(total[n], t.offset + n * t.room, t.sums, t.room);
+  sum_of_each(total[0], total[1], total[2], total[3], out);
+}
+
+AVX2 inline void add8(__m256i w0, __m256i w1, __m256i a0, __m256i a1, __m256i x0, __m256i x1,
+                      __m256 factor, __m256& total) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  // Two products of at most 127 * 127 fit a word, four do not
+  const __m256i p0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(x0, w0));
+  const __m256i p1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(x1, w1));
+  const __m256i words = _mm256_add_epi32(_mm256_madd_epi16(p0, ones), _mm256_madd_epi16(p1, ones));
+  total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(words), factor, total);
+}
+
+AVX2 void four_rows8(const Eight& t, float* out) {
+  __m256 total[4];
+  for (int n = 0; n < 4; ++n) total[n] = _mm256_setzero_ps();
+  for (int64_t b = 0; b < t.blocks; ++b) {
+    const __m256i x0 = load(t.x + b * BLOCK), x1 = load(t.x + b * BLOCK + 32);
+    const __m256 factor = _mm256_broadcast_ss(t.xs + b);
+    for (int n = 0; n < 4; ++n) {
+      const int8_t* w = t.weight + (n * t.blocks + b) * BLOCK;
+      const __m256i w0 = load(w), w1 = load(w + 32);
+      add8(w0, w1, _mm256_abs_epi8(w0), _mm256_abs_epi8(w1), x0, x1, factor, total[n]);
     }
   }
-  for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
+  sum_of_each(total[0], total[1], total[2], total[3], out);
+}
+
+// One row of weights by M rows of inputs.
+template <int M>
+AVX2 void tile4_avx2(const Four& t, float* out) {
+  __m256 total[M];
+  for (int m = 0; m < M; ++m) total[m] = _mm256_setzero_ps();
+  for (int64_t b = 0; b < t.blocks; ++b)
+    for (int m = 0; m < M; ++m) {
+      const int8_t* x = t.x + (m * t.blocks + b) * BLOCK;
+      const __m256 factor = _mm256_broadcast_ss(t.xs + m * t.blocks + b);
+      add4(t, t.weight, t.scale, b, load(x), load(x + 32), factor, total[m]);
+    }
+  for (int m = 0; m < M; ++m)
+    out[m] = sum(without_offsets(total[m], t.offset, t.sums + m * t.room, t.room));
 }
 
 template <int M>
-AVX2 void tile8_avx2(const int8_t* w, const int8_t* x, const float* xs, int64_t blocks, float* out) {
-  const __m256i ones = _mm256_set1_epi16(1);
+AVX2 void tile8_avx2(const Eight& t, float* out) {
   __m256 total[M];
   for (int m = 0; m < M; ++m) total[m] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b) {
-    const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + b * BLOCK));
-    const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + b * BLOCK + 32));
+  for (int64_t b = 0; b < t.blocks; ++b) {
+    const __m256i w0 = load(t.weight + b * BLOCK), w1 = load(t.weight + b * BLOCK + 32);
     const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
     for (int m = 0; m < M; ++m) {
-      const int8_t* row = x + (m * blocks + b) * BLOCK;
-      const __m256i x0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
-      const __m256i x1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 32));
-      // Two products of at most 127 * 127 fit a word, four do not
-      const __m256i p0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(x0, w0));
-      const __m256i p1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(x1, w1));
-      const __m256i words = _mm256_add_epi32(_mm256_madd_epi16(p0, ones), _mm256_madd_epi16(p1, ones));
-      const __m256 factor = _mm256_broadcast_ss(xs + m * blocks + b);
-      total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(words), factor, total[m]);
+      const int8_t* x = t.x + (m * t.blocks + b) * BLOCK;
+      const __m256 factor = _mm256_broadcast_ss(t.xs + m * t.blocks + b);
+      add8(w0, w1, a0, a1, load(x), load(x + 32), factor, total[m]);
     }
   }
   for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
 }
 
 template <int M>
-AVX512 void tile4_avx512(const uint8_t* w, const float* scale, const int32_t* group_of,
-                     const int8_t* x, const float* xs, int64_t blocks, bool, float* out) {
+AVX512 void tile4_avx512(const Four& t, float* out) {
   const __m256i mask = _mm256_set1_epi8(15);
   __m512 total[M];
   for (int m = 0; m < M; ++m) total[m] = _mm512_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * b));
+  for (int64_t b = 0; b < t.blocks; ++b) {
+    const __m256i both = load(t.weight + 32 * b);
     const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
     const __m512i q = _mm512_inserti64x4(
         _mm512_castsi256_si512(_mm256_and_si256(both, mask)), high, 1);
-    const __m512 s = _mm512_insertf32x8(
-        _mm512_set1_ps(scale[group_of[2 * b]]), _mm256_set1_ps(scale[group_of[2 * b + 1]]), 1);
+    const __m512 s = _mm512_insertf32x8(_mm512_set1_ps(t.scale[t.group_of[2 * b]]),
+                                        _mm256_set1_ps(t.scale[t.group_of[2 * b + 1]]), 1);
     for (int m = 0; m < M; ++m) {
-      const __m512i row = _mm512_loadu_si512(x + (m * blocks + b) * BLOCK);
-      const __m512i words = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, row);
-      const __m512 factor = _mm512_mul_ps(s, _mm512_set1_ps(xs[m * blocks + b]));
+      const __m512i x = _mm512_loadu_si512(t.x + (m * t.blocks + b) * BLOCK);
+      const __m512i words = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x);
+      const __m512 factor = _mm512_mul_ps(s, _mm512_set1_ps(t.xs[m * t.blocks + b]));
       total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(words), factor, total[m]);
     }
   }
-  for (int m = 0; m < M; ++m) out[m] = _mm512_reduce_add_ps(total[m]);
+  for (int m = 0; m < M; ++m) {
+    const float* sums = t.sums + m * t.room;
+    out[m] = _mm512_reduce_add_ps(total[m]) +
+        sum(without_offsets(_mm256_setzero_ps(), t.offset, sums, t.room));
+  }
 }
 
 template <int M>
-AVX512 void tile8_avx512(const int8_t* w, const int8_t* x, const float* xs, int64_t blocks, float* out) {
-  const __m512i bias = _mm512_set1_epi8(-128);
+AVX512 void tile8_avx512(const Eight& t, float* out) {
+  const __m512i shift = _mm512_set1_epi8(-128);
   __m512 total[M];
   for (int m = 0; m < M; ++m) total[m] = _mm512_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b) {
+  for (int64_t b = 0; b < t.blocks; ++b) {
     // As unsigned numbers, 128 too large: the inputs' sums take that off again
-    const __m512i q = _mm512_xor_si512(_mm512_loadu_si512(w + b * BLOCK), bias);
+    const __m512i q = _mm512_xor_si512(_mm512_loadu_si512(t.weight + b * BLOCK), shift);
     for (int m = 0; m < M; ++m) {
-      const __m512i row = _mm512_loadu_si512(x + (m * blocks + b) * BLOCK);
+      const __m512i x = _mm512_loadu_si512(t.x + (m * t.blocks + b) * BLOCK);
       const __m512i words = _mm512_sub_epi32(
-          _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, row),
-          _mm512_dpbusd_epi32(_mm512_setzero_si512(), bias, row));
-      const __m512 factor = _mm512_set1_ps(xs[m * blocks + b]);
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x),
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), shift, x));
+      const __m512 factor = _mm512_set1_ps(t.xs[m * t.blocks + b]);
       total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(words), factor, total[m]);
     }
   }
   for (int m = 0; m < M; ++m) out[m] = _mm512_reduce_add_ps(total[m]);
 }
 
-template <int M>
-struct Tiles {
-  static void four(bool wide, const uint8_t* w, const float* scale, const int32_t* group_of,
-                   const int8_t* x, const float* xs, int64_t blocks, bool fine, float* out) {
-    (wide ? tile4_avx512<M> : tile4_avx2<M>)(w, scale, group_of, x, xs, blocks, fine, out);
-  }
-  static void eight(bool wide, const int8_t* w, const int8_t* x, const float* xs, int64_t blocks,
-                    float* out) {
-    (wide ? tile8_avx512<M> : tile8_avx2<M>)(w, x, xs, blocks, out);
-  }
-};
-
-using Four = void (*)(bool, const uint8_t*, const float*, const int32_t*, const int8_t*, const float*, int64_t, bool, float*);
-using Eight = void (*)(bool, const int8_t*, const int8_t*, const float*, int64_t, float*);
-const Four FOUR[ROWS + 1] = {nullptr, Tiles<1>::four, Tiles<2>::four, Tiles<3>::four, Tiles<4>::four,
-                             Tiles<5>::four, Tiles<6>::four, Tiles<7>::four, Tiles<8>::four};
-const Eight EIGHT[ROWS + 1] = {nullptr, Tiles<1>::eight, Tiles<2>::eight, Tiles<3>::eight, Tiles<4>::eight,
-                               Tiles<5>::eight, Tiles<6>::eight, Tiles<7>::eight, Tiles<8>::eight};
+// By the rows of inputs; [0] takes four rows of weights and one of inputs.
+using Four4 = void (*)(const Four&, float*);
+using Eight4 = void (*)(const Eight&, float*);
+#define BY_ROWS(tile) tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>
+const Four4 FOUR[2][ROWS + 1] = {{four_rows4, BY_ROWS(tile4_avx2)}, {four_rows4, BY_ROWS(tile4_avx512)}};
+const Eight4 EIGHT[2][ROWS + 1] = {{four_rows8, BY_ROWS(tile8_avx2)}, {four_rows8, BY_ROWS(tile8_avx512)}};
 
 // One block of outputs: rows come in tiles, and each tile meets all outputs of the block.
 struct Scratch {
@@ -326,48 +379,62 @@ struct Scratch {
   float y[ROWS][OUTPUT_BLOCK];
 };
 
-AVX2 void four_bits(const Product& p, const Quantized& x, bool wide, int64_t first, int64_t count, Scratch& s) {
-  const int64_t blocks = p.blocks(), groups = p.groups(), room = p.room();
+// Bias and, of 8 bits, the output's scale; then in the dtype of the inputs.
+void finish(const Product& p, int64_t row, int64_t first, int64_t count, const float* scale, float* y) {
+  if (scale)
+    for (int64_t j = 0; j < count; ++j) y[j] *= scale[first + j];
+  if (p.bias)
+    for (int64_t j = 0; j < count; ++j) y[j] += bias_of(p, first + j);
+  write(p, row, first, count, y);
+}
+
+void four_bits(const Product& p, const Quantized& x, bool wide, int64_t first, int64_t count, Scratch& s) {
+  const int64_t blocks = p.blocks, room = p.room();
   s.scales.resize(count * room);
   s.offsets.resize(count * room);
   for (int64_t j = 0; j < count; ++j) read_scales(p, first + j, &s.scales[j * room], &s.offsets[j * room]);
   for (int64_t row = 0; row < p.rows; row += ROWS) {
     const int m = int(std::min<int64_t>(ROWS, p.rows - row));
-    for (int64_t j = 0; j < count; ++j) {
+    Four t{nullptr, nullptr, nullptr, p.group_of, x.q.data() + row * blocks * BLOCK,
+           x.scale.data() + row * blocks, x.sums.data() + row * room, blocks, room, p.is_fine};
+    for (int64_t j = 0; j < count;) {
+      const bool several = m == 1 && j + 4 <= count;
+      t.weight = p.weight + (first + j) * blocks * 32;
+      t.scale = &s.scales[j * room];
+      t.offset = &s.offsets[j * room];
       float out[ROWS];
-      FOUR[m](wide, p.weight + (first + j) * blocks * 32, &s.scales[j * room], p.group_of,
-              x.q.data() + row * blocks * BLOCK, x.scale.data() + row * blocks, blocks,
-              p.group_size == 32, out);
-      const float bias = bias_of(p, first + j);
-      for (int i = 0; i < m; ++i) {
-        const float offset = dot(&s.offsets[j * room], x.sums.data() + (row + i) * groups, groups);
-        s.y[i][j] = out[i] - offset + bias;
-      }
+      FOUR[wide][several ? 0 : m](t, out);
+      if (several) std::copy(out, out + 4, &s.y[0][j]);
+      else for (int i = 0; i < m; ++i) s.y[i][j] = out[i];
+      j += several ? 4 : 1;
     }
-    for (int i = 0; i < m; ++i) write(p, row + i, first, count, s.y[i]);
+    for (int i = 0; i < m; ++i) finish(p, row + i, first, count, nullptr, s.y[i]);
   }
 }
 
-AVX2 void eight_bits(const Product& p, const Quantized& x, bool wide, int64_t first, int64_t count, Scratch& s) {
-  const int64_t blocks = p.blocks();
+void eight_bits(const Product& p, const Quantized& x, bool wide, int64_t first, int64_t count, Scratch& s) {
+  const int64_t blocks = p.blocks;
   const int8_t* weight = reinterpret_cast<const int8_t*>(p.weight);
-  const float* scale = static_cast<const float*>(p.scale);
   for (int64_t row = 0; row < p.rows; row += ROWS) {
     const int m = int(std::min<int64_t>(ROWS, p.rows - row));
-    for (int64_t j = 0; j < count; ++j) {
+    Eight t{nullptr, x.q.data() + row * blocks * BLOCK, x.scale.data() + row * blocks, blocks};
+    for (int64_t j = 0; j < count;) {
+      const bool several = m == 1 && j + 4 <= count;
+      t.weight = weight + (first + j) * blocks * BLOCK;
       float out[ROWS];
-      EIGHT[m](wide, weight + (first + j) * blocks * BLOCK, x.q.data() + row * blocks * BLOCK,
-               x.scale.data() + row * blocks, blocks, out);
-      const float bias = bias_of(p, first + j);
-      for (int i = 0; i < m; ++i) s.y[i][j] = out[i] * scale[first + j] + bias;
+      EIGHT[wide][several ? 0 : m](t, out);
+      if (several) std::copy(out, out + 4, &s.y[0][j]);
+      else for (int i = 0; i < m; ++i) s.y[i][j] = out[i];
+      j += several ? 4 : 1;
     }
-    for (int i = 0; i < m; ++i) write(p, row + i, first, count, s.y[i]);
+    const float* scale = static_cast<const float*>(p.scale);
+    for (int i = 0; i < m; ++i) finish(p, row + i, first, count, scale, s.y[i]);
   }
 }
 
 // One row of weights in fp32.
 AVX2 void unpack(const Product& p, int64_t n, bool is_four_bits, Scratch& s) {
-  const int64_t blocks = p.blocks();
+  const int64_t blocks = p.blocks;
   s.wide.resize(blocks * BLOCK);
   if (!is_four_bits) {
     const int8_t* w = reinterpret_cast<const int8_t*>(p.weight) + n * blocks * BLOCK;
@@ -406,18 +473,14 @@ const Fp32 FP32_TILES[ROWS + 1] = {nullptr, tile_fp32<1>, tile_fp32<2>, tile_fp3
 // Outputs are a few at a time, so that unpacked weights stay in the cache while all rows meet them.
 AVX2 void sixteen_bits(const Product& p, const std::vector<float>& x, bool is_four_bits, int64_t first,
                   int64_t count, Scratch& s) {
-  const int64_t inputs = p.blocks() * BLOCK;
+  const int64_t inputs = p.blocks * BLOCK;
   for (int64_t j = 0; j < count; ++j) {
     unpack(p, first + j, is_four_bits, s);
-    const float bias = bias_of(p, first + j);
     for (int64_t row = 0; row < p.rows; row += ROWS) {
       const int m = int(std::min<int64_t>(ROWS, p.rows - row));
       float out[ROWS];
       FP32_TILES[m](s.wide.data(), x.data() + row * inputs, inputs, out);
-      for (int i = 0; i < m; ++i) {
-        const float y = out[i] + bias;
-        write(p, row + i, first + j, 1, &y);
-      }
+      for (int i = 0; i < m; ++i) finish(p, row + i, first + j, 1, nullptr, &out[i]);
     }
   }
 }
@@ -426,12 +489,15 @@ AVX2 void sixteen_bits(const Product& p, const std::vector<float>& x, bool is_fo
 
 // 0: none of these kernels runs on this processor; 1: AVX2; 2: AVX-512 with VNNI.
 extern "C" int32_t bench_instruction_set() {
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return 2;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c");
+  static const int32_t level = [] {
+    __builtin_cpu_init();
+    const bool has_vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c");
+    return has_vnni ? 2 : int32_t(has_avx2);
+  }();
+  return level;
 }
 
 extern "C" void bench_linear(const void* x, void* y, const uint16_t* input_scale, const void* bias,
@@ -439,35 +505,86 @@ extern "C" void bench_linear(const void* x, void* y, const uint16_t* input_scale
                              int64_t inputs, int64_t outputs, int64_t group_size, int32_t dtype,
                              int32_t is_four_bits, int32_t is_int8, int32_t instructions,
                              int32_t threads) {
+  thread_local std::vector<int32_t> group_of;  // padding is of the last group
+  thread_local Quantized quantized;
+  thread_local std::vector<float> floats;
   if (!is_four_bits) group_size = inputs;
   const int64_t halves = 2 * ((inputs + BLOCK - 1) / BLOCK);
   const int64_t last = (inputs + group_size - 1) / group_size - 1;
-  std::vector<int32_t> group_of(halves);  // padding is of the last group
+  group_of.resize(halves);
   for (int64_t h = 0; h < halves; ++h) group_of[h] = int32_t(std::min(h * 32 / group_size, last));
   const Product p{x, y, input_scale, bias, static_cast<const uint8_t*>(weight), scale,
-                  static_cast<const uint8_t*>(zero), rows, inputs, outputs,
-                  group_size, dtype, threads, group_of.data()};
-  const bool wide = instructions == 2;
-  const int64_t pieces = (outputs + OUTPUT_BLOCK - 1) / OUTPUT_BLOCK;
-  Quantized quantized;
-  std::vector<float> floats;
+                  static_cast<const uint8_t*>(zero), rows, inputs, outputs, halves / 2, last + 1,
+                  dtype, threads, group_size == 32, group_of.data()};
   if (is_int8) {
-    quantized = quantize(p);
+    quantize(p, quantized);
   } else {
-    const int64_t width = p.blocks() * BLOCK;
+    const int64_t width = p.blocks * BLOCK;
     floats.resize(rows * width);
     for (int64_t row = 0; row < rows; ++row) read_row(p, row, floats.data() + row * width);
   }
-#pragma omp parallel num_threads(threads)
-  {
-    Scratch scratch;
-#pragma omp for schedule(static)
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t first = piece * OUTPUT_BLOCK;
-      const int64_t count = std::min(OUTPUT_BLOCK, outputs - first);
-      if (!is_int8) sixteen_bits(p, floats, is_four_bits, first, count, scratch);
-      else if (is_four_bits) four_bits(p, quantized, wide, first, count, scratch);
-      else eight_bits(p, quantized, wide, first, count, scratch);
-    }
+  const Quantized& q = quantized;  // what is local to a thread has another address in the others
+  const std::vector<float>& wide = floats;
+  const int64_t pieces = (outputs + OUTPUT_BLOCK - 1) / OUTPUT_BLOCK;
+  const bool is_small = rows * outputs * inputs < SMALL;
+#pragma omp parallel for num_threads(is_small ? 1 : threads) schedule(static)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    thread_local Scratch scratch;
+    const int64_t first = piece * OUTPUT_BLOCK;
+    const int64_t count = std::min(OUTPUT_BLOCK, outputs - first);
+    if (!is_int8) sixteen_bits(p, wide, is_four_bits, first, count, scratch);
+    else if (is_four_bits) four_bits(p, q, instructions == 2, first, count, scratch);
+    else eight_bits(p, q, instructions == 2, first, count, scratch);
   }
 }
+
+#ifdef BENCH_OPERATORS  // the tests' emulation has none
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace {
+
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+const void* address(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+
+Tensor linear(const Tensor& given, const Tensor& weight, const Tensor& scale, const Optional& zero,
+              const Optional& input_scale, const Optional& bias, int64_t group_size, bool is_int8) {
+  const Tensor x = given.is_contiguous() ? given : torch::stable::contiguous(given);
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.size(i));
+  const int64_t inputs = x.size(x.dim() - 1), outputs = weight.size(0);
+  shape.push_back(outputs);
+  Tensor y = torch::stable::new_empty(x, shape);
+  using torch::headeronly::ScalarType;
+  const ScalarType type = x.scalar_type();
+  const Dtype dtype = type == ScalarType::Float ? FP32 : type == ScalarType::Half ? FP16 : BF16;
+  bench_linear(x.const_data_ptr(), y.mutable_data_ptr(),
+               static_cast<const uint16_t*>(address(input_scale)), address(bias),
+               weight.const_data_ptr(), scale.const_data_ptr(), address(zero), x.numel() / inputs,
+               inputs, outputs, group_size, dtype, zero.has_value(), is_int8,
+               bench_instruction_set(), omp_get_max_threads());
+  return y;
+}
+
+Tensor int8_linear(Tensor x, Tensor weight, Tensor scale, Optional input_scale, Optional bias,
+                   bool int8_activations) {
+  return linear(x, weight, scale, std::nullopt, input_scale, bias, 0, int8_activations);
+}
+
+Tensor int4_linear(Tensor x, Tensor weight, Tensor scale, Tensor zero, Optional input_scale,
+                   Optional bias, int64_t group_size, bool int8_activations) {
+  return linear(x, weight, scale, zero, input_scale, bias, group_size, int8_activations);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bench, CPU, m) {
+  m.impl("int8_linear", TORCH_BOX(&int8_linear));
+  m.impl("int4_linear", TORCH_BOX(&int4_linear));
+}
+
+#endif

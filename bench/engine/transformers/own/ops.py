@@ -1,8 +1,9 @@
 """``bench::int8_linear`` and ``bench::int4_linear``: products with our own weights, as operators of
 torch, so that a profile names them and a compiled graph can hold them.
 
-On a CPU they call the compiled kernels of ``build``, on CUDA those of Triton. ``portable_int8`` and
-``portable_int4`` say in plain torch what is computed, slowly: tests compare the kernels with them.
+On a CPU they are the compiled kernels of ``build``, which its ``kernels`` registers, on CUDA those
+of Triton. ``portable_int8`` and ``portable_int4`` say in plain torch what is computed, slowly:
+tests compare the kernels with them.
 
 With ``int8_activations`` each row of the inputs is quantized in blocks of 64, to absmax / 127 of
 the block: the product of the integers is exact, and scaled in fp32. Without, weights are multiplied
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bench.engine.transformers.own.build import instruction_set, kernels
 from bench.engine.transformers.own.grids import (
     BLOCK_INPUTS,
     Int4Matrix,
@@ -23,8 +23,6 @@ from bench.engine.transformers.own.grids import (
     dequantize_int8,
     padded,
 )
-
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as cpu.cpp has them
 
 _LIBRARY = torch.library.Library("bench", "DEF")
 _LIBRARY.define(
@@ -82,59 +80,6 @@ def _portable(
     inputs = quantized_activations(scaled) if is_int8 else scaled
     product = inputs @ wide.T
     return (product if bias is None else product + bias.float()).to(x.dtype)
-
-
-def _on_cpu(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    input_scale: Tensor | None,
-    bias: Tensor | None,
-    group_size: int,
-    int8_activations: bool,
-) -> Tensor:
-    rows = x.contiguous()
-    library = kernels()
-    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    library.bench_linear(
-        rows.data_ptr(),
-        y.data_ptr(),
-        _address(input_scale),
-        _address(bias),
-        weight.data_ptr(),
-        scale.data_ptr(),
-        _address(zero),
-        rows.numel() // x.shape[-1],
-        x.shape[-1],
-        weight.shape[0],
-        group_size,
-        _DTYPES[x.dtype],
-        zero is not None,
-        int8_activations,
-        instruction_set(),
-        torch.get_num_threads(),
-    )
-    return y
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _int8_on_cpu(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    input_scale: Tensor | None,
-    bias: Tensor | None,
-    int8_activations: bool,
-) -> Tensor:
-    return _on_cpu(x, weight, scale, None, input_scale, bias, 0, int8_activations)
-
-
-_LIBRARY.impl("int8_linear", _int8_on_cpu, "CPU")
-_LIBRARY.impl("int4_linear", _on_cpu, "CPU")
 
 
 def _shape(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
