@@ -48,30 +48,39 @@ def wrong(products: list[Product]) -> list[tuple[Product, float]]:
     return [(product, error) for product, error in pairs if not error <= MOST[product.dtype]]
 
 
-def test_products_of_odd_sizes_are_right() -> None:
-    """Rows for each kind of tile; a short last group and a block that is padded."""
-    sizes = [(1, 5, 7), (1, 21, 200), (3, 37, 100), (9, 35, 200), (40, 67, 200)]
-    products = [
+_ODD = [(1, 5, 7), (1, 21, 200), (3, 37, 100), (9, 35, 200), (40, 67, 200)]
+QUICK = {
+    # Rows for each kind of tile; a short last group and a block that is padded
+    "odd sizes": [
         Product(*size, group, dtype, input_scale=bool(index % 2), bias=bool(group))
-        for index, size in enumerate(sizes)
+        for index, size in enumerate(
+            [(1, 5, 7), (1, 21, 200), (3, 37, 100), (9, 35, 200), (40, 67, 200)]
+        )
         for group, dtype in zip(FORMATS, ("bf16", "fp32", "bf16", "fp16", "fp32"), strict=True)
-    ]
-    assert wrong(products) == []
-
-
-def test_products_that_are_split_along_their_inputs_are_right() -> None:
-    """Few outputs and long rows: several programs for one output, each of 8 steps and more."""
-    sizes = [(2, 8, 2200, group) for group in FORMATS] + [(1, 8, 8200, 32), (1, 8, 8200, None)]
-    assert wrong([Product(*size, "fp32", bias=True) for size in sizes]) == []
-
-
-def test_products_of_the_default_models_sizes_are_right() -> None:
-    products = [
+    ],
+    # Few outputs and long rows: several programs for one output, each of 8 steps and more
+    "split inputs": [
+        Product(rows, 8, inputs, group, "fp32", bias=True)
+        for rows, inputs, group in ((2, 2200, 32), (2, 2200, 128), (1, 8200, 64), (1, 8200, None))
+    ],
+    "the default model's inputs": [
         Product(rows, 16, inputs, group, "bf16")
         for rows, group in ((1, 64), (8, 128), (40, None))
         for inputs in (576, 1536)
-    ]
-    assert wrong(products) == []
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def quick_errors() -> dict[Product, float]:
+    products = [product for some in QUICK.values() for product in some]
+    return dict(zip(products, interpreted(products), strict=True))
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_products_are_right(kind: str, quick_errors: dict[Product, float]) -> None:
+    errors = {product: quick_errors[product] for product in QUICK[kind]}
+    assert {p: error for p, error in errors.items() if not error <= MOST[p.dtype]} == {}
 
 
 @pytest.mark.slow
