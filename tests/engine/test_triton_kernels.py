@@ -112,7 +112,8 @@ def test_products_of_all_numbers_of_rows_are_right() -> None:
 
 
 def compiled(chip: int, dtype: str, group: int | None, tile: Any) -> Any:
-    """A kernel for a chip that is not here, for sizes that 16 divides, as those of most models."""
+    """A kernel for a chip that is not here, for sizes that 16 divides, as those of most models.
+    With scaled inputs and a bias where ``dtype`` is not bf16."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -123,9 +124,11 @@ def compiled(chip: int, dtype: str, group: int | None, tile: Any) -> Any:
     bits = 8 if group is None else 4
     constants = triton_kernels.constants(torch_dtype(dtype), group or 0, bits, tile)
     options = {name: constants.pop(name) for name in tuple(constants) if name not in names}
-    constants |= {"input_scale": None, "bias": None} | ({"zero": None} if group is None else {})
+    constants |= {"zero": None} if group is None else {}
+    constants |= {"input_scale": None, "bias": None} if dtype == "bf16" else {}
     weight, scale = ("*i8", "*fp32") if group is None else ("*u8", "*fp16")
-    types = {"x": f"*{dtype}", "weight": weight, "scale": scale, "zero": "*u8", "out": f"*{dtype}"}
+    types = {"weight": weight, "scale": scale, "zero": "*u8", "input_scale": "*fp16"}
+    types |= dict.fromkeys(("x", "bias", "out"), f"*{dtype}")
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32") for name in names
     }

@@ -115,11 +115,12 @@ def _linear(
     splits = splits_of(programs, steps, processors)
     y = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     sums = y if splits == 1 else y.new_empty(splits, rows, outputs, dtype=torch.float32)
-    sizes = (rows, outputs, inputs, blocks, triton.cdiv(steps, splits) * kept["BLOCKS"])
-    added = bias if splits == 1 else None
-    (matvec if tile.rows == 1 else matmul)[programs, splits](
-        flat, weight, scale, zero, input_scale, added, sums, *sizes, **kept
-    )
+    operands = (flat, weight, scale, zero, input_scale, bias if splits == 1 else None, sums)
+    sizes = (outputs, inputs, blocks, triton.cdiv(steps, splits) * kept["BLOCKS"])
+    if tile.rows == 1:
+        matvec[programs, splits](*operands, *sizes, **kept)
+    else:
+        matmul[programs, splits](*operands, rows, *sizes, **kept)
     if splits > 1:
         _add_up[triton.cdiv(rows * outputs, 1024),](
             sums, bias, y, rows * outputs, outputs, splits, 1024
@@ -151,10 +152,10 @@ def _chip(device: torch.device) -> tuple[int, int]:
 
 
 @triton.jit
-def _inputs(x, input_scale, row, inputs, k, mask):
-    """Inputs in fp32, multiplied by their scale."""
+def _inputs(line, input_scale, inputs, k, mask):
+    """Inputs of rows that begin at ``line``, in fp32 and multiplied by their scale."""
     mask = mask & (k < inputs)
-    value = tl.load(x + row * inputs + k, mask=mask, other=0).to(tl.float32)
+    value = tl.load(line + k, mask=mask, other=0).to(tl.float32)
     if input_scale is not None:
         value *= tl.load(input_scale + k, mask=mask, other=0).to(tl.float32)
     return value
@@ -198,7 +199,6 @@ def matvec(
     input_scale,
     bias,
     out,
-    rows,
     outputs,
     inputs,
     blocks,
@@ -209,9 +209,9 @@ def matvec(
     BLOCKS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Axes: outputs, blocks, words of a block."""
-    row, split = tl.program_id(0) % rows, tl.program_id(1)
-    n = tl.program_id(0) // rows * OUTPUTS + tl.arange(0, OUTPUTS)
+    """One row of inputs. Axes: outputs, blocks, words of a block."""
+    split = tl.program_id(1)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = n < outputs
     n = tl.where(inside, n, 0).to(tl.int64)
     line = n[:, None, None]
@@ -229,7 +229,7 @@ def matvec(
         q = tl.load(words + block * (BITS * 2), mask=here, other=0)
         if BITS == 8:
             for byte in tl.static_range(4):
-                value = _inputs(x, input_scale, row, inputs, k + byte, here)
+                value = _inputs(x, input_scale, inputs, k + byte, here)
                 total += (q << 24 - 8 * byte >> 24).to(tl.float32) * value
         else:
             for half in tl.static_range(2):
@@ -238,7 +238,7 @@ def matvec(
                     s, z = _int4_grid(scale, zero, line, group, groups)
                 part = tl.zeros((OUTPUTS, BLOCKS, BITS * 2), tl.float32)
                 for byte in tl.static_range(4):
-                    value = _inputs(x, input_scale, row, inputs, k + byte + half * _HALF, here)
+                    value = _inputs(x, input_scale, inputs, k + byte + half * _HALF, here)
                     part += _nibble(q >> byte // 2 * 16, z, value, byte % 2 * 8 + half * 4)
                 total += part if GROUP == 0 else s * part
     y = tl.sum(tl.sum(total, 2), 1)
@@ -246,8 +246,7 @@ def matvec(
         y *= tl.load(scale + n).to(tl.float32)
     if bias is not None:
         y += tl.load(bias + n).to(tl.float32)
-    place = out + (split * rows + row).to(tl.int64) * outputs + n
-    tl.store(place, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + split * outputs + n, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -279,6 +278,7 @@ def matmul(
     inside = (n < outputs)[:, None] & (m < rows)
     n = tl.where(n < outputs, n, 0).to(tl.int64)
     m = tl.where(m < rows, m, 0).to(tl.int64)
+    x += m * inputs
     last = tl.minimum((split + 1) * split_blocks, blocks)
     groups = 1 if GROUP == 0 else tl.cdiv(inputs, GROUP)
     if BITS == 4 and GROUP == 0:
@@ -292,7 +292,7 @@ def matmul(
         q = tl.load(line + block * (BITS * 8), mask=here[None, :], other=0)
         k = (column + block * _BLOCK)[:, None]
         if BITS == 8:
-            value = _inputs(x, input_scale, m, inputs, k, here[:, None]).to(DOT)
+            value = _inputs(x, input_scale, inputs, k, here[:, None]).to(DOT)
             total = tl.dot(q.to(DOT), value, total, input_precision="ieee")
         else:
             part = total if GROUP == 0 else tl.zeros((OUTPUTS, ROWS), tl.float32)
@@ -301,7 +301,7 @@ def matmul(
                     group = block * 2 + half if GROUP == 32 else block // (GROUP // _BLOCK)
                     s, z = _int4_grid(scale, zero, n, n * 0 + group, groups)
                 low = _exact(q >> half * 4 & 15, z[:, None], DOT)
-                value = _inputs(x, input_scale, m, inputs, k + half * _HALF, here[:, None]).to(DOT)
+                value = _inputs(x, input_scale, inputs, k + half * _HALF, here[:, None]).to(DOT)
                 if GROUP == 32:
                     total += s[:, None] * tl.dot(low, value, input_precision="ieee")
                 else:
