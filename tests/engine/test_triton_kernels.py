@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.engine.transformers import ENGINE
 from bench.engine.transformers.schemes import torch_dtype
@@ -61,7 +62,7 @@ QUICK = {
     # Few outputs and long rows: several programs for one output, each of 8 steps and more
     "split inputs": [
         Product(rows, 8, inputs, group, "fp32", bias=True)
-        for rows, inputs, group in ((2, 2200, 32), (2, 2200, 128), (1, 8200, 64), (1, 8200, None))
+        for rows, inputs, group in ((2, 2150, 32), (2, 2150, 128), (1, 8200, 64), (1, 8200, None))
     ],
     "the default model's inputs": [
         Product(rows, 16, inputs, group, "bf16")
@@ -175,9 +176,9 @@ def check(chip: int, dtype: str, group: int | None, tile: Any, folder: Path) -> 
 def test_a_kernel_compiles_for_a_chip_to_tensor_cores_and_without_spills(
     chip: int, dtype: str, group: int | None, rows: int, tmp_path: Path
 ) -> None:
-    from bench.engine.transformers.own.triton_kernels import tile_of
+    from bench.engine.transformers.own.triton_kernels import tile_of, tiles_of
 
-    check(chip, dtype, group, tile_of(rows, chip), tmp_path)
+    check(chip, dtype, group, tile_of(rows, tiles_of(chip, torch_dtype(dtype))), tmp_path)
 
 
 @pytest.mark.slow
@@ -185,22 +186,24 @@ def test_a_kernel_compiles_for_a_chip_to_tensor_cores_and_without_spills(
 @pytest.mark.parametrize("chip", SHARED_BYTES)
 @pytest.mark.parametrize("group", FORMATS)
 def test_all_kernels_compile_for_all_chips(chip: int, group: int | None, tmp_path: Path) -> None:
-    from bench.engine.transformers.own.triton_kernels import TILES
+    from bench.engine.transformers.own.triton_kernels import tiles_of
 
-    for tile in TILES[chip]:
-        for dtype in MOST:
+    for dtype in MOST:
+        for tile in tiles_of(chip, torch_dtype(dtype)):
             check(chip, dtype, group, tile, tmp_path)
 
 
 def test_the_tile_holds_the_rows_and_a_chip_between_takes_the_one_below() -> None:
-    from bench.engine.transformers.own.triton_kernels import TILES, tile_of
+    from bench.engine.transformers.own.triton_kernels import TILES, tile_of, tiles_of
 
-    assert [tile_of(rows, 90).rows for rows in (1, 2, 8, 9, 40, 64, 65, 999)] == [
+    tiles = tiles_of(90, torch.bfloat16)
+    assert [tile_of(rows, tiles).rows for rows in (1, 2, 8, 9, 40, 64, 65, 999)] == [
         1, 8, 8, 16, 64, 64, 128, 128
     ]  # fmt: skip
-    assert tile_of(65, 86) == TILES[80][-1]
-    assert tile_of(65, 100) == TILES[90][-1]
-    assert tile_of(65, 121) == TILES[120][-1]
+    assert [tiles_of(chip, torch.bfloat16) for chip in (86, 100, 121)] == [
+        TILES[80], TILES[90], TILES[120]
+    ]  # fmt: skip
+    assert tile_of(999, tiles_of(90, torch.float32)).rows == 32
 
 
 def test_a_product_is_split_until_each_processor_has_four_programs() -> None:

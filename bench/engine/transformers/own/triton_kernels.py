@@ -39,8 +39,8 @@ class Tile:
     stages: int
 
 
-# By compute capability; a chip between takes the one below. The first tile that holds all rows, or
-# the last. None spills registers, and all fit the shared memory: 99 KiB a program on 89 and 120.
+# By compute capability; a chip between takes the one below. None spills registers, and all fit the
+# shared memory of their chip: 99 KiB a program on 89 and 120.
 _FEW = (Tile(8, 1, 8, 2, 3), Tile(32, 8, 2, 4, 4), Tile(32, 16, 2, 4, 4), Tile(32, 32, 2, 4, 4))
 _MANY = (*_FEW, Tile(64, 64, 2, 4, 3), Tile(128, 64, 2, 8, 3))
 TILES: dict[int, tuple[Tile, ...]] = {
@@ -81,9 +81,15 @@ def int8_linear(
     return _linear(x, weight, scale, None, input_scale, bias, 0, 8)
 
 
-def tile_of(rows: int, capability: int) -> Tile:
-    """The tile for so many rows on a chip, 90 for compute capability 9.0."""
-    tiles = TILES[max((known for known in TILES if known <= capability), default=min(TILES))]
+def tiles_of(capability: int, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """A chip's, 90 for compute capability 9.0. Fp32 has small ones alone: no tensor core multiplies
+    it, and it takes twice the room."""
+    chip = max((known for known in TILES if known <= capability), default=min(TILES))
+    return _FEW if dtype == torch.float32 else TILES[chip]
+
+
+def tile_of(rows: int, tiles: tuple[Tile, ...]) -> Tile:
+    """The first that holds so many rows, or the last."""
     return next((tile for tile in tiles if rows <= tile.rows), tiles[-1])
 
 
@@ -107,7 +113,7 @@ def _linear(
     flat = x.reshape(-1, inputs).contiguous()
     rows = flat.shape[0]
     capability, processors = _chip(x.device)
-    tile = tile_of(rows, capability)
+    tile = tile_of(rows, tiles_of(capability, x.dtype))
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs)
     kept = constants(x.dtype, group, bits, tile)
     blocks = triton.cdiv(inputs, _BLOCK.value)
