@@ -75,6 +75,8 @@ class Model:
     # ``path`` or ``repo`` has
     config: str | None = None
     architecture: Mapping[str, Any] | None = None
+    # The format that its publisher had quantized it to, where quantizing it again may lose less
+    published_in: str | None = field(default=None, metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         if self.path == "":

@@ -85,6 +85,7 @@ OTHER_VALUES: dict[str, Any] = {
     "cpus": (0, 1),
 }
 WITHOUT_IDENTITY: dict[str, Any] = {
+    "model.published_in": "Q8_0",
     "quant.requires": Requires(device="cuda"),
     "attn.requires": Requires(capability=9.0),
     "decode.requires": Requires(compiler=True),
