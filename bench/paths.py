@@ -17,6 +17,7 @@ ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = ROOT / "conf"
 DATA = PACKAGE / "data"
 PUBLISHED = sorted((ROOT / "sweeps" / "published").glob("*.csv"))  # what others measured
+CALIBRATION_TEXT = DATA / "calibration.txt"  # of quantizers; not among the texts below
 TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workload.text
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
 

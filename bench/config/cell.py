@@ -30,6 +30,7 @@ Phase = Literal[
 ]
 
 _NOT_IDENTITY = {"identity": False}
+_IDENTITY_WHERE_GIVEN = {"identity": "where given"}  # so that cells before it keep their identity
 _LARGEST_SEED = 2**64 - 1  # torch.Generator.manual_seed takes 64 bits
 
 
@@ -96,6 +97,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerQuant:
+    """What some layers have instead of their model's quantization: a value of ``conf/quant``, or
+    ``none``."""
+
+    name: str
+    scheme: str
+    dtype: DtypeName | Auto = "auto"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Quant:
     """How weights are stored and in which dtype is computed; ``auto`` is fp16 on CUDA and bf16 on a
     CPU, ``saved`` what the files of a quantized checkpoint have."""
@@ -104,6 +116,9 @@ class Quant:
     scheme: str
     dtype: DtypeName | Auto | Saved  # of everything that the scheme leaves unquantized
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the scheme's own
+    # By pattern of layers' names (``model.layers.{0,29}.mlp.*``) what these have instead: the first
+    # pattern that fits
+    layers: Mapping[str, LayerQuant] = field(default_factory=dict, metadata=_IDENTITY_WHERE_GIVEN)
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
 
 
@@ -297,10 +312,15 @@ def estimated_tokens(text: str) -> int:
 
 
 def identity(value: Any) -> Any:
-    """``value`` as plain JSON types, without the fields that are marked ``identity=False``."""
+    """``value`` as plain JSON types, without the fields that are marked ``identity=False``, and
+    without empty ones that are marked ``where given``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [f.name for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-        return {name: identity(getattr(value, name)) for name in kept}
+        marks = {f.name: f.metadata.get("identity", True) for f in dataclasses.fields(value)}
+        return {
+            name: identity(getattr(value, name))
+            for name, mark in marks.items()
+            if mark is True or (mark == "where given" and getattr(value, name))
+        }
     if isinstance(value, Mapping):
         return {str(key): identity(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

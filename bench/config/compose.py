@@ -60,7 +60,9 @@ def collect(arguments: Sequence[str]) -> list[Mapping[str, Any]]:
     flags, own_folder = _own_folder([each for each in arguments if each not in overrides])
     with _scratch() as scratch:
         os.environ["BENCH_SCRATCH"] = scratch
-        overrides = [_with_own_models(override, Path(scratch)) for override in overrides]
+        overrides = [
+            _with_layers(_with_own_models(override, Path(scratch))) for override in overrides
+        ]
         if own_folder is not None:
             folders = ",".join(f"file://{place}" for place in (ROOT, scratch, own_folder))
             overrides.append(f"hydra.searchpath=[{folders}]")
@@ -140,6 +142,15 @@ def _with_own_models(argument: str, folder: Path) -> str:
     return "model=" + ",".join(stand_in(str(value), folder) for value in values)
 
 
+def _with_layers(argument: str) -> str:
+    """The override ``quant.layers={"model.layers.{0,29}.mlp.*": int8_channel}`` as Hydra reads it:
+    a mapping that a file of ``conf/quant`` need not have, whose keys are not quoted but escaped."""
+    if not argument.startswith("quant.layers="):
+        return argument
+    quoted = re.compile(r"""(["'])(.+?)\1(?=\s*:)""")
+    return "+" + quoted.sub(lambda found: re.sub(r"([{},:=() ])", r"\\\1", found[2]), argument)
+
+
 def _single_values(override: Override) -> list[str]:
     """An override for each of its values."""
     if not override.is_sweep_override():
@@ -182,8 +193,26 @@ def _grid(axes: Axes) -> list[Mapping[str, Any]]:
 
 def _composed(overrides: Mapping[str, str]) -> dict[str, Any]:
     config = compose("config", list(overrides.values()))
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return cast("dict[str, Any]", plain)
+    plain = cast(
+        "dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    )
+    layers = plain["quant"].get("layers")
+    if isinstance(layers, Mapping):
+        given = {pattern: _quant_of_layers(name, overrides) for pattern, name in layers.items()}
+        plain["quant"]["layers"] = given
+    return plain
+
+
+def _quant_of_layers(name: Any, overrides: Mapping[str, str]) -> Any:
+    """What ``quant.layers`` means by the name of a value of ``conf/quant``."""
+    if name in (None, "none"):
+        return {"name": "none", "scheme": "none"}
+    if not isinstance(name, str):
+        return name  # refused, or written out
+    searched = [each for each in overrides.values() if "hydra.searchpath=" in each]
+    quant = cast("dict[str, Any]", compose("config", [*searched, f"quant={name}"])["quant"])
+    kept = {key: quant[key] for key in ("name", "scheme", "dtype", "parameters") if key in quant}
+    return OmegaConf.to_container(OmegaConf.create(kept))
 
 
 def _changed(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,15 @@ machine.
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar, cast
 
 from bench.analysis import footprint
-from bench.config.cell import Attn, Cell, DtypeName, EngineChoice
+from bench.config.cell import Attn, Cell, DtypeName, EngineChoice, LayerQuant, Quant
 from bench.engine.protocol import ENGINES, Engine, engine_at
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
+
+Quantized = TypeVar("Quantized", Quant, LayerQuant)
 
 USUAL_ENGINE = "transformers"  # it knows most names, and shows what a model as published predicts
 
@@ -42,18 +45,28 @@ def resolve(cell: Cell, host: Host) -> Cell:
     stays."""
     device = host.device if cell.device == "auto" else cell.device
     default: DtypeName = "fp16" if device == "cuda" else "bf16"
-    parameters = {
-        name: default if value == "auto" else value for name, value in cell.quant.parameters.items()
-    }
+    quant = _with_dtype(cell.quant, default)
     return replace(
         cell,
         device=device,
         quant=replace(
-            cell.quant,
-            dtype=default if cell.quant.dtype == "auto" else cell.quant.dtype,
-            parameters=parameters,
+            quant,
+            layers={
+                pattern: _with_dtype(each, cast("DtypeName", quant.dtype))
+                for pattern, each in quant.layers.items()
+            },
         ),
         threads=_usable_cpus(cell, host) if cell.threads == "auto" else cell.threads,
+    )
+
+
+def _with_dtype(quant: Quantized, dtype: DtypeName) -> Quantized:
+    """With ``dtype`` in place of every ``auto``."""
+    parameters = {
+        name: dtype if value == "auto" else value for name, value in quant.parameters.items()
+    }
+    return replace(
+        quant, dtype=dtype if quant.dtype == "auto" else quant.dtype, parameters=parameters
     )
 
 

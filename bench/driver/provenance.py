@@ -21,7 +21,7 @@ from bench.config.cell import Cell, digest
 from bench.engine import sources
 from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import ConfigError
-from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS
+from bench.paths import CALIBRATION_TEXT, PACKAGE, PROMPT_SETS, ROOT, TEXTS
 from bench.record.result import Host
 from bench.record.sweep import Provenance
 
@@ -135,7 +135,8 @@ def measuring_files(engine: str) -> set[Path]:
     place = ENGINES[engine]
     modules = [*_MEASURING, place.partition(":")[0], *engine_at(place).preload]
     files = {file for module in modules for file in imported_files(module)}
-    return {*files, *TEXTS.values(), *PROMPT_SETS.values()}
+    compiled = {each for file in files for each in file.parent.glob("*.cpp")}
+    return {*files, *compiled, CALIBRATION_TEXT, *TEXTS.values(), *PROMPT_SETS.values()}
 
 
 def imported_files(module: str) -> set[Path]:

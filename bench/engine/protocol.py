@@ -114,6 +114,7 @@ class Files:
     folder: Path | None
     revision: str | None  # what exactly it is: hub commit, package version, digest of a folder
     configuration: Path | None = None  # what random weights are made of; None: the cell says it
+    packed: Path | None = None  # the weights as the cell's quantization has them; None: it is none
 
 
 @dataclass(frozen=True, slots=True)

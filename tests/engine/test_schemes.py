@@ -44,6 +44,9 @@ def layer(wanted: Quant, outputs: int = OUTPUTS, inputs: int = INPUTS) -> nn.Mod
     """A layer as transformers makes it of the scheme's configuration, quantized on the CPU."""
     configuration = SCHEMES[wanted.scheme].configuration(wanted, "cpu")
     model = nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=torch_dtype(wanted.dtype)))
+    make = SCHEMES[wanted.scheme].layer
+    if SCHEMES[wanted.scheme].is_own and make is not None:
+        return make(model[0], wanted)
     if configuration is None:
         return model[0]
     if SCHEMES[wanted.scheme].package == "torchao":

@@ -6,15 +6,22 @@ imported in the functions that run in a measured process.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.config.cell import Cell, Requires
+from bench.config.cell import Cell, Quant, Requires
 from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.protocol import Accelerator, Files, Session
 from bench.engine.transformers.lines import loading_lines
-from bench.engine.transformers.schemes import SCHEMES, checkpoint, parameters_of, unknown_names
+from bench.engine.transformers.schemes import (
+    SCHEMES,
+    checkpoint,
+    layer_quants,
+    packs,
+    parameters_of,
+    unknown_names,
+)
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
@@ -87,15 +94,9 @@ class Transformers:
         ]
 
     def why_not(self, cell: Cell, host: Host) -> Outcome | None:
-        package = SCHEMES[cell.quant.scheme].package
-        if package is not None and package in host.missing:
-            reason = (
-                f"quant={cell.quant.name} needs the package {package} ({host.missing[package]})"
-            )
-            return Outcome("skipped", reason)
-        if cell.device == "cuda":
-            for need in lacking(SCHEMES[cell.quant.scheme].on_cuda, cell, host):
-                return Outcome("skipped", f"quant={cell.quant.name} needs {need}")
+        for quant in (cell.quant, *layer_quants(cell.quant)):
+            for need in _needs(quant, cell, host):
+                return Outcome("skipped", f"quant={quant.name} needs {need}")
         objection = _of_folder(cell, host)
         if objection is not None:
             return Outcome("skipped", objection)
@@ -137,12 +138,21 @@ class Transformers:
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
         folder = sources.fetch(cell.model, show)
         made_of = sources.configuration(cell.model) if folder is None else None
-        return Files(folder, sources.revision(cell.model, folder), made_of)
+        revision, packed = sources.revision(cell.model, folder), None
+        if folder is not None and packs(cell.quant):
+            from bench.engine.transformers.own.packing import packed_folder
+
+            packed = packed_folder(cell, folder, show)
+        return Files(folder, revision, made_of, packed)
 
     def prepare(self, cell: Cell) -> None:
         from bench.engine.transformers.device import set_flags
 
         set_flags(int(cell.threads))
+        if packs(cell.quant) and cell.device == "cpu":
+            from bench.engine.transformers.own.build import kernels
+
+            kernels()  # compiled before the load is timed
         packages = [SCHEMES[cell.quant.scheme].package, cell.attn.requires.package]
         folder = sources.cached(cell.model)
         if folder is not None and cell.quant.scheme == "checkpoint":
@@ -164,7 +174,23 @@ class Transformers:
     def open(self, cell: Cell, files: Files) -> Session:
         from bench.engine.transformers.session import open_session
 
-        return open_session(cell, files.folder, files.configuration)
+        return open_session(cell, files.folder, files.configuration, files.packed)
+
+
+def _needs(quant: Quant, cell: Cell, host: Host) -> Iterator[str]:
+    """What a quantization, of the cell or of some of its layers, would need and does not have."""
+    scheme = SCHEMES[quant.scheme]
+    if scheme.package is not None and scheme.package in host.missing:
+        yield f"the package {scheme.package} ({host.missing[scheme.package]})"
+    if (need := scheme.needs(quant, cell.device)) is not None:
+        yield need
+    if cell.device == "cuda":
+        yield from lacking(scheme.on_cuda, cell, host)
+    if quant.dtype != cell.quant.dtype:
+        yield (
+            f"quant.dtype={quant.dtype}, as layers that stay unquantized have the cell's,"
+            f" {cell.quant.dtype}; in quant.layers want none"
+        )
 
 
 def _is_emulated(cell: Cell, host: Host) -> bool:

@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from bench.config.cell import Cell
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Untimed
+from bench.engine.transformers.assignment import assigned
 from bench.engine.transformers.attention import (
     attention_mismatches,
     attention_operators,
@@ -37,6 +38,7 @@ from bench.engine.transformers.packed import (
     matrices,
     ordinary_dtypes,
     own_tensors,
+    plain_layout,
     product_dtypes,
     saved_quantization,
     unpacked,
@@ -262,31 +264,30 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
     if cell.quant.scheme == "checkpoint":
         yield from unpacked(cell, model)
         return
-    quant, head = cell.quant, model.get_output_embeddings()
-    scheme = SCHEMES[quant.scheme]
-    others = [
-        m
-        for m in matrices(model)
+    quant = cell.quant
+    own = {model.get_submodule(n): q for n, q in assigned(plain_layout(model), quant).items()}
+    head = model.get_output_embeddings()
+    wanted_of = {m: own.get(m, quant) for m in matrices(model) if m is not head or m in own}
+    others: Counter[tuple[str, str]] = Counter()
+    for module, each in wanted_of.items():
+        classes = SCHEMES[each.scheme].layer_classes
         # Without a scheme GPT-2's Conv1D and Falcon's own class are as good as a Linear
-        if m is not head
-        and kind(m) not in scheme.layer_classes
-        and (quant.scheme != "none" or _scheme_of(m) is not None)
-    ]
-    if others:
-        wanted_classes = " or ".join(scheme.layer_classes)
-        yield f"{len(others)} layers are {kind(others[0])}, want {wanted_classes}"
+        is_wanted = _scheme_of(module) is None if each.scheme == "none" else kind(module) in classes
+        if not is_wanted:
+            others[kind(module), " or ".join(classes)] += 1
+    for (name, wanted_classes), count in others.items():
+        yield f"{count} layers are {name}, want {wanted_classes}"
     dtypes = ordinary_dtypes(model)
     if dtypes != {torch_dtype(quant.dtype)}:
         names = ", ".join(sorted(map(str, dtypes)))
         yield f"unquantized weights are {names}, want {quant.dtype}"
-    wanted = scheme.wanted(quant)
-    for module, usual in _quantized(model):
-        # Two schemes may share a class of layers
-        own = scheme if kind(module) in scheme.layer_classes else usual
-        settings = own.settings(module)
-        expected = {name: value for name, value in wanted.items() if name in settings}
-        if settings != expected:
-            yield f"a {kind(module)} layer has {settings}, want {expected}"
+    for module, each in wanted_of.items():
+        scheme = SCHEMES[each.scheme]
+        if kind(module) not in scheme.layer_classes:
+            continue
+        settings, wanted = scheme.settings(module), scheme.wanted(each)
+        if {name: settings[name] for name in wanted} != wanted:
+            yield f"a {kind(module)} layer has {settings}, want {wanted}"
             break
 
 

@@ -42,10 +42,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, PreTrainedModel
-from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 
-from bench.config.cell import Cell
+from bench.config.cell import Cell, Quant
+from bench.engine.transformers.assignment import assigned
 from bench.engine.transformers.attention import sdpa_kernels
 from bench.engine.transformers.device import accelerator
 from bench.engine.transformers.load import configuration
@@ -105,7 +104,7 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         vocabulary=config.vocab_size,
         windows=cache_windows(cache, config.num_hidden_layers),
         context_tokens=getattr(config, "max_position_embeddings", None),
-        is_tied=_is_tied(model),
+        is_tied=_is_tied(model) and SCHEMES[cell.quant.scheme].head(cell.quant) is None,
         dtype_bytes=dtype_bytes,
         kv_bytes_per_token_layer=sum(kv_bytes) // len(kv_bytes) if kv_bytes else 0,
         product_bytes=SCHEMES[cell.quant.scheme].product_bytes,
@@ -187,22 +186,22 @@ def _stored(
     counts: Counter[Matrix] = Counter()
     plain_bytes = 0
     unplaced = set(packed)
-    asked = SCHEMES[cell.quant.scheme]
-    left_as_is = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    asked, layers = SCHEMES[cell.quant.scheme], assigned(model, cell.quant)
     for name, parameter, module in _parameters(model):
         shape = _matrix_shape(name, parameter, module, model)
         if shape is None:
             plain_bytes += parameter.nbytes
             continue
         count, outputs, inputs = shape
-        scheme, stored_bytes = SCHEMES["none"], parameter.nbytes // count
+        scheme, quant, stored_bytes = SCHEMES["none"], cell.quant, parameter.nbytes // count
         where = name.removesuffix(".weight")
         if where in packed:
             scheme, stored_bytes = asked, packed[where] // count
             unplaced.discard(where)
-        elif asked.replaces(module) and should_convert_module(where, left_as_is):
-            scheme = asked
-            stored_bytes = scheme.matrix_bytes(outputs, inputs, cell.quant, cell.device)
+        elif where in layers:
+            quant = layers[where]
+            scheme = SCHEMES[quant.scheme]
+            stored_bytes = scheme.matrix_bytes(outputs, inputs, quant, cell.device)
         matrix = Matrix(
             name=re.sub(r"\.\d+(?=\.|$)", ".*", where),
             count=0,
@@ -210,13 +209,24 @@ def _stored(
             inputs=inputs,
             kind=_kind(parameter, model),
             stored_bytes=stored_bytes,
-            workspace_bytes=scheme.workspace_bytes(outputs, inputs, cell.quant, cell.device),
+            workspace_bytes=scheme.workspace_bytes(outputs, inputs, quant, cell.device),
         )
         counts[matrix] += count
+    if _is_tied(model) and (head := asked.head(cell.quant)) is not None:
+        counts[_own_head(model, head, cell.device)] += 1
     if unplaced:
         name = cell.model.name
         raise CellFailure("failed", f"{name}: {min(unplaced)} of its files is no matrix of it")
     return tuple(replace(matrix, count=count) for matrix, count in counts.items()), plain_bytes
+
+
+def _own_head(model: PreTrainedModel, quant: Quant, device: str) -> Matrix:
+    """A head that was the embedding and is a quantized matrix besides it now."""
+    outputs, inputs = model.get_output_embeddings().weight.shape
+    scheme = SCHEMES[quant.scheme]
+    size = (outputs, inputs, quant, device)
+    stored, workspace = scheme.matrix_bytes(*size), scheme.workspace_bytes(*size)
+    return Matrix("lm_head", 0, outputs, inputs, "head", stored, workspace)
 
 
 def _obstacle(matrices: Sequence[Matrix], model: PreTrainedModel, cell: Cell) -> str | None:

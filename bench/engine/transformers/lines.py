@@ -1,19 +1,25 @@
 """What one types to load a cell's model with transformers alone: what ``load`` does, as text."""
 
 from collections import defaultdict
+from pathlib import Path
 
 from bench.config.cell import Cell, Model
-from bench.engine.transformers.schemes import SCHEMES, TORCH_NAMES
+from bench.engine.transformers.own.cache import packed_place
+from bench.engine.transformers.schemes import SCHEMES, TORCH_NAMES, packs
 
 
 def loading_lines(cell: Cell, folder: str | None) -> str:
     """Python that leaves the model of a resolved cell in ``model``.
 
-    Empty for quantized random weights, which transformers cannot make.
+    Empty for quantized random weights and where layers differ, which takes more.
 
     Args:
         folder: with the files of a model that comes from no hub; None: of the hub, or random.
     """
+    if packs(cell.quant) and cell.model.weights != "random" and folder is not None:
+        return _packed_lines(cell, Path(folder))
+    if packs(cell.quant) or cell.quant.layers:
+        return ""
     configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant, cell.device)
     named = cell.quant.dtype
     dtype = "'auto'" if named == "saved" else f"torch.{TORCH_NAMES[named]}"
@@ -34,17 +40,42 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
             for part in configuration.parts():
                 names[part.module].append(part.name)
             settings.append(f"quantization_config={configuration}")
-    threads = [f"torch.set_num_threads({cell.threads})"] if cell.device == "cpu" else []
     return "\n".join(
         [
             "import torch",
             *(f"from {module} import {', '.join(used)}" for module, used in names.items()),
             "",
-            *threads,
+            *_threads(cell),
             *before,
             f"model = AutoModelForCausalLM.{call}(",
             *(f"    {setting}," for setting in settings),
             ").eval()",
+        ]
+    )
+
+
+def _threads(cell: Cell) -> list[str]:
+    return [f"torch.set_num_threads({cell.threads})"] if cell.device == "cpu" else []
+
+
+def _packed_lines(cell: Cell, folder: Path) -> str:
+    """Of weights of our own, which this package has packed and reads."""
+    quant = cell.quant
+    layers = f", layers={dict(quant.layers)!r}" if quant.layers else ""
+    return "\n".join(
+        [
+            "from pathlib import Path",
+            "",
+            "import torch",
+            f"from bench.config.cell import {'LayerQuant, ' if layers else ''}Quant",
+            "from bench.engine.transformers.own.packing import load_packed",
+            "",
+            *_threads(cell),
+            f"quant = Quant({quant.name!r}, {quant.scheme!r}, {quant.dtype!r},"
+            f" {dict(quant.parameters)!r}{layers})",
+            f"packed = Path({str(packed_place(quant, folder))!r})",
+            f"model = load_packed(packed, quant, {cell.attn.implementation!r}, {cell.device!r})",
+            "model.eval()",
         ]
     )
 

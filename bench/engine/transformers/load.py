@@ -12,6 +12,7 @@ is touched: the peak is the final size plus one layer.
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,12 +28,16 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.quantizers.base import HfQuantizer
 
 from bench.config.cell import Cell, Model
+from bench.engine.transformers.assignment import assigned, swap
+from bench.engine.transformers.own.packing import load_packed
 from bench.engine.transformers.packed import is_packed
-from bench.engine.transformers.schemes import SCHEMES, checkpoint, torch_dtype
+from bench.engine.transformers.schemes import SCHEMES, checkpoint, packs, torch_dtype
 from bench.errors import CellFailure
 
 
-def load(cell: Cell, folder: Path | None, source: Path | None = None) -> PreTrainedModel:
+def load(
+    cell: Cell, folder: Path | None, source: Path | None = None, packed: Path | None = None
+) -> PreTrainedModel:
     """The cell's model in evaluation mode on the cell's device.
 
     ``requires_grad`` stays as the library leaves it: without it, and even in inference mode, torch
@@ -43,6 +48,7 @@ def load(cell: Cell, folder: Path | None, source: Path | None = None) -> PreTrai
     Args:
         folder: with the weights; None: random ones.
         source: what random ones are made of, as ``configuration`` reads it.
+        packed: with the weights as the cell's quantization has them, where it is one of ours.
     Raises:
         CellFailure: ``failed`` for a folder that is incomplete or not a model.
     """
@@ -50,7 +56,12 @@ def load(cell: Cell, folder: Path | None, source: Path | None = None) -> PreTrai
         model = _random(cell, source)
     else:
         with reading(cell, folder):
-            model = _pretrained(cell, folder)
+            if packed is not None:
+                model = load_packed(packed, cell.quant, cell.attn.implementation, cell.device)
+            elif cell.quant.layers:
+                model = _layer_by_layer(cell, folder)
+            else:
+                model = _pretrained(cell, folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
     return model
 
@@ -78,6 +89,14 @@ def _pretrained(cell: Cell, folder: Path) -> PreTrainedModel:
             f" {_why_absent(cell, folder)}",
         )
     return model
+
+
+def _layer_by_layer(cell: Cell, folder: Path) -> PreTrainedModel:
+    """Where layers differ: unquantized in the host's memory, then each layer for itself."""
+    plain = replace(cell.quant, name="none", scheme="none", parameters={}, layers={})
+    model = _pretrained(replace(cell, quant=plain, device="cpu"), folder)
+    swap(model, assigned(model, cell.quant), torch.device(cell.device))
+    return model.to(cell.device)
 
 
 def _why_absent(cell: Cell, folder: Path) -> str:
@@ -138,9 +157,11 @@ def _random(cell: Cell, source: Path | None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=cell.attn.implementation
         )
-    quantizer = None
+    quantizer, layers = None, {}
     quantization = SCHEMES[cell.quant.scheme].configuration(cell.quant, cell.device)
-    if quantization is not None:
+    if cell.quant.layers or packs(cell.quant):
+        layers = assigned(model, cell.quant)
+    elif quantization is not None:
         quantizer = AutoHfQuantizer.from_config(quantization.made(), pre_quantized=False)
         quantizer.validate_environment(device_map={"": cell.device})
         quantizer.preprocess_model(model, device_map={"": cell.device})
@@ -153,6 +174,9 @@ def _random(cell: Cell, source: Path | None) -> PreTrainedModel:
         _materialize(model, module, made, dtype, torch.device(cell.device))
         if quantizer is not None and _quantize(quantizer, model, name, module):
             made[id(laid_out)] = module.weight  # nothing keeps what it was made of
+        if name in layers:
+            swap(model, {name: layers[name]}, torch.device(cell.device))
+            del laid_out
     return model
 
 

@@ -113,14 +113,19 @@ def kind(module: nn.Module) -> str:
     return name
 
 
-def logical_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Numbers in all parameters before quantization, and of these in matrix products other than
-    the head's: counted in the same architecture laid out without storage."""
+def plain_layout(model: PreTrainedModel) -> PreTrainedModel:
+    """The same architecture unquantized, laid out without storage."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        plain = type(model)(config)
+        return type(model)(config)
+
+
+def logical_weights(model: PreTrainedModel) -> tuple[int, int]:
+    """Numbers in all parameters before quantization, and of these in matrix products other than
+    the head's."""
+    plain = plain_layout(model)
     head = plain.get_output_embeddings()
     linear = [m for m in plain.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     everything = sum(parameter.numel() for parameter in plain.parameters())

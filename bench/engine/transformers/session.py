@@ -41,10 +41,10 @@ class _HeadReached(Exception):
 
 
 def open_session(
-    cell: Cell, folder: Path | None, source: Path | None = None
+    cell: Cell, folder: Path | None, source: Path | None = None, packed: Path | None = None
 ) -> "TransformersSession":
     """The cell's model in memory; as ``load``."""
-    session = TransformersSession(cell, load(cell, folder, source), folder)
+    session = TransformersSession(cell, load(cell, folder, source, packed), folder)
     if cell.device == "cuda":
         torch.cuda.synchronize()
     release_heap()

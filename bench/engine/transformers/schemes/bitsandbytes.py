@@ -17,10 +17,12 @@ from bench.engine.transformers.schemes.scheme import (
     Configuration,
     Scheme,
     dtype_name,
+    torch_dtype,
 )
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 # bitsandbytes 0.50.2, functional.py: weights that share a 4-bit scale, scales that share a nested
 # one, table entries.
@@ -160,6 +162,59 @@ def _four_bit_wanted(quant: Quant) -> dict[str, Any]:
     }
 
 
+def _int8_layer(layer: Any, quant: Quant) -> "nn.Module":
+    import bitsandbytes as bnb
+
+    made = bnb.nn.Linear8bitLt(
+        *_sizes(layer),
+        bias=layer.bias is not None,
+        has_fp16_weights=False,
+        threshold=_int8(quant).threshold,
+        device="meta",
+    )
+    weight = bnb.nn.Int8Params(_rows(layer), requires_grad=False, has_fp16_weights=False)
+    return _filled(made, weight, layer)
+
+
+def _four_bit_layer(layer: Any, quant: Quant) -> "nn.Module":
+    import bitsandbytes as bnb
+
+    wanted = _four_bit(quant)
+    made = bnb.nn.Linear4bit(
+        *_sizes(layer),
+        bias=layer.bias is not None,
+        compute_dtype=torch_dtype(_compute_dtype(quant)),
+        device="meta",
+    )
+    weight = bnb.nn.Params4bit(
+        _rows(layer),
+        requires_grad=False,
+        quant_type=wanted.quant_type,
+        compress_statistics=wanted.double_quant,
+    )
+    return _filled(made, weight, layer)
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    outputs, inputs = _rows(layer).shape
+    return inputs, outputs
+
+
+def _rows(layer: Any) -> "torch.Tensor":
+    """Its weight (outputs, inputs). GPT-2's Conv1D keeps it the other way round."""
+    from transformers import Conv1D
+
+    weight: torch.Tensor = layer.weight.detach()
+    return weight.T.contiguous() if isinstance(layer, Conv1D) else weight
+
+
+def _filled(made: Any, weight: Any, layer: Any) -> "nn.Module":
+    """With the weight, which is quantized by being moved to where the layer is, and its bias."""
+    made.weight, made.bias = weight, layer.bias
+    quantized: nn.Module = made.to(layer.weight.device)
+    return quantized
+
+
 INT8 = Scheme(
     parameters=Int8,
     package="bitsandbytes",
@@ -173,6 +228,7 @@ INT8 = Scheme(
     wanted=lambda quant: {"threshold": _int8(quant).threshold},
     # Products are made in int32 and scaled in fp32: three such tensors are alive on a CPU
     product_bytes=12,
+    layer=_int8_layer,
 )
 
 FOUR_BIT = Scheme(
@@ -187,4 +243,5 @@ FOUR_BIT = Scheme(
     state=_four_bit_state,
     settings=_four_bit_settings,
     wanted=_four_bit_wanted,
+    layer=_four_bit_layer,
 )

@@ -12,6 +12,7 @@ from bench.config.cell import Quant, Requires
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -69,8 +70,8 @@ class Scheme:
     """How a scheme's weights are asked for, what they take, and how they are recognized afterwards.
 
     Sizes are functions of (outputs, inputs, quant, device); every ``quant`` is a resolved cell's.
-    ``settings`` and ``wanted`` have the same keys: what is in force in one layer, and what should
-    be. What is left out is as in plain weights.
+    ``settings`` is what is in force in one layer, ``wanted`` what should be, of the same keys or
+    fewer. What is left out is as in plain weights.
     """
 
     parameters: type = NoParameters  # the frozen dataclass that quant.parameters become
@@ -93,6 +94,14 @@ class Scheme:
     wanted: Callable[[Quant], dict[str, Any]] = lambda quant: {}
     product_bytes: int = 0  # beside each number of a product's result, while it is made
     on_cuda: Requires = field(default=Requires())  # what a GPU has to have, and not a CPU
+    # Why this machine cannot run it at all, as a phrase that follows "needs"; by the cell's device
+    needs: Callable[[Quant, str], str | None] = lambda quant, device: None
+    # A quantized layer in place of a plain linear one, by the layer's quantization; None: only
+    # transformers can make them, of a whole model
+    layer: "Callable[[nn.Module, Quant], nn.Module] | None" = None
+    # What the head of a model is quantized with, besides its layers; None: it stays as it is
+    head: Callable[[Quant], Quant | None] = lambda quant: None
+    is_own: bool = False  # of this project: packed before the load, from unquantized weights
 
 
 def torch_dtype(name: str) -> "torch.dtype":

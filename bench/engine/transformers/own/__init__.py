@@ -1,0 +1,1 @@
+"""Quantization of our own: grids and their layout, layers, kernels, and what calibrates them."""

@@ -1,0 +1,83 @@
+"""Linear layers with weights of our own; what they compute is in ``ops``, how they lie in
+``grids``."""
+
+from torch import Tensor, nn
+
+from bench.engine.transformers.own import ops
+from bench.engine.transformers.own.grids import Int4Matrix, Int8Matrix
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with a byte a weight."""
+
+    def __init__(
+        self,
+        matrix: Int8Matrix,
+        inputs: int,
+        bias: Tensor | None,
+        int8_activations: bool,
+        input_scale: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs, matrix.weight.shape[0]
+        self.int8_activations = int8_activations
+        self.register_buffer("weight", matrix.weight)
+        self.register_buffer("scale", matrix.scale)
+        self.register_buffer("input_scale", input_scale)
+        self.register_parameter("bias", _kept(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (..., inputs); returns (..., outputs)."""
+        product: Tensor = ops.int8_linear(
+            x, self.weight, self.scale, self.input_scale, self.bias, self.int8_activations
+        )
+        return product
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, int8 activations: {self.int8_activations}"
+
+
+class Int4Linear(nn.Module):
+    """A linear layer with 4 bits a weight."""
+
+    def __init__(
+        self,
+        matrix: Int4Matrix,
+        inputs: int,
+        bias: Tensor | None,
+        int8_activations: bool,
+        input_scale: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs, matrix.weight.shape[0]
+        self.group_size, self.int8_activations = matrix.group_size, int8_activations
+        self.register_buffer("weight", matrix.weight)
+        self.register_buffer("scale", matrix.scale)
+        self.register_buffer("zero", matrix.zero)
+        self.register_buffer("input_scale", input_scale)
+        self.register_parameter("bias", _kept(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (..., inputs); returns (..., outputs)."""
+        product: Tensor = ops.int4_linear(
+            x,
+            self.weight,
+            self.scale,
+            self.zero,
+            self.input_scale,
+            self.bias,
+            self.group_size,
+            self.int8_activations,
+        )
+        return product
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, group_size={self.group_size}, int8"
+            f" activations: {self.int8_activations}"
+        )
+
+
+def _kept(bias: Tensor | None) -> nn.Parameter | None:
+    """In the dtype of what is not quantized, whatever that becomes."""
+    return None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
