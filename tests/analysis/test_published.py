@@ -22,7 +22,7 @@ from tests import fakes
 from tests.analysis.test_advice import SWEEP
 
 PLACE = ["hardware", "model", "quant", "attn", "batch", "prompt_tokens", "new_tokens"]
-THEIR_QUANTS = {"int4_strided", "int4_row", "nf4_double_mixed"}
+THEIR_QUANTS = {"int4_strided"}
 THEIR_MODELS = {"llama-3.1-8b", "llama-3.1-70b", "qwen2.5-14b", "qwen2.5-32b"}
 
 
