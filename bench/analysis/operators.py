@@ -38,6 +38,8 @@ RULES: tuple[Rule, ...] = (  # the first that matches a name
     # On CUDA one operator: it unpacks as it multiplies, or first unpacks and then calls linear
     Rule("gemm_4bit", "product with packed weights", open=True),
     Rule("_weight_int4pack_mm", "product with packed weights"),  # torchao's
+    Rule("bench::int8_linear", "product with packed weights"),
+    Rule("bench::int4_linear", "product with packed weights"),
     Rule("int8_mm_dequant", "dequantization"),
     Rule("int8_vectorwise_quant", "activations to int8"),
     Rule("int8_double_quant", "activations to int8"),

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 BLOCK_INPUTS = 64
 _LARGEST_INT8, _LARGEST_INT4 = 127, 15
@@ -81,35 +82,37 @@ def dequantize_int8(matrix: Int8Matrix, inputs: int) -> Tensor:
 
 
 def int4_grid(group: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each row of a group, as they are stored.
+    """Scale and zero point of groups, as they are stored.
 
-    Shapes: group (outputs, n); returns (outputs,) fp16 and (outputs,) uint8.
+    Shapes: group (..., n); returns (...,) fp16 and (...,) uint8.
     """
-    low = group.amin(1).float().clamp(max=0)
-    high = group.amax(1).float().clamp(min=0)
+    low = group.amin(-1).float().clamp(max=0)
+    high = group.amax(-1).float().clamp(min=0)
     scale = ((high - low) / _LARGEST_INT4).half()
     zero = (-low / _not_zero(scale.float())).round().clamp(0, _LARGEST_INT4).to(torch.uint8)
     return scale, zero
 
 
-def to_int4(weights: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Rounded to the nearest number of the grid. Shapes: weights (outputs, n); returns uint8."""
-    steps = weights.float() / _not_zero(scale.float())[:, None] + zero[:, None]
+def to_int4(group: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Rounded to the nearest number of the grid. Shapes: group (..., n), scale and zero (...,)."""
+    steps = group.float() / _not_zero(scale.float())[..., None] + zero[..., None]
     return steps.round().clamp(0, _LARGEST_INT4).to(torch.uint8)
 
 
 def from_int4(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """In fp32. Shapes: q (outputs, n), scale and zero (outputs,)."""
-    return (q.float() - zero[:, None].float()) * scale[:, None].float()
+    """In fp32. Shapes: q (..., n), scale and zero (...,)."""
+    return (q.float() - zero[..., None].float()) * scale[..., None].float()
 
 
 def quantize_int4(weight: Tensor, group_size: int) -> Int4Matrix:
     """Rounded to nearest. Shapes: weight (outputs, inputs), any floating dtype."""
-    groups = weight.split(group_size, dim=1)
-    grids = [int4_grid(group) for group in groups]
-    q = [to_int4(group, *grid) for group, grid in zip(groups, grids, strict=True)]
-    scales, zeros = zip(*grids, strict=True)
-    return packed_int4(torch.cat(q, 1), torch.stack(scales, 1), torch.stack(zeros, 1), group_size)
+    inputs = weight.shape[1]
+    count = group_count(inputs, group_size)
+    # Zeros behind a short group change no range, since each holds 0
+    groups = pad(weight, (0, count * group_size - inputs)).unflatten(1, (count, group_size))
+    scale, zero = int4_grid(groups)
+    q = to_int4(groups, scale, zero).flatten(1)[:, :inputs]
+    return packed_int4(q, scale, zero, group_size)
 
 
 def packed_int4(q: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Int4Matrix:
@@ -117,7 +120,7 @@ def packed_int4(q: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Int4
     last = zero[:, -1:].expand(-1, padded(q.shape[1]) - q.shape[1])
     blocks = torch.cat([q, last], 1).unflatten(1, (-1, 2, BLOCK_INPUTS // 2))
     weight = (blocks[:, :, 0] | blocks[:, :, 1] << 4).flatten(1)
-    zeros = torch.cat([zero, zero[:, :1]], 1) if zero.shape[1] % 2 else zero
+    zeros = pad(zero, (0, zero.shape[1] % 2))
     return Int4Matrix(weight, scale, zeros[:, 0::2] | zeros[:, 1::2] << 4, group_size)
 
 
@@ -141,7 +144,7 @@ def dequantize_int4(matrix: Int4Matrix, inputs: int) -> Tensor:
 
 def _widened(q: Tensor, value: int) -> Tensor:
     more = padded(q.shape[1]) - q.shape[1]
-    return torch.nn.functional.pad(q, (0, more), value=value) if more else q
+    return pad(q, (0, more), value=value)
 
 
 def _not_zero(scale: Tensor) -> Tensor:

@@ -104,9 +104,6 @@ def load_packed(
     layers = assigned(model, quant)
     swap(model, _own(layers))  # on the meta device: layouts
     tensors = load_file(packed / _WEIGHTS, device=device)
-    for name in [name for name in tensors if name.endswith(".input_scale")]:
-        layer = model.get_submodule(name.rpartition(".")[0])
-        layer.register_buffer("input_scale", torch.empty_like(tensors[name], device="meta"))
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     state = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)

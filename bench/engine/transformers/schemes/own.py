@@ -68,9 +68,12 @@ def _int4_layer(layer: "nn.Module", quant: Quant) -> "nn.Module":
     from bench.engine.transformers.own.grids import quantize_int4
     from bench.engine.transformers.own.layers import Int4Linear
 
-    weight, bias = _plain(layer)
-    matrix = quantize_int4(weight, group_size(quant, weight.shape[1]))
-    return Int4Linear(matrix, weight.shape[1], bias, int4_of(quant).activations == "int8")
+    own, (weight, bias) = int4_of(quant), _plain(layer)
+    inputs = weight.shape[1]
+    matrix = quantize_int4(weight, group_size(quant, inputs))
+    # Of random weights and of an empty layout; calibration makes layers of its own
+    scale = weight.new_ones(inputs).half() if "awq" in own.quantizer else None
+    return Int4Linear(matrix, inputs, bias, own.activations == "int8", scale)
 
 
 def _plain(layer: Any) -> "tuple[Tensor, Tensor | None]":
