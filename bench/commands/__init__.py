@@ -34,6 +34,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         "report": _report,
         "reproduce": _reproduce,
         "doctor": _doctor,
+        "export": _export,
     }
     if name not in commands:
         raise ConfigError(
@@ -53,6 +54,7 @@ _EXAMPLES = {
     "report": "report 2026-01-31_12-00-00",
     "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
     "doctor": "doctor --calibrate",
+    "export": "export outputs/sweeps/2026-01-31_12-00-00/cells/1a2b3c4d5e6f int4-model",
 }
 
 
@@ -287,6 +289,23 @@ def _reproduce(arguments: list[str]) -> int:
         ),
         given.processes,
     )
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _parser("export", "Write a cell's quantized weights as a checkpoint for transformers.")
+    parser.add_argument(
+        "cell", help="id of an MLflow run, or folder of a cell, or of a sweep of one"
+    )
+    parser.add_argument("folder", type=_path, help="a new one, for the checkpoint")
+    given = parser.parse_args(arguments)
+    settings = replace(parse_config(_default()).settings, output_dir=str(given.output_dir))
+    results = _recorded(given.cell, settings).results
+    if len(results) != 1:
+        names = ", ".join(result.cell.label for result in results)
+        raise ConfigError([f"{given.cell}: holds {len(results)} cells, want one of {names}"])
+    from bench.commands.export import export
+
+    return export(results[0].cell, given.folder)
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":

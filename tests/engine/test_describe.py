@@ -25,6 +25,7 @@ from bench.analysis.footprint import predict
 from bench.config.cell import Cell
 from bench.config.parse import parse
 from bench.engine import sources
+from bench.engine.transformers.assignment import assigned, swap
 from bench.engine.transformers.describe import describe
 from bench.engine.transformers.packed import kind, own_tensors
 from bench.engine.transformers.schemes import SCHEMES, torch_dtype
@@ -87,7 +88,7 @@ def build(cell: Cell) -> PreTrainedModel:
 
 
 def load(cell: Cell, folder: Path) -> PreTrainedModel:
-    """The model in this folder, quantized by transformers."""
+    """The model in this folder, quantized by transformers or layer by layer."""
     configuration = SCHEMES[cell.quant.scheme].configuration(cell.quant, "cpu")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -95,6 +96,8 @@ def load(cell: Cell, folder: Path) -> PreTrainedModel:
         quantization_config=None if configuration is None else configuration.made(),
         device_map={"": "cpu"},
     )
+    if SCHEMES[cell.quant.scheme].is_own:
+        swap(model, assigned(model, cell.quant))
     return model
 
 

@@ -18,6 +18,7 @@ from bench.engine.transformers.assignment import assigned, fits
 from bench.engine.transformers.load import load
 from bench.engine.transformers.own import build, ops
 from bench.engine.transformers.own.calibration import calibrated
+from bench.engine.transformers.own.export import export_cell
 from bench.engine.transformers.own.grids import (
     Int4Matrix,
     dequantize_int4,
@@ -393,9 +394,7 @@ def test_a_head_of_ours_is_no_embedding_any_more(saved: Path) -> None:
 
 
 def dequantize_int8_of(layer: Int8Linear) -> Tensor:
-    from bench.engine.transformers.own.grids import Int8Matrix
-
-    return dequantize_int8(Int8Matrix(layer.weight, layer.scale), layer.in_features)
+    return dequantize_int8(layer.matrix(), layer.in_features)
 
 
 def test_weights_are_packed_once_and_again_for_another_scheme(saved: Path) -> None:
@@ -412,3 +411,46 @@ def test_bits_per_weight_are_those_of_the_issue_of_formats() -> None:
     bits = {size: int4_bytes(1536, 576, size) * 8 / (1536 * 576) for size in (32, 64, 128)}
     assert bits == pytest.approx({32: 4.625, 64: 4.319, 128: 4.181}, abs=1e-3)
     assert int8_bytes(1536, 576) * 8 / (1536 * 576) == pytest.approx(8.056, abs=1e-3)
+
+
+# ---- Export
+
+
+def announced(phase: str, detail: str = "") -> None:
+    """Nobody waits."""
+
+
+@pytest.mark.parametrize("name", ["int4_g64", "int4_g32", "int8_channel", "int4_g64_gptq"])
+def test_a_checkpoint_is_what_transformers_loads(name: str, saved: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    said = export_cell(announced, tiny(saved, quant(name)), str(tmp_path / "out"))
+    assert "transformers loads it" in said
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json"} <= files
+
+
+def test_a_head_and_layers_that_stay_as_they_are_are_exported(saved: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    asked = with_layers(quant("int8_channel", head="int8"), **{"**.o_proj": "none"})
+    said = export_cell(announced, tiny(saved, asked), str(tmp_path / "out"))
+    assert "transformers loads it" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("int4_g64_awq", "the inputs of model.layers.0.self_attn.q_proj are scaled"),
+        ("int4_g64_head", "one kind of numbers from it, these are 4 bits and 8 bits"),
+        ("nf4", "only pretrained weights that this project quantizes are exported"),
+    ],
+)
+def test_what_does_not_fit_the_format_is_refused(
+    name: str, why: str, saved: Path, tmp_path: Path
+) -> None:
+    asked = {
+        "nf4": lambda: quant("nf4", compute_dtype="fp32"),
+        "int4_g64_head": lambda: quant("int4_g64", head="int8"),
+    }.get(name, lambda: quant(name))()
+    with pytest.raises(CellFailure, match=why):
+        export_cell(announced, tiny(saved, asked), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

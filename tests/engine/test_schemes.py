@@ -269,7 +269,7 @@ def mistaken() -> Iterator[tuple[Quant, list[str]]]:
         Quant("x", "foo", "bf16"),
         [
             "quant.scheme=foo: no such scheme; engine=transformers has none, bnb_int8, bnb_4bit,"
-            " torchao_int8, torchao_int4, torchao_fp8, checkpoint",
+            " torchao_int8, torchao_int4, torchao_fp8, own_int8, own_int4, checkpoint",
         ],
     )
     yield (

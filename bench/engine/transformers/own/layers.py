@@ -1,6 +1,8 @@
 """Linear layers with weights of our own; what they compute is in ``ops``, how they lie in
 ``grids``."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from bench.engine.transformers.own import ops
@@ -32,6 +34,9 @@ class Int8Linear(nn.Module):
             x, self.weight, self.scale, self.input_scale, self.bias, self.int8_activations
         )
         return product
+
+    def matrix(self) -> Int8Matrix:
+        return Int8Matrix(_tensor(self.weight), _tensor(self.scale))
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, int8 activations: {self.int8_activations}"
@@ -71,11 +76,21 @@ class Int4Linear(nn.Module):
         )
         return product
 
+    def matrix(self) -> Int4Matrix:
+        stored = (_tensor(self.weight), _tensor(self.scale), _tensor(self.zero))
+        return Int4Matrix(*stored, self.group_size)
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_features}, {self.out_features}, group_size={self.group_size}, int8"
             f" activations: {self.int8_activations}"
         )
+
+
+def _tensor(buffer: Any) -> Tensor:
+    """What torch's types take for a tensor or a module."""
+    tensor: Tensor = buffer
+    return tensor
 
 
 def _kept(bias: Tensor | None) -> nn.Parameter | None:
