@@ -98,6 +98,10 @@ def test_the_grids_of_the_readme_are_what_they_say(
             from_readme("python -m bench -m quant=bf16,nf4 price_per_hour=2.50"),
             [f"{default}/bf16/auto/b1", f"{default}/nf4/auto/b1"],
         ),
+        (
+            from_readme("python -m bench -m model.weights=dithered quant=bf16,nf4"),
+            [f"{default}/bf16/auto/dithered/b1", f"{default}/nf4/auto/dithered/b1"],
+        ),
         (from_readme("python -m bench quant=nf4 batch=max"), [f"{default}/nf4/auto/bmax"]),
     ]
     scripted = ["engine=scripted", "quality=none", "tracking=none", "++model.tokenizer=bytes"]

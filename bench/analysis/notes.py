@@ -47,6 +47,7 @@ def findings(
         *_shared("speedup", _contradicted(speedups)),
         *_without_effect(results),
         *_about_references(results),
+        *_about_published_grids(results),
         *_shared("doubt", doubts),
     ]
 
@@ -161,6 +162,19 @@ def _about_references(results: Sequence[Result]) -> Iterator[Finding]:
             "doubt",
             f"divergence is from the model in {name}, since fp32 did not fit: the reference is"
             " rounded too, and what is more precise than it looks worse",
+        )
+
+
+def _about_published_grids(results: Sequence[Result]) -> Iterator[Finding]:
+    """Where a scheme may look better than elsewhere, because it finds weights on its own grid."""
+    judged = [r for r in results if r.divergence and r.attestation and r.attestation.is_quantized]
+    models = [r.cell.model for r in judged if r.cell.model.weights == "pretrained"]
+    grids = {m.name: m.published_in for m in models if m.published_in and m.path is None}
+    for name, grid in grids.items():
+        yield Finding(
+            "doubt",
+            f"divergence: {name} was published in {grid}, so a scheme with 4 bits may lose less of"
+            " it than of other models; model.weights=dithered has no such grid",
         )
 
 

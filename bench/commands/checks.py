@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bench.analysis import selftest as judge
 from bench.config.cell import Cell
 from bench.config.compose import collect, parsed
@@ -220,8 +222,16 @@ def _sweep(here: Here, wanted: Sequence[Config]) -> list[Result]:
     return results
 
 
-def _names(axis: str, without: str) -> list[str]:
-    return sorted({file.stem for file in (CONF / axis).glob("*.yaml")} - {without})
+def _attentions() -> list[str]:
+    return sorted({file.stem for file in (CONF / "attn").glob("*.yaml")} - {"auto"})
+
+
+def _quants() -> list[str]:
+    """Of any model: what a checkpoint holds is in its folder, and single layers are a certain
+    model's."""
+    files = sorted((CONF / "quant").glob("*.yaml"))
+    values = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    return [v["name"] for v in values if v["scheme"] != "checkpoint" and not v.get("layers")]
 
 
 CHECKS: Mapping[str, Callable[[Here], Check]] = {
@@ -232,9 +242,8 @@ CHECKS: Mapping[str, Callable[[Here], Check]] = {
     "killed": killed,
     "memory": memory,
     "bandwidth": bandwidth,
-    **{f"attention {n}": partial(attention, attn=n) for n in _names("attn", "auto")},
-    # What a checkpoint holds is in its folder
-    **{f"quantization {n}": partial(quantization, quant=n) for n in _names("quant", "checkpoint")},
+    **{f"attention {n}": partial(attention, attn=n) for n in _attentions()},
+    **{f"quantization {n}": partial(quantization, quant=n) for n in _quants()},
     "energy": energy,
     "grid": grid,
     "default model": default_model,

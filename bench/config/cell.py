@@ -61,11 +61,11 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which weights: a hub repository, a package's data file, a local folder or GGUF file, or
-    random ones of an architecture."""
+    """Which weights: a hub repository, a package's data file, a local folder or GGUF file, these
+    with noise (``bench.engine.conversion``), or random ones of an architecture."""
 
     name: str
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Literal["pretrained", "dithered", "random"] = "pretrained"
     tokenizer: Literal["pretrained", "bytes"] = "pretrained"
     repo: str | None = None
     revision: str | None = None
@@ -76,6 +76,8 @@ class Model:
     # ``path`` or ``repo`` has
     config: str | None = None
     architecture: Mapping[str, Any] | None = None
+    # The format that its publisher had quantized it to, where quantizing it again may lose less
+    published_in: str | None = field(default=None, metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         if self.path == "":
@@ -84,11 +86,11 @@ class Model:
             raise ValueError(
                 "architecture.model_type is missing; want transformers' name of it, like llama"
             )
-        if self.weights == "pretrained" and not (self.repo or self.package or self.path):
+        if self.weights != "random" and not (self.repo or self.package or self.path):
             raise ValueError(
-                "weights=pretrained needs one of repo, package, path; or take weights=random"
+                f"weights={self.weights} needs one of repo, package, path; or take weights=random"
             )
-        if self.weights == "pretrained" and self.config:
+        if self.weights != "random" and self.config:
             raise ValueError(f"config={self.config} goes with weights=random")
         if not (self.repo or self.path or self.config or self.architecture or self.package):
             raise ValueError("weights=random needs one of architecture, config, path, repo")
@@ -292,6 +294,7 @@ class Cell:
         unusual = [
             name for name, usual in (*rarely, (self.workload.name, "quick")) if name != usual
         ]
+        unusual += ["dithered"] if self.model.weights == "dithered" else []
         names = [self.model.name, self.quant.name, self.attn.name, *unusual, f"b{self.batch}"]
         return "/".join(names)
 

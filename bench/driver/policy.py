@@ -129,12 +129,12 @@ def wants_answers(cell: Cell) -> bool:
     """Whether a resolved cell is asked anything; random weights have nothing to say."""
     quality = cell.quality
     asks = quality.prompts is not None or bool(quality.texts) or bool(quality.tasks)
-    return asks and cell.model.weights == "pretrained"
+    return asks and cell.model.weights != "random"
 
 
 def wants_divergence(cell: Cell) -> bool:
     """Whether a cell's predictions are compared with the unquantized model's."""
-    return bool(cell.quality.texts) and cell.model.weights == "pretrained"
+    return bool(cell.quality.texts) and cell.model.weights != "random"
 
 
 def reference_cells(records: Records, cell: Cell) -> Iterator[Cell | Outcome]:
@@ -157,7 +157,7 @@ def reference_dtypes(cell: Cell, host: Host) -> tuple[DtypeName, ...]:
 
 
 def unquantized(cell: Cell, dtype: DtypeName) -> Cell:
-    """The cell's model as published, in this dtype, one row at a time."""
+    """The cell's model without quantization, in this dtype, one row at a time."""
     return replace(
         cell,
         engine=EngineChoice(USUAL_ENGINE),

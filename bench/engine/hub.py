@@ -29,7 +29,8 @@ from bench.errors import CellFailure
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
 
-_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+# What is read beside the weights
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _BETWEEN_SHOWN_S = 1.0
 _REACHED_WITHIN_S = 10.0
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"  # transformers' names
@@ -84,7 +85,7 @@ def cached(model: Model) -> Path | None:
             snapshot_download(
                 str(model.repo),
                 revision=model.revision,
-                allow_patterns=list(_SMALL),
+                allow_patterns=list(SMALL),
                 local_files_only=True,
             )
         )
@@ -118,7 +119,7 @@ def fetch(model: Model, show: Show) -> Path:
             snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=[*_SMALL, *weights],
+                allow_patterns=[*SMALL, *weights],
                 tqdm_class=_shown_bar(show),
             )
         )

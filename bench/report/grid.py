@@ -192,6 +192,8 @@ def conditions(comparison: Comparison) -> str:
     parts = []
     if len({cell.model.name for cell in configurations}) == 1:
         parts.append(configurations[0].model.name)
+    if len(weights := {cell.model.weights for cell in configurations}) == 1:
+        parts += [f"{kind} weights" for kind in weights - {"pretrained"}]
     if len({cell.workload.name for cell in configurations}) == 1:
         parts.append(f"workload {configurations[0].workload.name}: {_tokens(results)}")
     devices = {cell.device for cell in configurations}

@@ -82,3 +82,19 @@ def test_energy_of_a_cpu_is_of_all_that_runs_on_it() -> None:
         assert ("energy is of the whole CPU package: what others ran is in it too" in said) == (
             is_shared
         )
+
+
+def test_what_was_published_on_a_grid_of_4_bits_is_told_where_quantization_is_judged() -> None:
+    def found(quant: str = "nf4", is_quantized: bool = True, **model: Any) -> list[str]:
+        cell = fakes.cell(quant=quant, model=fakes.group("model", "smollm2-135m", **model))
+        attestation = fakes.attestation(is_quantized=is_quantized)
+        result = fakes.result(cell=cell, attestation=attestation, divergence=fakes.divergence())
+        said = compare([result], fakes.sweep()).findings
+        return [f.sentence for f in said if "was published in" in f.sentence]
+
+    assert found() == [
+        "divergence: smollm2-135m was published in Q4_1 (4 bits, groups of 32), so a scheme with 4"
+        " bits may lose less of it than of other models; model.weights=dithered has no such grid"
+    ]
+    assert found(weights="dithered") == found(path="/mine") == found(published_in=None) == []
+    assert found(quant="bf16", is_quantized=False) == []

@@ -13,6 +13,7 @@ import pytest
 from bench.config.cell import (
     Attn,
     Cell,
+    LayerQuant,
     Measure,
     Model,
     Package,
@@ -48,6 +49,7 @@ OTHER_VALUES: dict[str, Any] = {
     "quant.scheme": "none",
     "quant.dtype": "fp16",
     "quant.parameters": {"quant_type": "fp4"},
+    "quant.layers": {"model.layers.0.**": LayerQuant("none", "none")},
     "engine.name": "other",
     "engine.options": {"script": "ttft 1"},
     "attn.name": "other",
@@ -85,6 +87,7 @@ OTHER_VALUES: dict[str, Any] = {
     "cpus": (0, 1),
 }
 WITHOUT_IDENTITY: dict[str, Any] = {
+    "model.published_in": "Q8_0",
     "quant.requires": Requires(device="cuda"),
     "attn.requires": Requires(capability=9.0),
     "decode.requires": Requires(compiler=True),

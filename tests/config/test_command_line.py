@@ -15,10 +15,7 @@ from bench.errors import ConfigError
 from bench.paths import ROOT
 from tests.command_line import from_readme
 
-QUANTS = (
-    "bf16, checkpoint, fp16, fp32, fp4, int8, int8_nodecomp, nf4, nf4_double, torchao_fp8,"
-    " torchao_int4, torchao_int8"
-)
+QUANTS = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "quant").glob("*.yaml")))
 NO_NF5 = f"quant=nf5: no such value; want one of {QUANTS}"
 SWEEPS = ", ".join(sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
 LAUNCHER = (

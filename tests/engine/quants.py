@@ -10,8 +10,13 @@ from bench.engine.transformers.schemes import SCHEMES
 from bench.paths import CONF
 from tests import fakes
 
-# What a checkpoint is depends on its folder: tests/engine/test_checkpoint.py
-QUANTS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - {"checkpoint"})
+# Of any model: what a checkpoint is depends on its folder (tests/engine/test_checkpoint.py), and
+# single layers are a certain model's
+QUANTS = sorted(
+    path.stem
+    for path in (CONF / "quant").glob("*.yaml")
+    if path.stem != "checkpoint" and not fakes.group("quant", path.stem).get("layers")
+)
 
 
 def tried(quants: Iterable[str], *beside: Any, slow: Iterable[str] = ()) -> list[Any]:

@@ -168,3 +168,24 @@ def test_random_weights_take_the_configuration_alone(hub: Hub, tmp_path: Path) -
     assert result.attestation is not None
     assert result.attestation.shape.layers == 2
     assert {each.rpartition("/")[2] for each in hub.asked if "resolve" in each} == {"config.json"}
+
+
+def test_noise_goes_on_the_weights_of_a_commit(hub: Hub, tmp_path: Path) -> None:
+    code = f"""
+from bench.config.cell import Model
+from bench.engine import sources
+model = Model("tiny-model", "dithered", repo={REPO!r})
+print(sources.place(model), sources.fetch(model), sources.cached(model))
+"""
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, **hub.environment(tmp_path), "BENCH_CACHE": str(tmp_path), **more},
+        )
+        before, fetched, after = map(Path, done.stdout.split())
+        assert before == fetched == after
+        assert fetched.name == f"tiny-model-{COMMIT[:12]}-dithered-1"
+        assert (fetched / "model.safetensors").is_file()

@@ -88,6 +88,10 @@ def test_names_that_it_does_not_have(changes: dict[str, Any], sentence: str) -> 
             "engine=llama_cpp has no random weights: take pretrained ones",
         ),
         (
+            {"model": fakes.group("model", "smollm2-135m", weights="dithered")},
+            "engine=llama_cpp has no dithered weights: take pretrained ones",
+        ),
+        (
             {"engine": {"name": "llama_cpp"}},
             "engine=llama_cpp lives in an environment of its own: make engine-llama_cpp",
         ),

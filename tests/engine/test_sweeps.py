@@ -1,5 +1,6 @@
 """Each distinct cell of the questions in sweeps/ runs on a tiny model, or says why not."""
 
+import re
 from dataclasses import replace
 
 from bench.config.cell import Cell, cell_id
@@ -19,9 +20,12 @@ ONE_REQUEST = replace(fakes.cell().measure, warmups=1, repeats=1, target=None)
 def smallest(cell: Cell, host: Host) -> Cell:
     """The cell with a tiny model, one row of few tokens, one request: what is alike then runs
     once."""
+    # Of a layer that the tiny model does not have, all of its layers
+    layers = {re.sub(r"layers\.[^.]+", "layers.*", p): q for p, q in cell.quant.layers.items()}
     small = replace(
         cell,
         model=TINY,
+        quant=replace(cell.quant, layers=layers),
         workload=FEW if cell.workload.text else replace(cell.workload, new_tokens=2),
         measure=ONE_REQUEST,
         quality=NOTHING,

@@ -23,6 +23,7 @@ from bench.record.measurement import Profile
 from bench.record.result import Answers, Findings, Host
 from bench.store.files import read_results
 from tests import fakes
+from tests.engine.quants import QUANTS
 from tests.gpu.running import PLACE, QUICK, RANDOM_GPT2, few_repeats, gpu_cell, measured, run
 
 pytestmark = pytest.mark.gpu
@@ -72,8 +73,6 @@ def test_what_the_host_needs_to_enqueue_a_step_is_read(host: Host, tmp_path: Pat
         assert 0 < each.enqueue_s < each.e2e_s
 
 
-# What a checkpoint is depends on its folder: tests/engine/test_checkpoint.py
-QUANTS = sorted({file.stem for file in (CONF / "quant").glob("*.yaml")} - {"checkpoint"})
 ATTNS = sorted({file.stem for file in (CONF / "attn").glob("*.yaml")} - {"auto"})
 LONG = QUICK | {"prompt_tokens": 512, "new_tokens": 4}
 _LINEAR = 7 * 30  # projections of smollm2-135m's layers

@@ -156,3 +156,14 @@ def test_the_table_and_a_note_say_how_long_own_prompts_are() -> None:
 def test_without_own_prompts_the_table_has_no_column_for_them() -> None:
     table = grid.cells(compared(PLAIN, PACKED))
     assert "prompt tokens" not in [column.heading for column in table.columns]
+
+
+def test_what_holds_for_all_cells_names_weights_that_are_not_the_published_ones() -> None:
+    def said(*kinds: str) -> str:
+        models = [fakes.group("model", "smollm2-135m", weights=kind) for kind in kinds]
+        return grid.conditions(compared(*(fakes.result(cell=fakes.cell(model=m)) for m in models)))
+
+    assert said("pretrained").startswith("smollm2-135m, workload")
+    assert said("dithered").startswith("smollm2-135m, dithered weights, workload")
+    assert said("random").startswith("smollm2-135m, random weights, workload")
+    assert said("pretrained", "dithered").startswith("smollm2-135m, workload")  # a column has it

@@ -56,7 +56,10 @@ class LlamaCpp:
             (cell.batch != 1, f"{name} runs one sequence: batch=1"),
             (cell.quant.dtype != "fp16", f"{name} runs f16 weights: quant=fp16"),
             (cell.device == "cuda", f"{name} is built for the CPU: device=cpu"),
-            (cell.model.weights == "random", f"{name} has no random weights: take pretrained ones"),
+            (
+                cell.model.weights != "pretrained",
+                f"{name} has no {cell.model.weights} weights: take pretrained ones",
+            ),
             (
                 python is None or not Path(python).is_file(),
                 f"{name} lives in an environment of its own: make engine-llama_cpp",

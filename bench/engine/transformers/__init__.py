@@ -125,7 +125,7 @@ class Transformers:
         from bench.engine.transformers.describe import describe
 
         source = sources.configuration(cell.model)
-        is_read = cell.model.weights == "pretrained" and source is not None and source.is_dir()
+        is_read = cell.model.weights != "random" and source is not None and source.is_dir()
         if is_read and checkpoint.objection(cell, source):
             return None
         if cell.quant.scheme == "checkpoint" and sources.cached(cell.model) is None:
@@ -202,7 +202,7 @@ def _is_emulated(cell: Cell, host: Host) -> bool:
 def _of_folder(cell: Cell, host: Host) -> str | None:
     """Why the model's folder, if it is here, cannot be measured under the cell's quantization."""
     folder = sources.cached(cell.model)
-    if folder is None and cell.model.weights == "pretrained":
+    if folder is None and cell.model.weights != "random":
         return None  # loading says it
     objection = checkpoint.objection(cell, folder)
     if objection is not None or folder is None or cell.quant.scheme != "checkpoint":
