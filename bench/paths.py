@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = ROOT / "conf"
 DATA = PACKAGE / "data"
+CALIBRATION = DATA / "calibration.txt"  # what quantizers read, and no quality profile
 PUBLISHED = sorted((ROOT / "sweeps" / "published").glob("*.csv"))  # what others measured
 TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workload.text
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts

@@ -17,6 +17,7 @@ from bench.engine.transformers.schemes.scheme import (
     Configuration,
     Scheme,
     dtype_name,
+    torch_dtype,
 )
 
 if TYPE_CHECKING:
@@ -160,6 +161,30 @@ def _four_bit_wanted(quant: Quant) -> dict[str, Any]:
     }
 
 
+def _four_bit_layer(layer: Any, quant: Quant) -> Any:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    wanted, has_bias = _four_bit(quant), layer.bias is not None
+    made = Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=has_bias,
+        compute_dtype=torch_dtype(_compute_dtype(quant)),
+        quant_type=wanted.quant_type,
+        compress_statistics=wanted.double_quant,
+        device="meta",
+    )
+    weight = Params4bit(
+        layer.weight.detach(),
+        requires_grad=False,
+        quant_type=wanted.quant_type,
+        compress_statistics=wanted.double_quant,
+        module=made,
+    )
+    made.weight, made.bias = weight.to(layer.weight.device), layer.bias  # which quantizes it
+    return made
+
+
 INT8 = Scheme(
     parameters=Int8,
     package="bitsandbytes",
@@ -180,6 +205,7 @@ FOUR_BIT = Scheme(
     package="bitsandbytes",
     layer_classes=("Linear4bit",),
     configuration=_four_bit_configuration,
+    layer=_four_bit_layer,
     executed_dtype=_compute_dtype,
     matrix_bytes=_four_bit_bytes,
     workspace_bytes=_four_bit_workspace_bytes,

@@ -79,6 +79,8 @@ class Scheme:
     replaces: Callable[[Any], bool] = _is_plain_linear  # layers of an unquantized model
     # By the cell's device
     configuration: Callable[[Quant, str], Configuration | None] = lambda quant, device: None
+    # A layer of the scheme made of a plain one, whose quant is resolved; None: the scheme has none
+    layer: Callable[[Any, Quant], Any] | None = None
     # Of its products: fp32, fp16, bf16, int8
     executed_dtype: Callable[[Quant], str] = lambda quant: quant.dtype
     # Stored, with the state beside it
