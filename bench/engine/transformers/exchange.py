@@ -60,7 +60,8 @@ class LayerExchange:
         """The layer under a scheme, made of the published one."""
         quant, plain = self.quants[scheme], self.layers[layer]
         of = SCHEMES[quant.scheme].layer
-        return plain if of is None else of(plain, quant)
+        made: nn.Module = plain if of is None else of(plain, quant)
+        return made
 
     @contextlib.contextmanager
     def exchanged(self, schemes: Mapping[str, str]) -> Iterator[None]:
