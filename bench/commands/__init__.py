@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from bench.commands.quantities import count, positive, share, size_bytes, time_s
+from bench.commands.quantities import count, names, positive, share, size_bytes, time_s
 from bench.config.settings import Settings, parse_config
 from bench.errors import ConfigError, StoreError, TrackingError
 from bench.paths import CONF, from_here, whole_path
@@ -33,6 +33,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         "advise": _advise,
         "report": _report,
         "reproduce": _reproduce,
+        "sensitivity": _sensitivity,
         "doctor": _doctor,
         "export": _export,
     }
@@ -53,6 +54,7 @@ _EXAMPLES = {
     "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
     "report": "report 2026-01-31_12-00-00",
     "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
+    "sensitivity": "sensitivity quant=int4_g64 --schemes int4_g32,int8_channel,none",
     "doctor": "doctor --calibrate",
     "export": "export outputs/sweeps/2026-01-31_12-00-00/cells/1a2b3c4d5e6f int4-model",
 }
@@ -306,6 +308,37 @@ def _export(arguments: list[str]) -> int:
     from bench.commands.export import export
 
     return export(results[0].cell, given.folder)
+
+
+def _sensitivity(arguments: list[str]) -> int:
+    parser = _plain_parser(
+        "sensitivity",
+        "Which layers suffer from quantization, and which bits each should get.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a cell as for a sweep, like model=gpt2 quant=nf4 batch=8: its quant is looked at"
+        " closely, its batch and workload are timed",
+    )
+    parser.add_argument(
+        "--schemes",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help="more values of conf/quant, and none: what an allocation may choose from",
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="measure the divergence of each layer, not only estimate it (many minutes)",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    from bench.commands.sensitivity import Asked, sensitivity
+
+    return sensitivity(Asked(tuple(given.overrides), given.schemes, given.exact))
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":

@@ -1,4 +1,4 @@
-"""Numbers as options of commands take them: with a unit, or as a share."""
+"""Numbers and names as options of commands take them: with a unit, or as a share."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
@@ -45,6 +45,11 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text}: want a whole number, at least 1")
     return int(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Like nf4,int8: each once."""
+    return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
 def _number(text: str) -> float:

@@ -16,16 +16,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bench.config.cell import Cell, Quality
+from bench.config.cell import Cell, Quality, Quant
 from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.prompts import Ids, Tokenizer
 from bench.record.description import Description
 from bench.record.measurement import PhaseProfile, Profile, Repeat, TaskScore
 from bench.record.result import Attestation, Host, Outcome
+
+if TYPE_CHECKING:
+    from bench.engine.exchange import Exchange
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -245,3 +248,7 @@ class Session(Protocol):
     def profile_step(self, ids: Ids) -> PhaseProfile | None:
         """Where the time of a decode step of the whole batch goes; None where the engine cannot
         tell. Takes about as long as the prefill of one row and a few steps."""
+
+    def exchange(self, quants: Mapping[str, Quant]) -> "Exchange | None":
+        """The model's layers, which can be exchanged for those of these schemes, by name; None
+        where the engine has no layers of its own. Raises: CellFailure for a scheme without."""

@@ -16,13 +16,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.config.cell import Cell, Quality
+from bench.config.cell import Cell, Quality, Quant
 from bench.engine.kernels import CanaryKernels, PeakKernels, nothing
 from bench.engine.prompts import Ids, Tokenizer, load_tokenizer
 from bench.engine.protocol import Accelerator, Clock, Files, Floats, Head
@@ -150,6 +150,9 @@ class ScriptedSession:
             mismatches=("the script refuses",) if self.script.ending == ("refuse",) else (),
             details={"script": " ".join(map(str, self.script.steps_s))},
         )
+
+    def exchange(self, quants: Mapping[str, Quant]) -> None:
+        return None
 
     def allocated_peaks(self) -> tuple[int | None, int | None]:
         return None, None

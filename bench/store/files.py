@@ -30,17 +30,18 @@ REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
 DIFF = "changes.patch"  # what was not committed, if that was asked for
 
 
-def new_folder(outputs: Path) -> Path:
-    """A fresh folder for a sweep, named by the time; its name is the sweep's id."""
+def new_folder(outputs: Path, of: str = "sweeps") -> Path:
+    """A fresh folder for a sweep, or for something else, named by the time; its name is the
+    sweep's id."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        folder = outputs / "sweeps" / f"{stamp}{suffix}"
+        folder = outputs / of / f"{stamp}{suffix}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         return folder
-    raise StoreError(f"{outputs}: 100 sweeps in one second")
+    raise StoreError(f"{outputs}: 100 {of} in one second")
 
 
 def sweep_folder(given: str | None, outputs: Path) -> Path:

@@ -7,12 +7,12 @@ only, and then one for each further token; the greedy choice is numpy's argmax o
 ms for 49,152 of them. The end of sequence is ignored, as in every timed request of this project.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from bench.config.cell import Cell, Quality
+from bench.config.cell import Cell, Quality, Quant
 from bench.engine.llama_cpp.attest import attest
 from bench.engine.llama_cpp.files import WEIGHTS
 from bench.engine.llama_cpp.native import Context, Model
@@ -105,6 +105,9 @@ class LlamaSession:
     def attest(self, ids: Ids, new_tokens: int) -> Attestation:
         context = self._room(ids, new_tokens)
         return attest(self.cell, context, self.fused, self.request, ids, new_tokens)
+
+    def exchange(self, quants: Mapping[str, Quant]) -> None:
+        return None
 
     def allocated_peaks(self) -> tuple[int | None, int | None]:
         return None, None

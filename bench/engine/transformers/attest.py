@@ -65,7 +65,7 @@ def attest(
     waits = syncs(request, ids, new_tokens) if cell.device == "cuda" else (None, None)
     seen = _observe(cell, model, request, ids[:1])
     by_dtype: Counter[str] = Counter()
-    for tensor in _stored_tensors(model):
+    for tensor in stored_tensors(model):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     head = model.get_output_embeddings()
     of_head = {tensor.data_ptr(): tensor.nbytes for tensor in own_tensors(head)}
@@ -126,12 +126,12 @@ def _scheme_of(module: nn.Module) -> Scheme | None:
     return quantizing[0] if quantizing else None
 
 
-def _quantized(model: PreTrainedModel) -> list[tuple[Any, Scheme]]:
+def _quantized(model: nn.Module) -> list[tuple[Any, Scheme]]:
     layers = [(module, _scheme_of(module)) for module in model.modules()]
     return [(module, scheme) for module, scheme in layers if scheme is not None]
 
 
-def _stored_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
+def stored_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Parameters, buffers and what a scheme keeps beside them, each storage once."""
     state = [tensor for module, scheme in _quantized(model) for tensor in scheme.state(module)]
     seen: set[int] = set()
@@ -292,7 +292,7 @@ def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
 
 
 def _placement_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
-    places = {tensor.device.type for tensor in _stored_tensors(model)}
+    places = {tensor.device.type for tensor in stored_tensors(model)}
     if places != {cell.device}:
         yield f"weights are on {', '.join(sorted(places))}, want {cell.device}"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from bench.config.cell import Cell, Quality
+from bench.config.cell import Cell, Quality, Quant
+from bench.engine.exchange import Exchange
 from bench.engine.prompts import FileTokenizer, Ids, load_tokenizer
 from bench.engine.protocol import Clock, Floats, Head, HostClock
 from bench.engine.transformers import strategy
 from bench.engine.transformers.attention import pinned
 from bench.engine.transformers.attest import attest
 from bench.engine.transformers.device import allocated_peaks
+from bench.engine.transformers.exchange import LayerExchange
 from bench.engine.transformers.load import load, reading, release_heap
 from bench.engine.transformers.probes import (
     CudaClock,
@@ -201,6 +203,9 @@ class TransformersSession:
     def profile_step(self, ids: Ids) -> PhaseProfile | None:
         with torch.inference_mode(), pinned(self.cell.attn):
             return profile_step(self.model, ids, self.cell.device)
+
+    def exchange(self, quants: Mapping[str, Quant]) -> Exchange:
+        return LayerExchange(self.model, quants, self.cell.device)
 
 
 def _to_numpy(tensor: torch.Tensor) -> Floats:

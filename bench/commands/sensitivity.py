@@ -1,0 +1,163 @@
+"""``python -m bench sensitivity``: which layers suffer from quantization, and how much.
+
+One process times every layer under every scheme and estimates what each costs; its readings and
+what they say are kept in a folder of their own under ``outputs/sensitivity``.
+"""
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.config.cell import Cell, Quant
+from bench.config.compose import collect, parsed
+from bench.config.settings import Config
+from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.places import try_places
+from bench.driver.plan import resolve, unknown_names, why_not, with_attention
+from bench.driver.policy import described_as
+from bench.driver.probe import Probe
+from bench.driver.process import Task, run_isolated
+from bench.driver.provenance import provenance
+from bench.driver.sweep import look_around
+from bench.engine.protocol import ENGINES
+from bench.errors import BenchError, CellFailure, ConfigError
+from bench.meter.sensitivity import PLAIN, Plan
+from bench.paths import CALIBRATION_TEXT, from_here
+from bench.record.sensitivity import SCHEMA, Readings, Study
+from bench.report.progress import ProgressLine
+from bench.report.sensitivity import lines
+from bench.report.terminal import say
+from bench.store.files import hide_secrets, new_folder, write_aside
+
+_WINDOWS, _WINDOW_TOKENS = 4, 256
+_LIMITS_S = {"prepare": 3600.0, "load": 1800.0, "measure": 7200.0, "quality": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line."""
+
+    overrides: tuple[str, ...]
+    schemes: tuple[str, ...]  # besides the cell's own quant
+    is_exact: bool
+
+    def __str__(self) -> str:
+        more = [f"--schemes={','.join(self.schemes)}"] if self.schemes else []
+        return shlex.join([*self.overrides, *more, *["--exact"] * self.is_exact])
+
+
+def sensitivity(asked: Asked) -> int:
+    """Run a study, print and keep it; returns the exit code.
+
+    Raises:
+        ConfigError: for what cannot be studied, before anything runs.
+        CellFailure: when its process gives no readings.
+    """
+    configs = _configs(asked)
+    outputs = Path(configs[0].settings.output_dir)
+    try_places(outputs)
+    with signals_as_interrupts(), machine_lock(say), ProgressLine() as progress:
+        try:
+            study, folder = _studied(asked, configs, outputs, progress)
+        except KeyboardInterrupt:
+            say("interrupted: no study")
+            return 130
+    write_aside(folder / "sensitivity.json", study.to_json().encode())
+    for line in lines(study):
+        print(line)
+    say(f"study: {from_here(folder)}")
+    return 0
+
+
+def _configs(asked: Asked) -> list[Config]:
+    """A cell for each scheme, the one that is looked at closely first."""
+    first = parsed(collect(asked.overrides))[:1]
+    close = first[0].cell.quant
+    if close.scheme == PLAIN:
+        raise ConfigError(
+            [f"quant={close.name}: nothing is quantized in it; want a scheme, like quant=nf4"]
+        )
+    others = [name for name in asked.schemes if name not in (PLAIN, close.name)]
+    overrides = [each for each in asked.overrides if not each.startswith("quant=")]
+    more = [parsed(collect([*overrides, f"quant={name}"]))[0] for name in others]
+    problems = [problem for config in (*first, *more) for problem in unknown_names(config.cell)]
+    plain = [config.cell.quant.name for config in more if config.cell.quant.scheme == PLAIN]
+    problems += [f"--schemes {name}: want none for unquantized layers" for name in plain]
+    if problems:
+        raise ConfigError(problems)
+    return [*first, *more]
+
+
+def _studied(
+    asked: Asked, configs: Sequence[Config], outputs: Path, progress: ProgressLine
+) -> tuple[Study, Path]:
+    started_at, began = time.time(), time.monotonic()
+    cells = [config.cell for config in configs]
+    machine = look_around(cells, Probe(run_isolated, progress.show), with_mlflow=False)
+    host = machine.hosts[cells[0].engine.name]
+    resolved = []
+    for cell in cells:
+        here = resolve(cell, host)
+        description = machine.descriptions.get(described_as(here))
+        here = with_attention(here, description)
+        obstacle = why_not(here, host, description)
+        if obstacle is not None:
+            raise ConfigError([f"{obstacle.reason}"])
+        resolved.append(here)
+    folder = new_folder(outputs, "sensitivity")
+    log, cell = folder / "log.txt", resolved[0]
+    plan = plan_of(asked, cells, resolved)
+    place = ENGINES[cell.engine.name]
+    task = Task(
+        "bench.meter.sensitivity:study", (place, plain(cell), plan), _LIMITS_S, cell.engine.python
+    )
+    try:
+        readings: Readings = run_isolated(task, progress.show, log)
+    except CellFailure as failure:
+        raise BenchError(f"{failure.status}: {failure.reason}; log: {from_here(log)}") from failure
+    finally:
+        hide_secrets(log)
+    study = Study(
+        schema=SCHEMA,
+        asked=str(asked),
+        cell=cell,
+        schemes={each.quant.name: each.quant for each in cells},
+        text=CALIBRATION_TEXT.name,
+        window_tokens=_WINDOW_TOKENS,
+        host=host,
+        commit=provenance(cells).commit,
+        started_at=started_at,
+        took_s=time.monotonic() - began,
+        readings=readings,
+    )
+    return study, folder
+
+
+def plan_of(asked: Asked, cells: Sequence[Cell], resolved: Sequence[Cell]) -> Plan:
+    """What the process studies, of cells as asked and as they run here."""
+    in_fp32 = [_in_fp32(cell.quant) for cell in cells]
+    return Plan(
+        schemes={cell.quant.name: cell.quant for cell in resolved},
+        in_fp32={quant.name: quant for quant in in_fp32},
+        closely=resolved[0].quant.name,
+        text=str(CALIBRATION),
+        windows=_WINDOWS,
+        window_tokens=_WINDOW_TOKENS,
+        is_exact=asked.is_exact,
+    )
+
+
+def plain(cell: Cell) -> Cell:
+    """The unquantized model in the dtype of what a resolved cell leaves unquantized."""
+    dtype = cell.quant.dtype
+    return replace(cell, quant=Quant(dtype, PLAIN, dtype))
+
+
+def _in_fp32(quant: Quant) -> Quant:
+    """A quantization as asked for, with everything that it leaves open in fp32."""
+    parameters = {
+        name: "fp32" if value == "auto" else value for name, value in quant.parameters.items()
+    }
+    return replace(quant, dtype="fp32", parameters=parameters)
