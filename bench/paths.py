@@ -19,6 +19,7 @@ DATA = PACKAGE / "data"
 PUBLISHED = sorted((ROOT / "sweeps" / "published").glob("*.csv"))  # what others measured
 TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workload.text
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
+CHOICE_SETS = {file.stem: file for file in sorted(DATA.glob("choices/*.jsonl"))}  # quality.choices
 
 
 def whole_path(typed: str) -> str:

@@ -7,7 +7,8 @@ never touch a number and so are no part of a cell.
 A cell has an identity, ``cell_id``: a hash of what was asked for, before any ``auto`` or ``max``
 has met a host. So it is the same on every machine, and replicates and comparisons find each other
 by it. Fields marked ``identity=False`` (what a value requires, how long it may take) do not enter
-it.
+it; those marked ``if set`` came later, and enter it where they ask for something, so that what was
+measured before keeps its name.
 
 Names of schemes, strategies, attention implementations and engines are text here: what they mean is
 known to the engines, whose registries are asked before anything runs (``bench.driver.plan``).
@@ -30,6 +31,7 @@ Phase = Literal[
 ]
 
 _NOT_IDENTITY = {"identity": False}
+_IDENTITY_IF_SET = {"identity": "if set"}
 _LARGEST_SEED = 2**64 - 1  # torch.Generator.manual_seed takes 64 bits
 
 
@@ -230,6 +232,8 @@ class Quality:
     digests: tuple[str, ...] = ()  # SHA-256 of those that are files, in their order
     text_tokens: int = field(default=2048, metadata=COUNT)  # of each text, at most
     window_tokens: int = field(default=256, metadata=within(minimum=8))
+    # A shipped set of multiple-choice items; null: none
+    choices: str | None = field(default=None, metadata=_IDENTITY_IF_SET)
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
     task_folder: str | None = None  # with files of tasks that it does not bring
     # Questions of each task; null: all
@@ -294,10 +298,13 @@ def estimated_tokens(text: str) -> int:
 
 
 def identity(value: Any) -> Any:
-    """``value`` as plain JSON types, without the fields that are marked ``identity=False``."""
+    """``value`` as plain JSON types, without the fields that are no part of its identity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [f.name for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-        return {name: identity(getattr(value, name)) for name in kept}
+        fields = {f.name: f.metadata.get("identity", True) for f in dataclasses.fields(value)}
+        parts = {name: getattr(value, name) for name, enters in fields.items() if enters}
+        return {
+            name: identity(part) for name, part in parts.items() if part or fields[name] != "if set"
+        }
     if isinstance(value, Mapping):
         return {str(key): identity(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

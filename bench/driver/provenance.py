@@ -21,7 +21,7 @@ from bench.config.cell import Cell, digest
 from bench.engine import sources
 from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import ConfigError
-from bench.paths import PACKAGE, PROMPT_SETS, ROOT, TEXTS
+from bench.paths import CHOICE_SETS, PACKAGE, PROMPT_SETS, ROOT, TEXTS
 from bench.record.result import Host
 from bench.record.sweep import Provenance
 
@@ -131,11 +131,11 @@ def measuring_digest(engine: str) -> str:
 
 
 def measuring_files(engine: str) -> set[Path]:
-    """What the measured process and its engine import, texts and prompts."""
+    """What the measured process and its engine import, texts, prompts and choices."""
     place = ENGINES[engine]
     modules = [*_MEASURING, place.partition(":")[0], *engine_at(place).preload]
     files = {file for module in modules for file in imported_files(module)}
-    return {*files, *TEXTS.values(), *PROMPT_SETS.values()}
+    return {*files, *TEXTS.values(), *PROMPT_SETS.values(), *CHOICE_SETS.values()}
 
 
 def imported_files(module: str) -> set[Path]:

@@ -1,5 +1,5 @@
-"""The model as published, kept for comparison: hidden states over a text, head, answers, noise
-floor.
+"""The model as published, kept for comparison: hidden states over a text, head, answers, choices,
+noise floor.
 
 Windows are disjoint pieces of a text's tokens, each read from its own beginning: after the
 tokenizer's mark for the beginning of a text where it sets one by itself, else the first token is
@@ -29,6 +29,7 @@ from bench.engine.protocol import Announce, Floats, Session
 from bench.errors import CellFailure
 from bench.meter.answers import try_answers
 from bench.meter.cell import begin
+from bench.meter.choices import choose
 from bench.meter.divergence import compare
 from bench.paths import TEXTS
 
@@ -61,6 +62,7 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
         )
     hidden = [session.hidden(row[None]) for row in ids]
     answers, _ = try_answers(cell, session)  # its cells say why there are none
+    choices = choose(cell, session)
     kept = {"ids": ids, "hidden": np.concatenate(hidden), "head": head.weight}
     kept |= {} if head.bias is None else {"bias": head.bias}
     kept = {name: np.ascontiguousarray(array) for name, array in kept.items()}
@@ -81,6 +83,7 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
             {**window, "floor_kl_nats": kl} for window, kl in zip(windows, floors, strict=True)
         ],
         "answers": [dataclasses.asdict(answer) for answer in answers],
+        "choices": [dataclasses.asdict(choice) for choice in choices],
     }
     _write(Path(file), kept, {"about": json.dumps(about, allow_nan=False)})
 

@@ -20,6 +20,7 @@ from bench.config.cell import (
     Workload,
     cell_id,
     digest,
+    identity,
     sample_key,
 )
 from bench.config.parse import parse
@@ -75,6 +76,7 @@ OTHER_VALUES: dict[str, Any] = {
     "quality.texts": ("prose",),
     "quality.text_tokens": 49,
     "quality.window_tokens": 49,
+    "quality.choices": "other",
     "quality.tasks": ("other",),
     "quality.task_folder": "other",
     "quality.task_limit": 49,
@@ -129,6 +131,11 @@ def test_cell_id_changes_with_every_field_that_can_change_a_number() -> None:
     ids = {path: cell_id(changed(BASE, path, value)) for path, value in OTHER_VALUES.items()}
     assert cell_id(BASE) not in ids.values()
     assert len(set(ids.values())) == len(ids)
+
+
+def test_a_field_that_came_later_renames_no_cell_that_does_not_use_it() -> None:
+    assert "choices" not in identity(BASE.quality)
+    assert "choices" in identity(changed(BASE, "quality.choices", "shipped").quality)
 
 
 def test_cell_id_changes_with_the_prompt() -> None:
