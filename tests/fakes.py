@@ -332,10 +332,11 @@ def answers(**changes: Any) -> Answers:
 
 def result(**changes: Any) -> Result:
     """What was measured of a cell, by one process (``measurement``); nothing was when the outcome
-    is not ok. ``samples``, ``divergence``, ``choices`` and ``tasks`` become its answers."""
+    is not ok. ``samples``, ``divergence``, ``choices``, ``strided`` and ``tasks`` become its
+    answers."""
     of: Cell = changes.get("cell") or cell()
     ok = changes.get("outcome", Outcome("ok")).status == "ok"
-    asked = ("samples", "divergence", "choices", "tasks")
+    asked = ("samples", "divergence", "choices", "strided", "tasks")
     said = {name: changes.pop(name) for name in asked if name in changes}
     of_it = changes.pop("measurement", measurement())
     values: dict[str, Any] = {

@@ -84,6 +84,15 @@ def ranked_kl_nats(divergence: Divergence | None) -> float:
     return 0.0 if is_at_floor(divergence) else estimates(divergence)["kl_nats"].value
 
 
+def strided_perplexity(result: Result) -> float | None:
+    """Over all texts that were read in overlapping windows; None without any."""
+    tokens = sum(text.tokens for text in result.strided)
+    if not tokens:
+        return None
+    mean = sum(text.nll_nats * text.tokens for text in result.strided) / tokens
+    return math.exp(mean) if mean < _LARGEST_LOG else math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerDifference:
     """One answer beside the reference's."""

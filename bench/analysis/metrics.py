@@ -23,6 +23,7 @@ from bench.analysis.divergence import (
     equal_tokens,
     estimates,
     first_difference,
+    strided_perplexity,
 )
 from bench.analysis.readings import Process
 from bench.analysis.stats import (
@@ -210,6 +211,10 @@ METRICS: tuple[Metric, ...] = (
            partial(_of_text, "reference_perplexity")),
     Metric("perplexity_ratio", "1", "lower", "the cell's / the reference's, paired by window",
            partial(_of_text, "perplexity_ratio")),
+    Metric("perplexity_stride512", "1", "lower",
+           "of the same texts in windows of 1,024 tokens that begin every 512, each token scored"
+           " once; lower than perplexity, which gives less context",
+           lambda p: strided_perplexity(p.result), "perplexity, stride 512", 1, 2),
     Metric("bits_per_byte", "bit", "lower",
            "NLL of the text / its bytes: comparable across tokenizers",
            partial(_of_text, "bits_per_byte")),

@@ -234,6 +234,8 @@ class Quality:
     window_tokens: int = field(default=256, metadata=within(minimum=8))
     # A shipped set of multiple-choice items; null: none
     choices: str | None = field(default=None, metadata=_IDENTITY_IF_SET)
+    # Read the texts once more, in overlapping windows
+    strided_perplexity: bool = field(default=False, metadata=_IDENTITY_IF_SET)
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
     task_folder: str | None = None  # with files of tasks that it does not bring
     # Questions of each task; null: all

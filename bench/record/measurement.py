@@ -242,6 +242,18 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
+class Strided:
+    """A text, read by a cell's model in overlapping windows, each token scored once."""
+
+    text: str
+    window_tokens: int = field(metadata=COUNT)
+    stride_tokens: int = field(metadata=COUNT)
+    tokens: int = field(metadata=COUNT)  # scored
+    # Mean over them
+    nll_nats: float = field(metadata=within(minimum=0, maximum=_LARGEST_NLL))
+
+
+@dataclass(frozen=True, slots=True)
 class TaskScore:
     """One number of one task of lm-evaluation-harness."""
 

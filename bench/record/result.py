@@ -15,11 +15,19 @@ from typing import Any, Literal
 from bench.config.cell import Cell, Requires
 from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, parse, within
 from bench.errors import ConfigError, StoreError
-from bench.record.measurement import Choice, Divergence, Measurement, Profile, Sample, TaskScore
+from bench.record.measurement import (
+    Choice,
+    Divergence,
+    Measurement,
+    Profile,
+    Sample,
+    Strided,
+    TaskScore,
+)
 from bench.record.redact import redacted
 
-SCHEMA = 7  # 7: multiple choice
-_READABLE = (6, SCHEMA)  # 6 has none, and nothing else is different
+SCHEMA = 7  # 7: multiple choice, perplexity with overlapping windows
+_READABLE = (6, SCHEMA)  # 6 has neither, and nothing else is different
 
 _BF16_CAPABILITY = 8.0
 
@@ -178,6 +186,7 @@ class Answers:
     divergence: Divergence | None = None
     tasks: tuple[TaskScore, ...] = ()
     choices: tuple[Choice, ...] = ()  # in the order of the set's items
+    strided: tuple[Strided, ...] = ()  # one a text
     without: str | None = None  # why there are no samples, where some were asked for
     no_reference: str | None = None  # why there is no divergence, where it was asked for
 
@@ -226,6 +235,11 @@ class Result:
     def choices(self) -> tuple[Choice, ...]:
         """On multiple-choice items."""
         return () if self.answers is None else self.answers.choices
+
+    @property
+    def strided(self) -> tuple[Strided, ...]:
+        """Texts in overlapping windows."""
+        return () if self.answers is None else self.answers.strided
 
     @property
     def tasks(self) -> tuple[TaskScore, ...]:

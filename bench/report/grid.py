@@ -23,6 +23,7 @@ _PAGE_ONLY = (
     "output_tok_s",
     "rss_peak_bytes",
     "perplexity",
+    "perplexity_stride512",
     "choice_accuracy",
     "mbu",
     "bw_attained",

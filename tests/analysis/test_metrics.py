@@ -22,6 +22,7 @@ from bench.record.measurement import (
     Energy,
     Measurement,
     Repeat,
+    Strided,
     TaskScore,
     Telemetry,
 )
@@ -38,6 +39,10 @@ ON_GPU = fakes.result(
     divergence=fakes.divergence(
         answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?")),
         choices=(Choice(0, (-1.0, -2.0)), Choice(0, (-1.0, -2.0))),
+    ),
+    strided=(
+        Strided("alice", 1024, 512, 100, math.log(2)),
+        Strided("code", 1024, 512, 200, 2.5 * math.log(2)),
     ),
     choices=(Choice(0, (-2.0, -1.0)), Choice(0, (-1.0, -2.0))),
     cell=fakes.cell(batch=2, device="cuda"),
@@ -109,6 +114,7 @@ BY_HAND = {
     "perplexity": 8.0,
     "reference_perplexity": 4.0,
     "perplexity_ratio": 2.0,
+    "perplexity_stride512": 4.0,  # 100 tokens of ln 2 and 200 of 2.5 ln 2: 600 ln 2 / 300
     "bits_per_byte": 0.75,  # 3 bits x 255 / 1020
     "choice_accuracy": 0.5,  # the second of two
     "reference_choice_accuracy": 1.0,

@@ -77,6 +77,7 @@ OTHER_VALUES: dict[str, Any] = {
     "quality.text_tokens": 49,
     "quality.window_tokens": 49,
     "quality.choices": "other",
+    "quality.strided_perplexity": True,
     "quality.tasks": ("other",),
     "quality.task_folder": "other",
     "quality.task_limit": 49,
