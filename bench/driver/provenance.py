@@ -3,7 +3,7 @@
 ``cell_id`` says which configuration was asked for; ``resume_key`` adds everything else that can
 change the number: the machine, the versions that matter, the weights, and the text of the files
 that measure. These are computed: whatever the measured process's module and the engine import,
-texts and prompts. Not the commit: an edit of the README must not cause a measurement.
+texts, prompts and choices. Not the commit: an edit of the README must not cause a measurement.
 """
 
 import ast
