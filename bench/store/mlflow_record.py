@@ -186,11 +186,12 @@ def best_cells(comparison: Comparison) -> tuple[list[Metric], dict[str, str]]:
         having = [r for r in comparison.measured if key in comparison.values[r.cell_id]]
         if not having:
             continue
-        ranks = {r.cell_id: _rank(key, r, comparison.values[r.cell_id]) for r in having}
-        best = min(having, key=lambda r, ranks=ranks: ranks[r.cell_id])
+        ranks = [_rank(key, r, comparison.values[r.cell_id]) for r in having]
+        least = min(ranks)
+        best = having[ranks.index(least)]
         value = rounded(comparison.values[best.cell_id][key])
         metrics.append(Metric(f"best/{key}", value, milliseconds(best.ended_at), 0))
-        alike = [r for r in having if ranks[r.cell_id] == ranks[best.cell_id] == 0] or [best]
+        alike = [r for r, rank in zip(having, ranks, strict=True) if rank == least == 0] or [best]
         tags[f"bench.best.{key}"] = ", ".join(map(comparison.place, alike))[:_LONGEST_VALUE]
     return metrics, tags
 
