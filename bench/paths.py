@@ -20,6 +20,7 @@ PUBLISHED = sorted((ROOT / "sweeps" / "published").glob("*.csv"))  # what others
 CALIBRATION_TEXT = DATA / "calibration.txt"  # of quantizers; not among the texts below
 TEXTS = {file.stem: file for file in sorted(DATA.glob("text/*.txt"))}  # workload.text
 PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))}  # quality.prompts
+CHOICE_SETS = {file.stem: file for file in sorted(DATA.glob("choices/*.jsonl"))}  # quality.choices
 
 
 def whole_path(typed: str) -> str:

@@ -19,6 +19,7 @@ from bench.paths import CONF
 from bench.record.description import Description, Matrix
 from bench.record.measurement import (
     Canary,
+    Choice,
     Divergence,
     Interference,
     Measurement,
@@ -302,8 +303,16 @@ def sample(*tokens: int, prompt: str = "why?") -> Sample:
     return Sample(prompt, " ".join(map(str, tokens)), tokens, ended=True)
 
 
-def divergence(*windows: Window, answers: tuple[Sample, ...] = ()) -> Divergence:
-    return Divergence("fp32", False, windows or (window(), window()), answers)
+def divergence(
+    *windows: Window, answers: tuple[Sample, ...] = (), choices: tuple[Choice, ...] = ()
+) -> Divergence:
+    return Divergence("fp32", False, windows or (window(), window()), answers, choices)
+
+
+def spread_divergence(kl_nats: float, floor_kl_nats: float = 0.125) -> Divergence:
+    """Of three windows around this mean, by a tenth of the floor."""
+    steps = (kl_nats + i * floor_kl_nats / 10 for i in (-1, 0, 1))
+    return divergence(*(window(kl_nats=kl, floor_kl_nats=floor_kl_nats) for kl in steps))
 
 
 def process(**changes: Any) -> Replicate:
@@ -323,12 +332,12 @@ def answers(**changes: Any) -> Answers:
 
 def result(**changes: Any) -> Result:
     """What was measured of a cell, by one process (``measurement``); nothing was when the outcome
-    is not ok. ``samples``, ``divergence`` and ``tasks`` become its answers."""
+    is not ok. ``samples``, ``divergence``, ``choices``, ``strided`` and ``tasks`` become its
+    answers."""
     of: Cell = changes.get("cell") or cell()
     ok = changes.get("outcome", Outcome("ok")).status == "ok"
-    said = {
-        name: changes.pop(name) for name in ("samples", "divergence", "tasks") if name in changes
-    }
+    asked = ("samples", "divergence", "choices", "strided", "tasks")
+    said = {name: changes.pop(name) for name in asked if name in changes}
     of_it = changes.pop("measurement", measurement())
     values: dict[str, Any] = {
         "schema": SCHEMA,

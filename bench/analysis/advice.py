@@ -5,7 +5,8 @@ formula; draws of plausible true values answer them by counting. Times are drawn
 around the mean over a cell's processes, by Student's t with the spread between processes
 (``verdict``): the sweep's own where it has several passes, else the host's calibration, else an
 assumption, which the answer then names. Energy is drawn like a time. Divergence is drawn around
-its mean over windows. Memory is exact on a GPU and a resident set on a CPU.
+its mean over windows; what cannot be told from the noise floor counts as none, so that no limit
+parts two such cells. Memory is exact on a GPU and a resident set on a CPU.
 
 A cell is *good* in a draw when it keeps every limit there and no cell that does is better by more
 than the margin. The cell that is good most often is recommended, if that is often enough (80 %);
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.analysis.divergence import estimates
+from bench.analysis.divergence import estimates, is_at_floor
 from bench.analysis.metrics import peak_memory_bytes
 from bench.analysis.readings import (
     Process,
@@ -152,6 +153,8 @@ def _rows(draws: Sequence[Array]) -> Array:
 def _kl_nats(divergence: Divergence | None, generator: np.random.Generator) -> Array:
     if divergence is None:
         return np.full(DRAWS, np.nan)
+    if is_at_floor(divergence):
+        return np.zeros(DRAWS)
     mean = estimates(divergence)["kl_nats"]
     if mean.n == 1:
         return np.full(DRAWS, mean.value)

@@ -70,6 +70,29 @@ def is_above_floor(divergence: Divergence) -> bool:
     return mean_interval([w.kl_nats - w.floor_kl_nats for w in divergence.windows], _LEVEL).low > 0
 
 
+def is_at_floor(divergence: Divergence) -> bool:
+    """Whether it cannot be told from that; how small such a divergence is means nothing. One window
+    cannot tell."""
+    return len(divergence.windows) > 1 and not is_above_floor(divergence)
+
+
+def ranked_kl_nats(divergence: Divergence | None) -> float:
+    """Mean KL for comparing cells by it: 0 at the noise floor, where an order would be chance; nan
+    without a divergence."""
+    if divergence is None:
+        return math.nan
+    return 0.0 if is_at_floor(divergence) else estimates(divergence)["kl_nats"].value
+
+
+def strided_perplexity(result: Result) -> float | None:
+    """Over all texts that were read in overlapping windows; None without any."""
+    tokens = sum(text.tokens for text in result.strided)
+    if not tokens:
+        return None
+    mean = sum(text.nll_nats * text.tokens for text in result.strided) / tokens
+    return math.exp(mean) if mean < _LARGEST_LOG else math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerDifference:
     """One answer beside the reference's."""

@@ -6,7 +6,7 @@ A doubt is a sentence, which many cells may share, and how much of it there is i
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.analysis.divergence import is_above_floor
+from bench.analysis.choices import flips_of, is_distinguishable
 from bench.analysis.readings import disturbances, drift, has_drifted, outlying
 from bench.config.prompt_file import label_of
 from bench.record.measurement import Measurement
@@ -168,9 +168,11 @@ def _of_quality(result: Result, values: Mapping[str, float]) -> Iterator[Doubt]:
                 f" fill a window of {result.cell.quality.window_tokens} tokens",
                 "",
             )
-    if divergence is not None and len(divergence.windows) > 1 and not is_above_floor(divergence):
+    if is_distinguishable(result) is False:
+        nor = "" if flips_of(result) is None else ", and multiple choice shows no difference"
         yield (
-            "its divergence cannot be told from what another batch size does to the reference",
+            "not distinguishable from the reference: its divergence is no more than another batch"
+            f" size makes{nor}",
             "",
         )
     for key, sentence in _LIBRARY.items():

@@ -16,16 +16,24 @@ from functools import partial
 from statistics import NormalDist, geometric_mean, median
 from typing import Literal
 
-from bench.analysis import cost, price, readings
+from bench.analysis import choices, cost, price, readings
 from bench.analysis.divergence import (
     answer_differences,
     by_text,
     equal_tokens,
     estimates,
     first_difference,
+    strided_perplexity,
 )
 from bench.analysis.readings import Process
-from bench.analysis.stats import ALPHA, Estimate, geometric_interval, look_level, median_interval
+from bench.analysis.stats import (
+    ALPHA,
+    Estimate,
+    geometric_interval,
+    look_level,
+    median_interval,
+    share_interval,
+)
 from bench.record.result import Result
 
 MIB = 2**20
@@ -58,6 +66,18 @@ def _of_text(key: str, p: Process) -> float | None:
 def _count_of_answers(field: str, p: Process) -> float | None:
     differences = answer_differences(p.result)
     return sum(getattr(answer, field) for answer in differences) if differences else None
+
+
+def _of_flips(count: Callable[[choices.Flips], float], p: Process) -> float | None:
+    flips = choices.flips_of(p.result)
+    return None if flips is None else count(flips)
+
+
+def _accuracy(p: Process, of_reference: bool) -> float | None:
+    divergence = p.result.divergence
+    theirs = () if divergence is None else divergence.choices
+    chosen = theirs if of_reference else p.result.choices
+    return choices.accuracy(chosen).value if chosen else None
 
 
 # fmt: off
@@ -191,9 +211,31 @@ METRICS: tuple[Metric, ...] = (
            partial(_of_text, "reference_perplexity")),
     Metric("perplexity_ratio", "1", "lower", "the cell's / the reference's, paired by window",
            partial(_of_text, "perplexity_ratio")),
+    Metric("perplexity_stride512", "1", "lower",
+           "of the same texts in windows of 1,024 tokens that begin every 512, each token scored"
+           " once; lower than perplexity, which gives less context",
+           lambda p: strided_perplexity(p.result), "perplexity, stride 512", 1, 2),
     Metric("bits_per_byte", "bit", "lower",
            "NLL of the text / its bytes: comparable across tokenizers",
            partial(_of_text, "bits_per_byte")),
+    Metric("choice_accuracy", "1", "higher",
+           "share of multiple-choice items whose own continuation is the likeliest of four",
+           partial(_accuracy, of_reference=False), "accuracy %", 1e2, 1),
+    Metric("reference_choice_accuracy", "1", "higher", "the reference's, on the same items",
+           partial(_accuracy, of_reference=True)),
+    Metric("choice_flips", "1", "lower",
+           "share of multiple-choice items on which cell and reference choose differently",
+           partial(_of_flips, lambda f: f.changed / f.items), "flips %", 1e2, 1),
+    Metric("choice_flips_worse", "1", "lower", "items that the reference alone has right",
+           partial(_of_flips, lambda f: f.worse)),
+    Metric("choice_flips_better", "1", "higher", "items that the cell alone has right",
+           partial(_of_flips, lambda f: f.better)),
+    Metric("choice_p", "1", "neither",
+           "how often chance alone parts worse and better so far: McNemar's exact test",
+           partial(_of_flips, lambda f: f.p)),
+    Metric("choice_smallest_difference", "1", "neither",
+           "difference in accuracy that so many items show four times out of five",
+           partial(_of_flips, lambda f: f.smallest_difference)),
     Metric("equal_tokens", "1", "higher",
            "share of the tokens of greedy answers that are the reference's, mean of the prompts",
            lambda p: equal_tokens(p.result)),
@@ -221,7 +263,8 @@ def derive(result: Result, price_per_hour: float | None = None) -> dict[str, flo
     ``_low`` and ``_high`` are intervals at 95 %: of TTFT and TPOT over the processes, where there
     are several; ``_repeat_low`` and ``_repeat_high`` over the requests of a single one, which say
     nothing about others; of prices as of their times; of divergence over the windows of the text;
-    of tasks by the standard error that the harness gives.
+    of multiple choice exact ones over its items; of tasks by the standard error that the harness
+    gives.
     """
     measurements, attestation = result.measurements, result.attestation
     if not measurements or attestation is None:
@@ -241,6 +284,7 @@ def derive(result: Result, price_per_hour: float | None = None) -> dict[str, flo
         | price.intervals(values, of_times)
         | _tasks(result)
         | _intervals_of_texts(result)
+        | _intervals_of_choices(result)
     )
 
 
@@ -281,6 +325,16 @@ def _intervals_of_texts(result: Result) -> dict[str, float]:
     return values
 
 
+def _intervals_of_choices(result: Result) -> dict[str, float]:
+    values: dict[str, float] = {}
+    if result.choices:
+        values |= _ends("choice_accuracy", choices.accuracy(result.choices))
+    if (flips := choices.flips_of(result)) is not None:
+        interval = share_interval(flips.changed, flips.items, 1 - ALPHA)
+        values |= _ends("choice_flips", interval)
+    return values
+
+
 def _ends(key: str, estimate: Estimate) -> dict[str, float]:
     """An interval from a single reading has no end, and then none is given."""
     ends = {f"{key}_low": estimate.low, f"{key}_high": estimate.high}
@@ -314,4 +368,8 @@ def in_words(result: Result, values: Mapping[str, float]) -> str:
             f"KL {values['kl_nats']:.3g} nat, {values['top1_agreement']:.1%} of next tokens as"
             " unquantized"
         )
+    if (flips := choices.flips_of(result)) is not None:
+        parts.append(choices.sentence(flips))
+    if choices.is_distinguishable(result) is False:
+        parts.append("not distinguishable from unquantized")
     return ", ".join(parts)

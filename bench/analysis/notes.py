@@ -1,7 +1,8 @@
 """What a reader should know before trusting the numbers of a sweep, and why a cell has none.
 
 A finding is one sentence and the cells that it holds for. The kinds come in the order of what
-matters most: how cells ended, what the speedups mean, doubts about a number.
+matters most: how cells ended, what the speedups mean, what became of the answers, doubts about a
+number.
 """
 
 import itertools
@@ -10,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.analysis import choices
 from bench.analysis.columns import BaselineAxes, identity_without
 from bench.analysis.doubts import Doubt, doubts_about
 from bench.analysis.readings import steady_drift
 from bench.analysis.verdict import Change
 from bench.record.result import Result
 
-Kind = Literal["outcome", "speedup", "doubt"]
+Kind = Literal["outcome", "speedup", "quality", "doubt"]
 
 _OPPOSITE = 0.03  # of logarithms: what is nearer to equal has no direction
 
@@ -36,7 +38,8 @@ def findings(
     speedups: Mapping[str, Mapping[str, Change]],
     against: BaselineAxes | None,
 ) -> list[Finding]:
-    """Outcomes first, then what speedups mean, then doubts. ``values``: derived, by cell_id."""
+    """Outcomes first, then what speedups mean, then quality, then doubts. ``values``: derived, by
+    cell_id."""
     outcomes = {r.cell_id: _outcome(r) for r in results}
     steady = steady_drift([m for r in results for m in r.measurements])
     doubts = {r.cell_id: list(doubts_about(r, values[r.cell_id], steady)) for r in results}
@@ -45,6 +48,7 @@ def findings(
         *_about_prompts(results),
         *(_about_speedups(speedups, against) if speedups else ()),
         *_shared("speedup", _contradicted(speedups)),
+        *_shared("quality", {r.cell_id: _of_choices(r) for r in results}),
         *_without_effect(results),
         *_about_references(results),
         *_about_published_grids(results),
@@ -147,6 +151,11 @@ def _are_one(first: Result, second: Result) -> bool:
     schemes = {first.cell.quant.scheme, second.cell.quant.scheme}
     shares = [r.attestation.outlier_share or 0.0 for r in (first, second) if r.attestation]
     return schemes == {"bnb_int8"} and not any(shares)
+
+
+def _of_choices(result: Result) -> list[Doubt]:
+    flips = choices.flips_of(result) if result.measurements else None
+    return [] if flips is None else [(f"multiple choice: {choices.sentence(flips)}", "")]
 
 
 def _about_references(results: Sequence[Result]) -> Iterator[Finding]:

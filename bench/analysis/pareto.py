@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bench.analysis.columns import comparable, coordinate
+from bench.analysis.divergence import ranked_kl_nats
 from bench.analysis.metrics import peak_memory_bytes
 from bench.record.result import Result
 
@@ -20,7 +21,7 @@ Values = Mapping[str, Mapping[str, float]]  # derived, by cell_id
 
 def pareto_front(results: Sequence[Result], values: Values) -> list[str]:
     """cell_ids that are not dominated in output tokens/s (more), peak memory (less) and divergence
-    (less).
+    (less; none where it cannot be told from the noise floor).
 
     Only alternatives are compared: cells of one model and workload. Equal in all counts as not
     dominated. What some cells have no reading of is left out for all.
@@ -41,8 +42,11 @@ def _front(measured: Sequence[Result], values: Values) -> list[str]:
 
 
 def _costs(result: Result, values: Mapping[str, float]) -> list[float]:
-    divergence = values.get("kl_nats", math.nan)
-    return [-values["output_tok_s"], peak_memory_bytes(result, values), divergence]
+    return [
+        -values["output_tok_s"],
+        peak_memory_bytes(result, values),
+        ranked_kl_nats(result.divergence),
+    ]
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -71,11 +71,16 @@ class Exactness:
     other_answers: int
     windows: int  # of the divergence
     other_windows: int
+    choices: int
+    other_choices: int
+    strided: int  # texts in overlapping windows
+    other_strided: int
     is_one_sided: bool  # one side has answers or a divergence that the other lacks
 
     @property
     def holds(self) -> bool:
-        return self.other_answers == self.other_windows == 0
+        others = (self.other_answers, self.other_windows, self.other_choices, self.other_strided)
+        return not any(others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +231,19 @@ def _exactness(then: Result, now: Result) -> Exactness:
         other_answers=sum(one.tokens != other.tokens for one, other in answers),
         windows=len(windows),
         other_windows=sum(one != other for one, other in windows),
+        choices=len(then.choices),
+        other_choices=_others(then.choices, now.choices),
+        strided=len(then.strided),
+        other_strided=_others(then.strided, now.strided),
         is_one_sided=(len(then.samples) != len(now.samples) and not is_withheld)
-        or (early != late and not same_reference),
+        or (early != late and not same_reference)
+        or len(then.choices) != len(now.choices)
+        or len(then.strided) != len(now.strided),
     )
+
+
+def _others(then: Sequence[object], now: Sequence[object]) -> int:
+    return sum(one != other for one, other in zip(then, now, strict=False))
 
 
 def _computing(result: Result) -> tuple[object, ...]:

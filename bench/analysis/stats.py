@@ -68,6 +68,16 @@ def mean_interval(values: Sequence[float], level: float) -> Estimate:
     return Estimate(centre, centre - half, centre + half, n)
 
 
+def share_interval(count: int, n: int, level: float) -> Estimate:
+    """A share of ``n`` independent items with its exact interval (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv  # as above
+
+    tail = (1 - level) / 2
+    low = float(betaincinv(count, n - count + 1, tail)) if count else 0.0
+    high = float(betaincinv(count + 1, n - count, 1 - tail)) if count < n else 1.0
+    return Estimate(count / n, low, high, n)
+
+
 def expected_least(values: Sequence[float], count: int) -> float:
     """The least of ``count`` of these readings, on average over every choice of so many.
 

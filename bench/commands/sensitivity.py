@@ -142,7 +142,7 @@ def plan_of(asked: Asked, cells: Sequence[Cell], resolved: Sequence[Cell]) -> Pl
         schemes={cell.quant.name: cell.quant for cell in resolved},
         in_fp32={quant.name: quant for quant in in_fp32},
         closely=resolved[0].quant.name,
-        text=str(CALIBRATION),
+        text=str(CALIBRATION_TEXT),
         windows=_WINDOWS,
         window_tokens=_WINDOW_TOKENS,
         is_exact=asked.is_exact,

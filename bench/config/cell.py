@@ -7,7 +7,8 @@ never touch a number and so are no part of a cell.
 A cell has an identity, ``cell_id``: a hash of what was asked for, before any ``auto`` or ``max``
 has met a host. So it is the same on every machine, and replicates and comparisons find each other
 by it. Fields marked ``identity=False`` (what a value requires, how long it may take) do not enter
-it.
+it; those marked ``if set`` came later, and enter it where they ask for something, so that what was
+measured before keeps its name.
 
 Names of schemes, strategies, attention implementations and engines are text here: what they mean is
 known to the engines, whose registries are asked before anything runs (``bench.driver.plan``).
@@ -247,6 +248,10 @@ class Quality:
     digests: tuple[str, ...] = ()  # SHA-256 of those that are files, in their order
     text_tokens: int = field(default=2048, metadata=COUNT)  # of each text, at most
     window_tokens: int = field(default=256, metadata=within(minimum=8))
+    # A shipped set of multiple-choice items; null: none
+    choices: str | None = field(default=None, metadata=_IDENTITY_WHERE_GIVEN)
+    # Read the texts once more, in overlapping windows
+    strided_perplexity: bool = field(default=False, metadata=_IDENTITY_WHERE_GIVEN)
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, which is an optional package
     task_folder: str | None = None  # with files of tasks that it does not bring
     # Questions of each task; null: all

@@ -31,7 +31,7 @@ from bench.config.models import stand_in
 from bench.config.prompt_file import cells_of, is_file, with_digests
 from bench.config.settings import Config, parse_config
 from bench.errors import ConfigError
-from bench.paths import CONF, PROMPT_SETS, ROOT, TEXTS, whole_path
+from bench.paths import CHOICE_SETS, CONF, PROMPT_SETS, ROOT, TEXTS, whole_path
 
 _ANSWERED_BY_HYDRA = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc")
 _SEVERAL = ("-m", "--multirun")
@@ -275,11 +275,12 @@ def _with_whole_paths(config: Config) -> Config:
 
 
 def missing_files(cell: Cell) -> list[str]:
-    """A sentence for each text and prompt set that the cell names and the package does not ship."""
+    """A sentence for each text and set of prompts or choices that is named and not shipped."""
     shipped = [text for text in cell.quality.texts if not is_file(text)]
     named = (
         ("workload.text", cell.workload.text, TEXTS, ""),
         ("quality.prompts", cell.quality.prompts, PROMPT_SETS, ""),
+        ("quality.choices", cell.quality.choices, CHOICE_SETS, ""),
         *(("quality.texts", text, TEXTS, ", or a path like ./mine.txt") for text in shipped),
     )
     return [

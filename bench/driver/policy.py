@@ -128,7 +128,7 @@ def _besides(records: Records, cell_id: str, wants_profiles: bool) -> Iterator[J
 def wants_answers(cell: Cell) -> bool:
     """Whether a resolved cell is asked anything; random weights have nothing to say."""
     quality = cell.quality
-    asks = quality.prompts is not None or bool(quality.texts) or bool(quality.tasks)
+    asks = bool(quality.prompts or quality.choices or quality.texts or quality.tasks)
     return asks and cell.model.weights != "random"
 
 

@@ -3,7 +3,7 @@
 ``cell_id`` says which configuration was asked for; ``resume_key`` adds everything else that can
 change the number: the machine, the versions that matter, the weights, and the text of the files
 that measure. These are computed: whatever the measured process's module and the engine import,
-texts and prompts. Not the commit: an edit of the README must not cause a measurement.
+texts, prompts and choices. Not the commit: an edit of the README must not cause a measurement.
 """
 
 import ast
@@ -21,7 +21,7 @@ from bench.config.cell import Cell, digest
 from bench.engine import sources
 from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import ConfigError
-from bench.paths import CALIBRATION_TEXT, PACKAGE, PROMPT_SETS, ROOT, TEXTS
+from bench.paths import CALIBRATION_TEXT, CHOICE_SETS, PACKAGE, PROMPT_SETS, ROOT, TEXTS
 from bench.record.result import Host
 from bench.record.sweep import Provenance
 
@@ -131,12 +131,13 @@ def measuring_digest(engine: str) -> str:
 
 
 def measuring_files(engine: str) -> set[Path]:
-    """What the measured process and its engine import, texts and prompts."""
+    """What the measured process and its engine import, texts, prompts and choices."""
     place = ENGINES[engine]
     modules = [*_MEASURING, place.partition(":")[0], *engine_at(place).preload]
     files = {file for module in modules for file in imported_files(module)}
     compiled = {each for file in files for each in file.parent.glob("*.cpp")}
-    return {*files, *compiled, CALIBRATION_TEXT, *TEXTS.values(), *PROMPT_SETS.values()}
+    named = (*TEXTS.values(), *PROMPT_SETS.values(), *CHOICE_SETS.values())
+    return {*files, *compiled, CALIBRATION_TEXT, *named}
 
 
 def imported_files(module: str) -> set[Path]:

@@ -107,6 +107,8 @@ def _inputs(results: Sequence[Result]) -> dict[str, bytes]:
     prompts = {cell.quality.prompts for cell in cells if cell.workload.path is None} - {None}
     shipped = [paths.TEXTS[name] for name in texts]
     shipped += [paths.PROMPT_SETS[name] for name in prompts if name is not None]
+    choices = {cell.quality.choices for cell in cells} - {None}
+    shipped += [paths.CHOICE_SETS[name] for name in choices if name is not None]
     own = own_files(cells) if all(cell.quality.store_prompts for cell in cells) else {}
     return {file.name: file.read_bytes() for file in shipped} | own
 

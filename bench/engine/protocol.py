@@ -197,6 +197,7 @@ class Session(Protocol):
     tokenizer: Tokenizer | None  # None where prompts are made-up ids
     vocabulary: int
     ends: frozenset[int]  # tokens that end an answer
+    context_tokens: int | None  # positions that the model has; None: unlimited, or unknown
 
     def ready(self, ids: Ids, new_tokens: int) -> None:
         """Whatever the strategy prepares once for these shapes: compile, allocate. Not timed."""

@@ -96,6 +96,7 @@ class ScriptedSession:
     """A session without a model."""
 
     vocabulary = _VOCABULARY
+    context_tokens: int | None = None
     ends: frozenset[int] = frozenset()
 
     def __init__(self, cell: Cell) -> None:

@@ -1,7 +1,9 @@
 """What a configuration says: a quality job, in a process of its own, once for each sample key.
 
-Answers are greedy, to the model's own end of sequence, the same prompts for every cell. Divergence
-is in ``bench.meter.divergence``; tasks of lm-evaluation-harness run on the very model.
+Answers are greedy, to the model's own end of sequence, the same prompts for every cell. Multiple
+choice is in ``bench.meter.choices``, divergence in ``bench.meter.divergence``, perplexity with
+overlapping windows in ``bench.meter.perplexity``; tasks of lm-evaluation-harness run on the very
+model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,9 @@ from bench.engine.prompts import error_in_words, line_ids
 from bench.engine.protocol import Announce, Session
 from bench.errors import CellFailure
 from bench.meter.cell import opened
+from bench.meter.choices import choose
 from bench.meter.divergence import evaluate
+from bench.meter.perplexity import read_with_stride
 from bench.paths import PROMPT_SETS
 from bench.record.measurement import Sample
 from bench.record.result import Answers, Outcome
@@ -34,11 +38,15 @@ def answer_cell(announce: Announce, place: str, cell: Cell, reference: str | Non
     session = opened(announce, place, cell)
     announce("quality", "answers")
     samples, without = try_answers(cell, session)
+    announce("quality", "multiple choice")
+    choices = choose(cell, session)
+    announce("quality", "perplexity")
+    strided = read_with_stride(cell, session)
     announce("quality", "divergence")
     divergence = None if reference is None else evaluate(session, Path(reference))
     announce("quality", "tasks")
     tasks = session.tasks(cell.quality, cell.seed) if cell.quality.tasks else ()
-    return Answers(Outcome("ok"), samples, divergence, tasks, without)
+    return Answers(Outcome("ok"), samples, divergence, tasks, choices, strided, without)
 
 
 def try_answers(cell: Cell, session: Session) -> tuple[tuple[Sample, ...], str | None]:

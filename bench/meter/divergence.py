@@ -29,7 +29,7 @@ from safetensors import safe_open
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Floats, Head, Session
 from bench.errors import CellFailure
-from bench.record.measurement import Divergence, Sample, Window
+from bench.record.measurement import Choice, Divergence, Sample, Window
 
 _POSITIONS = 16  # of which logits exist at once: 16 x 152k tokens x 8 bytes are 19 MB, a few times
 
@@ -69,7 +69,12 @@ def evaluate(session: Session, reference: Path) -> Divergence | None:
     answers = tuple(
         Sample(**{**each, "tokens": tuple(each["tokens"])}) for each in about["answers"]
     )
-    return Divergence(about["reference"], about["begins_with_bos"], tuple(windows), answers)
+    choices = tuple(
+        Choice(each["right"], tuple(each["log_likelihood_nats"])) for each in about["choices"]
+    )
+    return Divergence(
+        about["reference"], about["begins_with_bos"], tuple(windows), answers, choices
+    )
 
 
 def logits_of(head: Head, hidden: Floats) -> Iterator[Floats]:
@@ -96,14 +101,15 @@ def compare(ids: Ids, ours: Iterator[Floats], theirs: Iterator[Floats]) -> Compa
 
 def _positions(following: Ids, q_logits: Floats, p_logits: Floats) -> Doubles:
     """The four numbers of each position. Shapes: (4, positions)."""
-    q, p = _log_softmax(q_logits), _log_softmax(p_logits)
+    q, p = log_softmax(q_logits), log_softmax(p_logits)
     rows = np.arange(len(following))
     kl = np.einsum("ij,ij->i", np.exp(p), p - q)
     same = (p_logits.argmax(-1) == q_logits.argmax(-1)).astype(np.float64)
     return np.stack([kl, -q[rows, following], -p[rows, following], same])
 
 
-def _log_softmax(logits: Floats) -> Doubles:
+def log_softmax(logits: Floats) -> Doubles:
+    """Log-probabilities in float64. Shapes: (positions, vocabulary), both."""
     wide = logits.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(-1, keepdims=True))

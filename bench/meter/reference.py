@@ -1,5 +1,5 @@
-"""The model as published, kept for comparison: hidden states over a text, head, answers, noise
-floor.
+"""The model as published, kept for comparison: hidden states over a text, head, answers, choices,
+noise floor.
 
 Windows are disjoint pieces of a text's tokens, each read from its own beginning: after the
 tokenizer's mark for the beginning of a text where it sets one by itself, else the first token is
@@ -23,14 +23,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from bench.config.cell import Cell, Quant
-from bench.config.prompt_file import label_of, lines_of, own_texts
 from bench.engine.prompts import Ids, Tokenizer
 from bench.engine.protocol import Announce, Floats, Session
 from bench.errors import CellFailure
 from bench.meter.answers import try_answers
 from bench.meter.cell import begin
+from bench.meter.choices import choose
 from bench.meter.divergence import compare
-from bench.paths import TEXTS
+from bench.meter.perplexity import texts_of
 
 _FLOOR_ROWS = 4
 
@@ -61,6 +61,7 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
         )
     hidden = [session.hidden(row[None]) for row in ids]
     answers, _ = try_answers(cell, session)  # its cells say why there are none
+    choices = choose(cell, session)
     kept = {"ids": ids, "hidden": np.concatenate(hidden), "head": head.weight}
     kept |= {} if head.bias is None else {"bias": head.bias}
     kept = {name: np.ascontiguousarray(array) for name, array in kept.items()}
@@ -81,6 +82,7 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
             {**window, "floor_kl_nats": kl} for window, kl in zip(windows, floors, strict=True)
         ],
         "answers": [dataclasses.asdict(answer) for answer in answers],
+        "choices": [dataclasses.asdict(choice) for choice in choices],
     }
     _write(Path(file), kept, {"about": json.dumps(about, allow_nan=False)})
 
@@ -102,7 +104,7 @@ def _windows(cell: Cell, tokenizer: Tokenizer) -> tuple[Ids, list[dict[str, Any]
     tokenizer's mark."""
     rows, about = [], []
     quality, begin_ids = cell.quality, list(tokenizer.begins)
-    for name, text, is_named in _texts(cell):
+    for name, text, is_named in texts_of(cell):
         ids = tokenizer.encode(text, special=False)[: quality.text_tokens]
         pieces = list(_pieces(ids, quality.window_tokens - len(begin_ids)))
         if not pieces and is_named:
@@ -114,19 +116,6 @@ def _windows(cell: Cell, tokenizer: Tokenizer) -> tuple[Ids, list[dict[str, Any]
             scored = piece if begin_ids else piece[1:]
             about.append({"text": name, "bytes": len(tokenizer.decode(scored).encode())})
     return np.array(rows, dtype=np.int64), about, bool(begin_ids)
-
-
-def _texts(cell: Cell) -> Iterator[tuple[str, str, bool]]:
-    """What both models read: name, text, and whether it was named as one, so that it has to fill a
-    window. The prompts of a file, one after the other, are there without being named."""
-    for name in cell.quality.texts:
-        if name in TEXTS:
-            yield name, TEXTS[name].read_text(encoding="utf-8"), True
-    for path, content in own_texts(cell.quality):
-        yield label_of(path), content.decode(), True
-    if cell.workload.path is not None:
-        prompts = "\n\n".join(line.text for line in lines_of(cell.workload))
-        yield label_of(cell.workload.path), prompts, False
 
 
 def _pieces(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:

@@ -196,6 +196,22 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """How likely a model holds each continuation of one multiple-choice item."""
+
+    right: int = field(metadata=NOT_NEGATIVE)  # which one is the text's own, from 0
+    # Given the context, summed over the continuation's tokens
+    log_likelihood_nats: tuple[float, ...] = field(metadata=within(length=2))
+
+    def __post_init__(self) -> None:
+        if self.right >= len(self.log_likelihood_nats):
+            raise ValueError(
+                f"right={self.right}: want less than {len(self.log_likelihood_nats)},"
+                " the number of continuations"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """A piece of a text, read by a cell's model and by the reference.
 
@@ -222,6 +238,19 @@ class Divergence:
     begins_with_bos: bool  # each window begins with the tokenizer's mark: its first token is scored
     windows: tuple[Window, ...] = field(metadata=within(length=1))
     answers: tuple[Sample, ...]  # the reference's, to the prompts of the cell's samples
+    choices: tuple[Choice, ...] = ()  # the reference's, on the cell's multiple-choice items
+
+
+@dataclass(frozen=True, slots=True)
+class Strided:
+    """A text, read by a cell's model in overlapping windows, each token scored once."""
+
+    text: str
+    window_tokens: int = field(metadata=COUNT)
+    stride_tokens: int = field(metadata=COUNT)
+    tokens: int = field(metadata=COUNT)  # scored
+    # Mean over them
+    nll_nats: float = field(metadata=within(minimum=0, maximum=_LARGEST_NLL))
 
 
 @dataclass(frozen=True, slots=True)

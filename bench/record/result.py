@@ -15,10 +15,19 @@ from typing import Any, Literal
 from bench.config.cell import Cell, Requires
 from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, parse, within
 from bench.errors import ConfigError, StoreError
-from bench.record.measurement import Divergence, Measurement, Profile, Sample, TaskScore
+from bench.record.measurement import (
+    Choice,
+    Divergence,
+    Measurement,
+    Profile,
+    Sample,
+    Strided,
+    TaskScore,
+)
 from bench.record.redact import redacted
 
-SCHEMA = 6  # 6: waits for the device by place, the GPU's state, requests of a CPU's energy
+SCHEMA = 7  # 7: multiple choice, perplexity with overlapping windows
+_READABLE = (6, SCHEMA)  # 6 has neither, and nothing else is different
 
 _BF16_CAPABILITY = 8.0
 
@@ -176,6 +185,8 @@ class Answers:
     samples: tuple[Sample, ...] = ()
     divergence: Divergence | None = None
     tasks: tuple[TaskScore, ...] = ()
+    choices: tuple[Choice, ...] = ()  # in the order of the set's items
+    strided: tuple[Strided, ...] = ()  # one a text
     without: str | None = None  # why there are no samples, where some were asked for
     no_reference: str | None = None  # why there is no divergence, where it was asked for
 
@@ -221,6 +232,16 @@ class Result:
         return None if self.answers is None else self.answers.divergence
 
     @property
+    def choices(self) -> tuple[Choice, ...]:
+        """On multiple-choice items."""
+        return () if self.answers is None else self.answers.choices
+
+    @property
+    def strided(self) -> tuple[Strided, ...]:
+        """Texts in overlapping windows."""
+        return () if self.answers is None else self.answers.strided
+
+    @property
     def tasks(self) -> tuple[TaskScore, ...]:
         """Scores of lm-evaluation-harness."""
         return () if self.answers is None else self.answers.tasks
@@ -251,13 +272,13 @@ def from_json(text: str | bytes, where: str) -> Result:
     except ValueError as error:
         raise StoreError(f"{where}: not a result file ({error})") from error
     found = mapping.get("schema") if isinstance(mapping, dict) else None
-    if found != SCHEMA:
+    if found not in _READABLE:
         raise StoreError(
             f"{where}: written in schema {found}, this version reads {SCHEMA};"
             " measure again, or read it with the version that wrote it"
         )
     try:
-        result = parse(Result, mapping)
+        result = parse(Result, {**mapping, "schema": SCHEMA})
     except ConfigError as error:
         raise StoreError(f"{where}: {'; '.join(error.problems)}") from error
     for contradiction in _contradictions(result):
@@ -273,6 +294,11 @@ def _contradictions(result: Result) -> Iterator[str]:
     for key, value in (("batch", cell.batch), ("threads", cell.threads)):
         if not isinstance(value, int):
             yield f"cell.{key}={value}: want the number that the cell ran with"
+    reference = () if result.divergence is None else result.divergence.choices
+    if reference and result.choices:
+        items = [[choice.right for choice in of] for of in (reference, result.choices)]
+        if items[0] != items[1]:
+            yield "answers.choices: want the items that answers.divergence.choices has"
     if result.attestation is None:
         yield "attestation=null: a cell with a number has one"
     requests = [repeat for m in result.measurements for repeat in m.repeats]

@@ -20,6 +20,8 @@ from bench.analysis.advice import (
     advise,
     has_energy,
 )
+from bench.analysis.choices import flips_of, is_distinguishable
+from bench.analysis.choices import sentence as of_choices
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.crossover import sentence
@@ -207,6 +209,8 @@ def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
                 for key, value in comparison.values[result.cell_id].items()
                 if math.isfinite(value)
             },
+            "is_distinguishable": is_distinguishable(result),
+            "choices": None if (flips := flips_of(result)) is None else of_choices(flips),
             "measure_again": _again(comparison, result),
             "load": result.lines or None,
         }

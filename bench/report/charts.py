@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from bench.analysis import cost, readings
 from bench.analysis.columns import coordinate, short_name
 from bench.analysis.comparison import Comparison
+from bench.analysis.divergence import ranked_kl_nats
 from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
 from bench.report.drawing import TEXT, Chart, legend, logarithmic, name_points, panels
@@ -105,7 +106,7 @@ def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
         ("peak memory, MiB", lambda c: c.memory_mib),
         (
             "divergence, nat (left: closer to the unquantized model)",
-            lambda c: max(c.values["kl_nats"], 1e-6),
+            _shown_kl_nats,
         ),
     ]
     for axis, (name, value) in zip(axes, across, strict=False):
@@ -136,6 +137,12 @@ def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
         f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
     )
     return Chart("tradeoffs", title, figure)
+
+
+def _shown_kl_nats(cell: Shown) -> float:
+    """What cannot be told from the noise floor stands at it; 0 has no place on logarithms."""
+    is_told = ranked_kl_nats(cell.result.divergence) != 0
+    return max(cell.values["kl_nats" if is_told else "kl_floor_nats"], 1e-6)
 
 
 def _scaled(metric: Metric, cell: Shown) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bench.analysis.columns import coordinate, pairs
 from bench.analysis.comparison import Comparison
+from bench.analysis.divergence import ranked_kl_nats
 from bench.analysis.metrics import METRIC, METRICS, MIB, Metric
 from bench.analysis.notes import Finding
 from bench.analysis.operators import per_step_s
@@ -22,6 +23,8 @@ _PAGE_ONLY = (
     "output_tok_s",
     "rss_peak_bytes",
     "perplexity",
+    "perplexity_stride512",
+    "choice_accuracy",
     "mbu",
     "bw_attained",
     "j_per_output_tok",
@@ -33,6 +36,7 @@ _LEAST_TELLING = (
     "decode tok/s",
     "cost/Mtok in",
     "net J/token",
+    "flips %",
     "top-1 %",
     "memory MiB",
     "VRAM peak MiB",
@@ -121,7 +125,7 @@ def cells(comparison: Comparison) -> Grid:
     for result in results:
         row = _place(comparison, result)
         row += [_prompt_tokens(result)] if has_prompts else []
-        row += [_number(metric, values[result.cell_id]) for metric in metrics]
+        row += [_number(metric, values[result.cell_id], result) for metric in metrics]
         row += [_score(result, task, score) for task, score in tasks]
         row += [_speedup(of.get(result.cell_id)) for of in comparison.speedups.values()]
         if comparison.bound_by:
@@ -154,14 +158,16 @@ def _prompt_tokens(result: Result) -> Entry:
     return Entry(str(counts[0]), counts[0]) if counts else Entry("-")
 
 
-def _number(metric: Metric, values: Mapping[str, float]) -> Entry:
+def _number(metric: Metric, values: Mapping[str, float], result: Result) -> Entry:
     if metric.key not in values:
         return Entry("-")
     low, high = values.get(f"{metric.key}_low"), values.get(f"{metric.key}_high")
     interval = ""
     if low is not None and high is not None:
         interval = f"({metric.text(low)} to {metric.text(high)})"
-    return Entry(metric.text(values[metric.key]), values[metric.key], interval)
+    value = values[metric.key]
+    rank = ranked_kl_nats(result.divergence) if metric.key == "kl_nats" else value
+    return Entry(metric.text(value), rank, interval)
 
 
 def _score(result: Result, task: str, metric: str) -> Entry:

@@ -156,6 +156,8 @@ def _exactness(cell: Reproduction) -> list[str]:
     counts = (
         ("answers", exact.answers, exact.other_answers),
         ("windows of divergence", exact.windows, exact.other_windows),
+        ("multiple-choice items", exact.choices, exact.other_choices),
+        ("texts in overlapping windows", exact.strided, exact.other_strided),
     )
     for name, count, others in counts:
         if count:

@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param
 
 from bench.analysis.columns import coordinate, is_group
 from bench.analysis.comparison import Comparison
-from bench.analysis.divergence import answer_differences
+from bench.analysis.divergence import answer_differences, ranked_kl_nats
 from bench.analysis.metrics import METRIC, METRICS, in_words
 from bench.analysis.operators import per_step_s
 from bench.analysis.readings import median_step_s
@@ -179,18 +179,28 @@ def shared_params(results: Sequence[Result]) -> list[Param]:
 
 
 def best_cells(comparison: Comparison) -> tuple[list[Metric], dict[str, str]]:
-    """By number that matters, the best value of any cell; and tags with which cell that is."""
+    """By number that matters, the best value of any cell; and tags with which cell that is: of
+    several whose divergence cannot be told from the noise floor, all of them."""
     metrics, tags = [], {}
     for key in _BEST:
         having = [r for r in comparison.measured if key in comparison.values[r.cell_id]]
         if not having:
             continue
-        sign = -1 if METRIC[key].better == "higher" else 1
-        best = min(having, key=lambda r: sign * comparison.values[r.cell_id][key])
+        ranks = [_rank(key, r, comparison.values[r.cell_id]) for r in having]
+        least = min(ranks)
+        best = having[ranks.index(least)]
         value = rounded(comparison.values[best.cell_id][key])
         metrics.append(Metric(f"best/{key}", value, milliseconds(best.ended_at), 0))
-        tags[f"bench.best.{key}"] = comparison.place(best)
+        alike = [r for r, rank in zip(having, ranks, strict=True) if rank == least == 0] or [best]
+        tags[f"bench.best.{key}"] = ", ".join(map(comparison.place, alike))[:_LONGEST_VALUE]
     return metrics, tags
+
+
+def _rank(key: str, result: Result, values: Mapping[str, float]) -> float:
+    """Less is better. Only a divergence at the noise floor is 0."""
+    if key == "kl_nats":
+        return ranked_kl_nats(result.divergence)
+    return -values[key] if METRIC[key].better == "higher" else values[key]
 
 
 def cells(comparison: Comparison) -> dict[str, list[Any]]:

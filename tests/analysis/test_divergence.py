@@ -4,17 +4,22 @@ import math
 
 import pytest
 
+from bench.analysis.advice import Limits, advise
+from bench.analysis.comparison import compare
 from bench.analysis.divergence import (
     AnswerDifference,
     by_text,
     compare_answers,
     estimates,
     is_above_floor,
+    is_at_floor,
     is_loop,
+    ranked_kl_nats,
 )
 from bench.analysis.metrics import derive
 from bench.analysis.stats import t_quantile
 from bench.record.measurement import Sample
+from bench.record.result import Result
 from tests import fakes
 
 
@@ -46,6 +51,43 @@ def test_above_the_floor_is_told_window_by_window() -> None:
     )
     assert is_above_floor(clear)
     assert not is_above_floor(unclear)
+
+
+def test_what_is_at_the_floor_has_no_order() -> None:
+    less, more = (fakes.spread_divergence(kl) for kl in (0.120, 0.126))
+    assert is_at_floor(less)
+    assert is_at_floor(more)
+    assert ranked_kl_nats(less) == ranked_kl_nats(more) == 0.0
+    assert ranked_kl_nats(fakes.spread_divergence(0.5)) == pytest.approx(0.5)
+    assert math.isnan(ranked_kl_nats(None))
+    # One window cannot tell, so it is taken as it is
+    assert ranked_kl_nats(fakes.divergence(fakes.window(kl_nats=0.01))) == 0.01
+
+
+def diverging(*kl_nats: float) -> list[Result]:
+    """Cells that are alike in all but their divergence."""
+    quants = ("fp16", "bf16", "nf4")
+    return [
+        fakes.result(cell=fakes.resolved(quant=quant), divergence=fakes.spread_divergence(kl))
+        for quant, kl in zip(quants, kl_nats, strict=False)
+    ]
+
+
+def test_a_divergence_at_the_floor_dominates_no_other_there() -> None:
+    alike = diverging(0.126, 0.120)
+    assert compare(alike, fakes.sweep()).front == [result.cell_id for result in alike]
+    one, other, worse = diverging(0.126, 0.120, 0.5)
+    front = compare([one, other, worse], fakes.sweep()).front
+    assert front == [one.cell_id, other.cell_id]
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.123, 0.2])
+def test_no_limit_parts_two_cells_at_the_floor(limit: float) -> None:
+    one, other, worse = diverging(0.126, 0.120, 0.5)
+    draws = compare([one, other, worse], fakes.sweep()).plausible
+    advice = advise(draws, Limits(max_kl_nats=limit), "tpot", 0.03)
+    assert {*advice.in_question} == {one.cell_id, other.cell_id}
+    assert advice.best in advice.in_question
 
 
 def test_texts_are_told_apart_where_there_are_several() -> None:

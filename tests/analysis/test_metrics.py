@@ -16,7 +16,16 @@ from bench.analysis.readings import (
     steady_drift,
     tpot_s,
 )
-from bench.record.measurement import Canary, Energy, Measurement, Repeat, TaskScore, Telemetry
+from bench.record.measurement import (
+    Canary,
+    Choice,
+    Energy,
+    Measurement,
+    Repeat,
+    Strided,
+    TaskScore,
+    Telemetry,
+)
 from bench.record.result import Outcome, Result
 from tests import fakes
 
@@ -28,8 +37,14 @@ ENERGY = Energy(
 ON_GPU = fakes.result(
     samples=(fakes.sample(1, 2, 3, 4), fakes.sample(5, 6, prompt="how?")),
     divergence=fakes.divergence(
-        answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?"))
+        answers=(fakes.sample(1, 2, 9, 4), fakes.sample(5, 6, prompt="how?")),
+        choices=(Choice(0, (-1.0, -2.0)), Choice(0, (-1.0, -2.0))),
     ),
+    strided=(
+        Strided("alice", 1024, 512, 100, math.log(2)),
+        Strided("code", 1024, 512, 200, 2.5 * math.log(2)),
+    ),
+    choices=(Choice(0, (-2.0, -1.0)), Choice(0, (-1.0, -2.0))),
     cell=fakes.cell(batch=2, device="cuda"),
     attestation=fakes.attestation(outlier_share=0.125),
     measurement=fakes.measurement(
@@ -99,7 +114,15 @@ BY_HAND = {
     "perplexity": 8.0,
     "reference_perplexity": 4.0,
     "perplexity_ratio": 2.0,
+    "perplexity_stride512": 4.0,  # 100 tokens of ln 2 and 200 of 2.5 ln 2: 600 ln 2 / 300
     "bits_per_byte": 0.75,  # 3 bits x 255 / 1020
+    "choice_accuracy": 0.5,  # the second of two
+    "reference_choice_accuracy": 1.0,
+    "choice_flips": 0.5,
+    "choice_flips_worse": 1.0,
+    "choice_flips_better": 0.0,
+    "choice_p": 1.0,
+    "choice_smallest_difference": 1.0,  # two items show nothing
     "equal_tokens": 0.875,  # 3 of 4 and 2 of 2
     "first_difference": None,  # 2, and never
     "answers_looping": 0.0,

@@ -15,7 +15,7 @@ from bench.analysis.reproduction import (
     overall,
     reproductions,
 )
-from bench.record.measurement import Canary, Interference, Repeat
+from bench.record.measurement import Canary, Choice, Interference, Repeat
 from bench.record.result import Outcome, Result
 from bench.report.reproduced import findings, numbers
 from tests import fakes
@@ -218,6 +218,19 @@ def test_divergence_is_compared_to_the_last_digit() -> None:
     moved = fakes.divergence(fakes.window(), fakes.window(kl_nats=0.5 + 1e-12))
     found = once_more(then, replace(then, answers=fakes.answers(divergence=moved)))
     assert (found.exactness.windows, found.exactness.other_windows, found.word) == (2, 1, "differs")
+
+
+def test_choices_are_compared_to_the_last_digit() -> None:
+    chosen = (Choice(0, (-1.0, -2.0)), Choice(1, (-1.0, -2.0)))
+    then = paced(0.100, 0.101, 0.099, choices=chosen)
+    moved = (chosen[0], Choice(1, (-1.0, -2.0 + 1e-12)))
+    found = once_more(then, replace(then, answers=fakes.answers(choices=moved)))
+    assert (found.exactness.choices, found.exactness.other_choices, found.word) == (2, 1, "differs")
+    assert "1 of 2 multiple-choice items are equal to the last digit" in "\n".join(
+        findings([found], [], 0.05)
+    )
+    gone = once_more(then, replace(then, answers=None))
+    assert (gone.exactness.is_one_sided, gone.word) == (True, "cannot tell")
 
 
 def test_a_busy_neighbour_is_warned_of_whatever_the_verdict() -> None:

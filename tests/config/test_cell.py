@@ -21,6 +21,7 @@ from bench.config.cell import (
     Workload,
     cell_id,
     digest,
+    identity,
     sample_key,
 )
 from bench.config.parse import parse
@@ -77,6 +78,8 @@ OTHER_VALUES: dict[str, Any] = {
     "quality.texts": ("prose",),
     "quality.text_tokens": 49,
     "quality.window_tokens": 49,
+    "quality.choices": "other",
+    "quality.strided_perplexity": True,
     "quality.tasks": ("other",),
     "quality.task_folder": "other",
     "quality.task_limit": 49,
@@ -132,6 +135,11 @@ def test_cell_id_changes_with_every_field_that_can_change_a_number() -> None:
     ids = {path: cell_id(changed(BASE, path, value)) for path, value in OTHER_VALUES.items()}
     assert cell_id(BASE) not in ids.values()
     assert len(set(ids.values())) == len(ids)
+
+
+def test_a_field_that_came_later_renames_no_cell_that_does_not_use_it() -> None:
+    assert "choices" not in identity(BASE.quality)
+    assert "choices" in identity(changed(BASE, "quality.choices", "shipped").quality)
 
 
 def test_cell_id_changes_with_the_prompt() -> None:

@@ -185,7 +185,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     copy = tmp_path / "bench"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "PACKAGE", copy)
-    for name in ("TEXTS", "PROMPT_SETS"):
+    for name in ("TEXTS", "PROMPT_SETS", "CHOICE_SETS"):
         files = getattr(provenance, name)
         moved = {key: copy / file.relative_to(PACKAGE) for key, file in files.items()}
         monkeypatch.setattr(provenance, name, moved)

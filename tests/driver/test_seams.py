@@ -3,21 +3,26 @@ near it."""
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.__main__ import main
+from bench.analysis.metrics import derive
 from bench.config.cell import Cell
 from bench.driver.process import Task, begin_server, run_isolated
 from bench.engine import protocol
-from bench.engine.protocol import Announce, Files
+from bench.engine.prompts import Ids
+from bench.engine.protocol import Announce, Files, Floats
 from bench.engine.scripted import Scripted, ScriptedSession
 from bench.meter.cell import measure_cell
 from bench.paths import PACKAGE, ROOT
+from tests import fakes
 from tests.command_line import environment
 from tests.scripted import in_this_process, scripted, sweep
 
@@ -45,6 +50,41 @@ def test_a_made_up_engine_is_a_class_and_a_line(
     assert code == 0
     assert result.cell.label == "tiny/bf16/sdpa/made_up/few/b1"
     assert [repeat.ttft_s for repeat in result.measurements[0].repeats] == [7.0, 7.0]
+
+
+class Guessing(ScriptedSession):
+    """All of its logits are equal."""
+
+    def logits(self, ids: Ids) -> list[Iterator[Floats]] | None:
+        return [iter([np.zeros((len(row), self.vocabulary), dtype=np.float32)]) for row in ids]
+
+
+class Showing(Scripted):
+    """An engine that shows logits."""
+
+    def open(self, cell: Cell, files: Files) -> ScriptedSession:
+        return Guessing(cell)
+
+
+SHOWING = Showing()
+
+
+def test_an_engine_that_shows_logits_is_asked_multiple_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(protocol.ENGINES, "showing", f"{__name__}:SHOWING")
+    model = fakes.group("model", "tiny", weights="pretrained", path="/nowhere")
+    quality = fakes.group("quality", "none", choices="shipped")
+    for engine, items in (("showing", 256), ("scripted", 0)):
+        cell = scripted(engine={"name": engine}, model=model, quality=quality)
+        code, (result,) = sweep(tmp_path, cell, worker=in_this_process)
+        assert (code, len(result.choices), result.divergence) == (0, items, None)
+        values = derive(result)
+        assert ("choice_accuracy" in values) is bool(items)
+        # Equal likelihoods: the first one is taken
+        first = sum(choice.right == 0 for choice in result.choices)
+        assert values.get("choice_accuracy", 0) == first / 256
+        assert "choice_flips" not in values
 
 
 def package_frames(frame: FrameType | None) -> list[str]:

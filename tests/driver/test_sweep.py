@@ -297,7 +297,7 @@ def test_what_is_there_in_part_is_taken_up_and_what_is_older_measured_again(
     (folder,) = (tmp_path / "sweeps").iterdir()
     cut = replace(results[0], replicates=results[0].replicates[:1])  # as an interrupted sweep does
     (folder / cut.cell_id / "result.json").write_text(cut.to_json())
-    old = json.loads(results[1].to_json()) | {"schema": SCHEMA - 1}
+    old = json.loads(results[1].to_json()) | {"schema": SCHEMA - 2}
     (folder / results[1].cell_id / "result.json").write_text(json.dumps(old))
     _, again = sweep(tmp_path, *cells, resume=True, worker=in_this_process)
     assert again[0].replicates[0] == results[0].replicates[0]

@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from bench.analysis.divergence import is_above_floor
 from bench.config.cell import Attn, Cell, Quant
+from bench.engine.prompts import load_tokenizer
 from bench.engine.protocol import ENGINES
 from bench.engine.transformers.load import load
 from bench.engine.transformers.session import TransformersSession, open_session
 from bench.meter.answers import answer_cell
 from bench.meter.divergence import evaluate
+from bench.meter.perplexity import read_with_stride
 from bench.meter.reference import keep_reference
-from bench.paths import TEXTS
+from bench.paths import CHOICE_SETS, TEXTS
 from tests import fakes
 from tests.architectures import save_spread
 
@@ -163,3 +165,61 @@ def test_a_model_without_sdpa_is_its_own_reference_in_eager(
     assert found is not None
     assert all(abs(window.kl_nats) < 1e-6 for window in found.windows)
     assert all(window.floor_kl_nats >= 0 for window in found.windows)
+
+
+def test_choices_are_torchs_own_and_a_model_changes_none_of_its_own(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = CHOICE_SETS["shipped"].read_text(encoding="utf-8").splitlines()[::32]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setitem(CHOICE_SETS, "shipped", tmp_path / "few.jsonl")
+    cell = cell_of(saved)
+    cell = replace(cell, quality=replace(cell.quality, choices="shipped", prompts=None))
+    place, file = ENGINES["transformers"], tmp_path / "reference.safetensors"
+    keep_reference(lambda *_: None, place, cell, BF16, str(file))
+    found = answer_cell(lambda *_: None, place, cell, str(file))
+    assert found.divergence is not None
+    assert found.choices == found.divergence.choices
+    assert len(found.choices) == len(lines) == 8
+    plain: Any = load(cell, saved)
+    tokenizer = load_tokenizer(cell.model, saved)
+    assert tokenizer is not None
+    # One row at a time, where nothing is filled up
+    for item, choice in zip(map(json.loads, lines), found.choices, strict=True):
+        context = torch.tensor(tokenizer.encode(item["context"], special=False))
+        for continuation, nats in zip(
+            item["continuations"], choice.log_likelihood_nats, strict=True
+        ):
+            own = torch.tensor(tokenizer.encode(continuation, special=False))
+            with torch.inference_mode():
+                logits = plain(torch.cat([context, own])[None]).logits[0, len(context) - 1 : -1]
+            likely = logits.double().log_softmax(-1)
+            assert nats == pytest.approx(likely[range(len(own)), own].sum().item(), rel=1e-5)
+    quantized = replace(cell, quant=cell_of(saved, "bf16").quant)
+    other = answer_cell(lambda *_: None, place, quantized, str(file))
+    assert other.choices != found.choices
+    assert [choice.right for choice in other.choices] == [choice.right for choice in found.choices]
+
+
+def test_perplexity_with_a_stride_is_that_of_hugging_faces_guide(saved: Path) -> None:
+    cell = cell_of(saved)
+    quality = replace(cell.quality, strided_perplexity=True, text_tokens=700, prompts=None)
+    ours = session(saved)
+    ours.context_tokens = 256
+    (found,) = read_with_stride(replace(cell, quality=quality), ours)
+    assert ours.tokenizer is not None
+    text = TEXTS["alice"].read_text(encoding="utf-8")
+    ids = torch.tensor([ours.tokenizer.encode(text, special=False)[:700]])
+    total, before = 0.0, 0
+    for begin in range(0, 700, 128):
+        end = min(begin + 256, 700)
+        labels = ids[:, begin:end].clone()
+        labels[:, : before - begin] = -100  # scored already
+        with torch.inference_mode():
+            mean = ours.model(ids[:, begin:end], labels=labels).loss
+        total += mean.item() * (labels[:, 1:] != -100).sum().item()
+        before = end
+        if end == 700:
+            break
+    assert found.tokens == 699
+    assert found.nll_nats == pytest.approx(total / 699, rel=1e-5)

@@ -11,7 +11,7 @@ from bench.commands.sensitivity import plain
 from bench.config.cell import Quant
 from bench.engine.protocol import ENGINES
 from bench.meter.sensitivity import Plan, study, try_sets
-from bench.paths import CALIBRATION
+from bench.paths import CALIBRATION_TEXT
 from bench.record import sensitivity as record
 from bench.record.sensitivity import Readings, Study
 from tests import fakes
@@ -22,7 +22,7 @@ PLAN = Plan(
     schemes={"nf4": CELL.quant},
     in_fp32={"nf4": replace(CELL.quant, dtype="fp32", parameters=PRECISE)},
     closely="nf4",
-    text=str(CALIBRATION),
+    text=str(CALIBRATION_TEXT),
     windows=2,
     window_tokens=32,
     is_exact=True,

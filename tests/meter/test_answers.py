@@ -71,7 +71,7 @@ def test_a_quality_job_is_all_that_a_cell_is_asked() -> None:
     assert isinstance(found, Answers)
     assert (found.outcome, found.divergence, found.tasks) == (Outcome("ok"), None, ())
     assert len(found.samples) == len(PROMPTS)
-    assert [phase[0] for phase in phases] == ["prepare", "load", *["quality"] * 3]
+    assert [phase[0] for phase in phases] == ["prepare", "load", *["quality"] * 5]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from bench.engine.protocol import Floats, Head
 from bench.engine.scripted import ScriptedSession
 from bench.errors import CellFailure
 from bench.meter.divergence import Compared, compare, evaluate, logits_of
+from bench.record.measurement import Choice
 from tests import fakes
 from tests.scripted import scripted
 
@@ -115,6 +116,7 @@ def kept(tmp_path: Path) -> Path:
         "begins_with_bos": False,
         "windows": [{"text": "alice", "bytes": 9, "floor_kl_nats": 0.125}] * 2,
         "answers": [dataclasses.asdict(fakes.sample(1, 2))],
+        "choices": [{"right": 1, "log_likelihood_nats": [-2.0, -1.0]}],
     }
     tensors = {
         "ids": np.array([[0, 1, 2, 0, 1]] * 2),
@@ -129,6 +131,7 @@ def test_each_window_of_the_reference_is_compared(kept: Path) -> None:
     found = evaluate(Saying(OTHERS), kept)
     assert found is not None
     assert (found.reference, found.answers) == ("fp32", (fakes.sample(1, 2),))
+    assert found.choices == (Choice(1, (-2.0, -1.0)),)
     assert len(found.windows) == 2
     for window in found.windows:
         assert (window.text, window.bytes, window.tokens) == ("alice", 9, 4)

@@ -68,10 +68,10 @@ def edited(result: Result, **changes: Any) -> str:
     [
         ("", r"^here: not a result file \(Expecting value"),
         (FULL.to_json()[:-10], r"^here: not a result file \("),
-        ("[]", r"^here: written in schema None, this version reads 6; measure again"),
-        ("null", r"^here: written in schema None, this version reads 6; measure again"),
-        (edited(FULL, schema=0), r"^here: written in schema 0, this version reads 6; "),
-        (edited(FULL, schema=3), r"^here: written in schema 3, this version reads 6; "),
+        ("[]", r"^here: written in schema None, this version reads 7; measure again"),
+        ("null", r"^here: written in schema None, this version reads 7; measure again"),
+        (edited(FULL, schema=0), r"^here: written in schema 0, this version reads 7; "),
+        (edited(FULL, schema=3), r"^here: written in schema 3, this version reads 7; "),
         (edited(FULL, colour="red"), r"^here: colour=red: unknown key; known are schema, "),
         (
             edited(FULL, started_at=float("nan")),

@@ -8,9 +8,9 @@ import pytest
 from bench.analysis import comparison as analysis
 from bench.analysis.comparison import Comparison, compare
 from bench.config.settings import Baseline, Tracking
-from bench.record.measurement import PhaseProfile, Profile
+from bench.record.measurement import Choice, PhaseProfile, Profile
 from bench.record.result import Result
-from bench.report import grid, page, terminal
+from bench.report import charts, grid, page, terminal
 from bench.report.advice import in_short
 from bench.store.files import INPUTS, new_folder, write_sweep
 from bench.store.recorder import Recorder
@@ -93,6 +93,46 @@ def test_a_sweep_is_analysed_once_for_all_of_its_printers(
     recorder.close("FINISHED", 2000.0, comparison, files, terminal.as_text(comparison))
     assert recorder.untracked is None
     assert derived == [*cells, *cells]
+
+
+def test_columns_and_pictures_do_not_order_divergences_at_the_noise_floor() -> None:
+    results = [
+        fakes.result(cell=fakes.cell(quant=quant), divergence=fakes.spread_divergence(kl))
+        for quant, kl in (("fp16", 0.126), ("bf16", 0.120), ("nf4", 0.5))
+    ]
+    table = grid.cells(compared(*results))
+    (kl,) = [i for i, column in enumerate(table.columns) if column.heading == "KL nat"]
+    assert [row[kl].text for row in table.rows] == ["0.13", "0.12", "0.5"]
+    assert [row[kl].sort for row in table.rows] == [0.0, 0.0, pytest.approx(0.5)]
+    (picture,) = [c for c in charts.charts(compared(*results)) if c.name == "tradeoffs"]
+    _, of_divergence = picture.figure.axes
+    places = {float(x) for dots in of_divergence.collections for x, _ in dots.get_offsets()}
+    assert sorted(places) == [0.125, pytest.approx(0.5)]  # the floor, and what is above it
+
+
+def test_choices_have_a_column_with_room_and_a_note() -> None:
+    right, wrong = Choice(0, (-1.0, -2.0)), Choice(0, (-2.0, -1.0))
+    results = [
+        fakes.result(
+            cell=fakes.cell(quant=quant),
+            divergence=fakes.divergence(choices=(right,) * 20),
+            choices=(right,) * (20 - flips) + (wrong,) * flips,
+        )
+        for quant, flips in (("bf16", 0), ("nf4", 8))
+    ]
+    table = grid.cells(compared(*results))
+    columns = {column.heading: column for column in table.columns}
+    entries = dict(zip(columns, table.rows[1], strict=True))
+    assert (entries["flips %"].text, entries["accuracy %"].text) == ("40.0", "60.0")
+    assert entries["flips %"].interval == "(19.1 to 63.9)"  # Clopper and Pearson
+    assert columns["flips %"].is_brief
+    assert not columns["accuracy %"].is_brief
+    assert columns["flips %"].telling < columns["KL nat"].telling
+    (note,) = [note for note in grid.notes(compared(*results)) if "8 worse" in note]
+    assert note == (
+        "quant=nf4: multiple choice: 8 of 20 answers change: 8 worse, 0 better; 40.0 points worse"
+        " (p = 0.0078)"
+    )
 
 
 def test_the_best_batch_of_each_value_within_a_budget() -> None:

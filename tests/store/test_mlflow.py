@@ -23,6 +23,7 @@ from bench.record.result import Outcome, from_json
 from bench.store import files as store
 from bench.store.database import tracking_uri
 from bench.store.mlflow import Tracker
+from bench.store.mlflow_record import best_cells
 from bench.store.mlflow_view import view_tags
 from bench.store.recorder import Recorder
 from tests import fakes, stores
@@ -416,6 +417,17 @@ def test_a_command_that_is_printed_can_be_pasted(tmp_path: Path) -> None:
     (command, _, page) = tracked.how_to_look.partition(", then ")
     assert shlex.split(command)[-1] == f"sqlite:///{outputs / 'mlflow.db'}"
     assert page.startswith("http://127.0.0.1:5000/#/experiments/")
+
+
+def test_the_best_divergence_is_that_of_every_cell_at_the_noise_floor() -> None:
+    results = [
+        fakes.result(cell=fakes.cell(quant=quant), divergence=fakes.spread_divergence(kl))
+        for quant, kl in (("nf4", 0.5), ("fp16", 0.126), ("bf16", 0.120))
+    ]
+    _, tags = best_cells(compare(results, fakes.sweep()))
+    assert tags["bench.best.kl_nats"] == "quant=fp16, quant=bf16"
+    _, tags = best_cells(compare(results[:1], fakes.sweep()))
+    assert tags["bench.best.kl_nats"].startswith("model=")
 
 
 def test_a_parent_says_what_varies_what_does_not_and_which_cell_is_best(

@@ -59,6 +59,7 @@ class Model:
         weakref.finalize(self, c.llama_model_free, self.pointer)
         vocabulary = c.llama_model_get_vocab(self.pointer)
         self.vocabulary: int = c.llama_vocab_n_tokens(vocabulary)
+        self.context_tokens: int = c.llama_model_n_ctx_train(self.pointer)
         self.ends = frozenset(
             token for token in range(self.vocabulary) if c.llama_vocab_is_eog(vocabulary, token)
         )

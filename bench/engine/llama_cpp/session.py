@@ -32,6 +32,7 @@ class LlamaSession:
         self.tokenizer = load_tokenizer(cell.model, folder)
         self.model = Model(folder / WEIGHTS)
         self.vocabulary = self.model.vocabulary
+        self.context_tokens: int | None = self.model.context_tokens
         self.ends = self.model.ends
         self.fused = True
         self.context: Context | None = None

@@ -61,7 +61,9 @@ class TransformersSession:
         self.model = model
         with contextlib.nullcontext() if folder is None else reading(cell, folder):
             self.tokenizer = load_tokenizer(cell.model, folder)
-        self.vocabulary: int = model.config.get_text_config().vocab_size
+        config = model.config.get_text_config()
+        self.vocabulary: int = config.vocab_size
+        self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         ends = model.generation_config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
         self.run = strategy(cell.decode.strategy)
