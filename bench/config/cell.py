@@ -7,8 +7,8 @@ never touch a number and so are no part of a cell.
 A cell has an identity, ``cell_id``: a hash of what was asked for, before any ``auto`` or ``max``
 has met a host. So it is the same on every machine, and replicates and comparisons find each other
 by it. Fields marked ``identity=False`` (what a value requires, how long it may take) do not enter
-it; those marked ``where given`` came later, and enter it where they ask for something, so that what was
-measured before keeps its name.
+it; those marked ``where given`` came later, and enter it where they ask for something, so that what
+was measured before keeps its name.
 
 Names of schemes, strategies, attention implementations and engines are text here: what they mean is
 known to the engines, whose registries are asked before anything runs (``bench.driver.plan``).

@@ -45,14 +45,14 @@ def resolve(cell: Cell, host: Host) -> Cell:
     stays."""
     device = host.device if cell.device == "auto" else cell.device
     default: DtypeName = "fp16" if device == "cuda" else "bf16"
-    quant = _with_dtype(cell.quant, default)
+    quant = _with_dtype(cell.quant, default, device)
     return replace(
         cell,
         device=device,
         quant=replace(
             quant,
             layers={
-                pattern: _with_dtype(each, cast("DtypeName", quant.dtype))
+                pattern: _with_dtype(each, cast("DtypeName", quant.dtype), device)
                 for pattern, each in quant.layers.items()
             },
         ),
@@ -60,10 +60,12 @@ def resolve(cell: Cell, host: Host) -> Cell:
     )
 
 
-def _with_dtype(quant: Quantized, dtype: DtypeName) -> Quantized:
-    """With ``dtype`` in place of every ``auto``."""
+def _with_dtype(quant: Quantized, dtype: DtypeName, device: str) -> Quantized:
+    """With ``dtype`` in place of every ``auto``, and what is for a CPU alone as it is there."""
+    meant = {"auto": dtype, "int8_on_cpu": "int8" if device == "cpu" else "none"}
     parameters = {
-        name: dtype if value == "auto" else value for name, value in quant.parameters.items()
+        name: meant.get(value, value) if isinstance(value, str) else value
+        for name, value in quant.parameters.items()
     }
     return replace(
         quant, dtype=dtype if quant.dtype == "auto" else quant.dtype, parameters=parameters

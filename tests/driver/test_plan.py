@@ -299,7 +299,7 @@ def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> Non
         (
             {"quant": {"name": "x", "scheme": "magic", "dtype": "fp16"}},
             "quant.scheme=magic: no such scheme; engine=transformers has none, bnb_int8, bnb_4bit,"
-            " torchao_int8, torchao_int4, torchao_fp8, checkpoint",
+            " torchao_int8, torchao_int4, torchao_fp8, own_int8, own_int4, checkpoint",
         ),
         (
             {"attn": {"name": "x", "implementation": "magic"}},

@@ -250,6 +250,21 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(
     assert outcome.reason == wanted
 
 
+def test_on_cuda_weights_are_unpacked_and_int8_activations_are_refused() -> None:
+    usual = fakes.resolved(quant="int4_g64", device="cuda")
+    assert usual.quant.parameters["activations"] == "none"
+    assert fakes.resolved(quant="int4_g64").quant.parameters["activations"] == "int8"
+    gpu = fakes.host(device="cuda", device_name="some GPU", capability=8.0)
+    assert ENGINE.why_not(usual, gpu) is None
+    asked = {**usual.quant.parameters, "activations": "int8"}
+    outcome = ENGINE.why_not(replace(usual, quant=replace(usual.quant, parameters=asked)), gpu)
+    assert outcome.reason.startswith("quant=int4_g64 needs quant.parameters.activations=none")
+    old = ENGINE.why_not(usual, replace(gpu, capability=7.5))
+    assert old.reason == "quant=int4_g64 needs compute capability 8.0, some GPU has 7.5"
+    without = ENGINE.why_not(usual, replace(gpu, triton="a C compiler (gcc or clang)"))
+    assert "needs Triton to compile its kernels" in without.reason
+
+
 def test_a_source_that_does_not_compile_fails_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,6 @@ from bench.engine.exchange import Change, See, Show
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Clock
 from bench.engine.transformers.attest import stored_tensors
-from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.schemes import SCHEMES
 from bench.errors import CellFailure
 
@@ -47,8 +46,6 @@ class LayerExchange:
         for name, quant in quants.items():
             if quant.scheme != "none" and SCHEMES[quant.scheme].layer is None:
                 raise CellFailure("skipped", f"quant={name} has no layers that can be exchanged")
-            if SCHEMES[quant.scheme].is_own and device == "cpu":
-                kernels()
         self.model, self.quants, self.device = model, quants, device
         self.layers = dict(_layers(model))
         if not self.layers:

@@ -128,7 +128,7 @@ def calibrated(layer: nn.Module, quant: Quant, statistics: Tensor) -> Int4Linear
     rounded = compensated if "gptq" in own.quantizer else _nearest
     matrix = rounded(weight, statistics, size)
     bias: Any = layer.bias
-    return Int4Linear(matrix, inputs, bias, own.activations == "int8", input_scale)
+    return Int4Linear(matrix, inputs, bias, own.activations != "none", input_scale)
 
 
 def _nearest(weight: Tensor, statistics: Tensor, size: int) -> Int4Matrix:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.engine.transformers.own import ops
+from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.own.grids import Int4Matrix, Int8Matrix
 
 
@@ -21,6 +22,7 @@ class Int8Linear(nn.Module):
         input_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
+        _ready(matrix.weight)
         self.in_features, self.out_features = inputs, matrix.weight.shape[0]
         self.int8_activations = int8_activations
         self.register_buffer("weight", matrix.weight)
@@ -54,6 +56,7 @@ class Int4Linear(nn.Module):
         input_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
+        _ready(matrix.weight)
         self.in_features, self.out_features = inputs, matrix.weight.shape[0]
         self.group_size, self.int8_activations = matrix.group_size, int8_activations
         self.register_buffer("weight", matrix.weight)
@@ -85,6 +88,12 @@ class Int4Linear(nn.Module):
             f"{self.in_features}, {self.out_features}, group_size={self.group_size}, int8"
             f" activations: {self.int8_activations}"
         )
+
+
+def _ready(weight: Tensor) -> None:
+    """On a CPU the operators are there once their kernels have been loaded."""
+    if weight.device.type == "cpu":
+        kernels()
 
 
 def _tensor(buffer: Any) -> Tensor:

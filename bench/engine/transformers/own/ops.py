@@ -82,6 +82,38 @@ def _portable(
     return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
+def _int8_on_cuda(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+    int8_activations: bool,
+) -> Tensor:
+    from bench.engine.transformers.own.triton_kernels import int8_linear
+
+    return int8_linear(x, weight, scale, input_scale, bias)
+
+
+def _int4_on_cuda(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+    group_size: int,
+    int8_activations: bool,
+) -> Tensor:
+    from bench.engine.transformers.own.triton_kernels import int4_linear
+
+    return int4_linear(x, weight, scale, zero, input_scale, bias, group_size)
+
+
+_LIBRARY.impl("int8_linear", _int8_on_cuda, "CUDA")
+_LIBRARY.impl("int4_linear", _int4_on_cuda, "CUDA")
+
+
 def _shape(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 

@@ -9,22 +9,24 @@ byte a weight too; a head that is the embedding then becomes a matrix of its own
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.config.cell import Quant
+from bench.config.cell import Quant, Requires
 from bench.config.parse import parse
 from bench.engine.transformers.schemes.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-OnOff = Literal["int8", "none"]
+# int8_on_cpu: int8 there, none on CUDA, as ``driver.plan`` resolves it
+Activations = Literal["int8", "int8_on_cpu", "none"]
+HeadScheme = Literal["int8", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Int8:
     """Whether products are made of int8 activations, and whether the head is quantized."""
 
-    activations: OnOff
-    head: OnOff
+    activations: Activations
+    head: HeadScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class Int4:
 
     group_size: Literal[32, 64, 128, "row"]
     quantizer: Literal["nearest", "awq", "gptq", "awq_gptq"]
-    activations: OnOff
-    head: OnOff
+    activations: Activations
+    head: HeadScheme
 
 
 def int8_of(quant: Quant) -> Int8:
@@ -61,7 +63,7 @@ def _int8_layer(layer: "nn.Module", quant: Quant) -> "nn.Module":
 
     weight, bias = _plain(layer)
     matrix = quantize_int8(weight)
-    return Int8Linear(matrix, weight.shape[1], bias, int8_of(quant).activations == "int8")
+    return Int8Linear(matrix, weight.shape[1], bias, int8_of(quant).activations != "none")
 
 
 def _int4_layer(layer: "nn.Module", quant: Quant) -> "nn.Module":
@@ -73,7 +75,7 @@ def _int4_layer(layer: "nn.Module", quant: Quant) -> "nn.Module":
     matrix = quantize_int4(weight, group_size(quant, inputs))
     # Of random weights and of an empty layout; calibration makes layers of its own
     scale = weight.new_ones(inputs).half() if "awq" in own.quantizer else None
-    return Int4Linear(matrix, inputs, bias, own.activations == "int8", scale)
+    return Int4Linear(matrix, inputs, bias, own.activations != "none", scale)
 
 
 def _plain(layer: Any) -> "tuple[Tensor, Tensor | None]":
@@ -113,13 +115,13 @@ def _needs(quant: Quant, device: str) -> str | None:
 
     if device == "cpu":
         return obstacle()
-    if quant.parameters.get("activations") == "int8":
+    if quant.parameters["activations"] != "none":
         return "quant.parameters.activations=none: int8 activations are multiplied on a CPU alone"
     return None
 
 
 def _int8_settings(layer: Any) -> dict[str, Any]:
-    return {"activations": "int8" if layer.int8_activations else "none"}
+    return {"int8_activations": layer.int8_activations}
 
 
 def _int4_settings(layer: Any) -> dict[str, Any]:
@@ -134,12 +136,15 @@ def _int4_wanted(quant: Quant) -> dict[str, Any]:
     own = int4_of(quant)
     # How long a row is its layer knows
     size = {} if own.group_size == "row" else {"group_size": own.group_size}
-    return {"activations": own.activations, "input_scale": "awq" in own.quantizer, **size}
+    is_int8 = own.activations != "none"
+    return {"int8_activations": is_int8, "input_scale": "awq" in own.quantizer, **size}
 
 
 def _executed_dtype(quant: Quant) -> str:
-    return "int8" if quant.parameters["activations"] == "int8" else str(quant.dtype)
+    return "int8" if quant.parameters["activations"] != "none" else str(quant.dtype)
 
+
+_ON_CUDA = Requires(capability=8.0, compiler=True)  # of Triton's kernels
 
 INT8 = Scheme(
     parameters=Int8,
@@ -147,9 +152,10 @@ INT8 = Scheme(
     executed_dtype=_executed_dtype,
     matrix_bytes=_int8_bytes,
     settings=_int8_settings,
-    wanted=lambda quant: {"activations": int8_of(quant).activations},
+    wanted=lambda quant: {"int8_activations": int8_of(quant).activations != "none"},
     product_bytes=4,  # inputs in fp32 on their way to int8
     needs=_needs,
+    on_cuda=_ON_CUDA,
     layer=_int8_layer,
     head=_int8_head,
     is_own=True,
@@ -164,6 +170,7 @@ INT4 = Scheme(
     wanted=_int4_wanted,
     product_bytes=4,
     needs=_needs,
+    on_cuda=_ON_CUDA,
     layer=_int4_layer,
     head=_int4_head,
     is_own=True,
