@@ -4,6 +4,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,13 @@ BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kernels out of the user's cache, where they are kept; what tests pack goes elsewhere."""
     if build.obstacle() is None:
         build.kernels()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 needs_kernels = pytest.mark.skipif(build.obstacle() is not None, reason=str(build.obstacle()))
