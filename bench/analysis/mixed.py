@@ -5,6 +5,7 @@ As a value of ``conf/quant`` an allocation is a base scheme, and patterns of lay
 another one.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from bench.analysis.sensitivity import (
 )
 from bench.analysis.stats import Estimate
 from bench.errors import ConfigError
-from bench.record.sensitivity import Readings
+from bench.record.sensitivity import Prediction, Readings, Study
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -112,6 +113,21 @@ def _predicted(readings: Readings, name: str, given: Allocation) -> Mixed:
         bits_per_weight(readings, solver.total(given, solver.stored_bytes)),
         predicted_kl_nats(readings, schemes),
         predicted_step_s(readings.timings, schemes),
+    )
+
+
+def prediction(study: Study, of: Mixed) -> Prediction | None:
+    """As sweeps find it; None where the divergence has no upper end."""
+    kl_nats, step_s = of.kl_nats, of.step_s
+    if math.isinf(kl_nats.high):
+        return None
+    return Prediction(
+        model=study.cell.model,
+        layers=patterns(of.schemes),
+        device_name=study.host.device_name,
+        rows=study.cell.rows,
+        kl_nats=(kl_nats.value, kl_nats.low, kl_nats.high),
+        tpot_s=None if step_s is None else (step_s.value, step_s.low, step_s.high),
     )
 
 

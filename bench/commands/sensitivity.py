@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.analysis.mixed import Budget, mixed
+from bench.analysis.mixed import Budget, mixed, prediction
 from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
@@ -32,7 +32,7 @@ from bench.report import mixed as allocations
 from bench.report.progress import ProgressLine
 from bench.report.sensitivity import lines
 from bench.report.terminal import say
-from bench.store.files import hide_secrets, new_folder, write_aside
+from bench.store.files import hide_secrets, new_folder, write_aside, write_prediction
 
 _WINDOWS, _WINDOW_TOKENS = 4, 256
 _NO_CHOICE = "--schemes: want more schemes to allocate, like --schemes int4_g32,int8_channel,none"
@@ -98,6 +98,10 @@ def _allocate(asked: Asked, study: Study, budget: Budget, outputs: Path) -> None
     for file, text in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_aside(file, text.encode())
+    for each in found:
+        expected = prediction(study, each)
+        if expected is not None:
+            write_prediction(outputs, each.name, expected)
     is_searched = conf in searched_folders()
     flag = "" if is_searched else f"--config-dir {shlex.quote(from_here(conf))} "
     say(f"allocation: {from_here(conf / 'quant' / name)}.yaml; to measure it beside its controls:")
