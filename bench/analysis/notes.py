@@ -187,7 +187,7 @@ def _about_predictions(
 
 
 def _range(value: float, low: float, high: float) -> str:
-    return f"{value:.3g} ({low:.2g} to {high:.2g})"
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _about_references(results: Sequence[Result]) -> Iterator[Finding]:

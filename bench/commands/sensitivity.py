@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.analysis.mixed import Budget, mixed, prediction
+from bench.analysis.mixed import Budget, Mixed, mixed, prediction
 from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
@@ -31,6 +31,7 @@ from bench.record.sensitivity import SCHEMA, Readings, Study
 from bench.report import mixed as allocations
 from bench.report.progress import ProgressLine
 from bench.report.sensitivity import lines
+from bench.report.sensitivity_page import write_page
 from bench.report.terminal import say
 from bench.store.files import hide_secrets, new_folder, write_aside, write_prediction
 
@@ -75,20 +76,27 @@ def sensitivity(asked: Asked) -> int:
             say("interrupted: no study")
             return 130
     write_aside(folder / "sensitivity.json", study.to_json().encode())
-    for line in lines(study):
-        print(line)
-    say(f"study: {from_here(folder)}")
+    told = list(lines(study))
+    print("\n".join(told))
+    page = write_page(folder, study, told, (), {})[0]  # now, since no choice may keep the budget
     if asked.budget is not None:
-        _allocate(asked, study, asked.budget, outputs)
+        found = _allocated(asked, study, asked.budget)
+        table = list(allocations.lines(study, found))
+        print("\n".join(table))
+        write_page(folder, study, told, table, found[0].schemes)
+        _keep(asked, study, found, outputs)
+    say(f"study: {from_here(folder)}")
+    say(f"pictures: {from_here(page)}")
     return 0
 
 
-def _allocate(asked: Asked, study: Study, budget: Budget, outputs: Path) -> None:
-    """Print an allocation, and write it, its controls and the sweep of them."""
+def _allocated(asked: Asked, study: Study, budget: Budget) -> list[Mixed]:
     choices = tuple(dict.fromkeys((study.cell.quant.name, *asked.schemes)))
-    found = mixed(study.readings, choices, budget, study.cell.seed)
-    for line in allocations.lines(study, found):
-        print(line)
+    return mixed(study.readings, choices, budget, study.cell.seed)
+
+
+def _keep(asked: Asked, study: Study, found: Sequence[Mixed], outputs: Path) -> None:
+    """Write allocations, the sweep of them and what is predicted of each."""
     conf, name = written_conf(outputs), found[0].name
     files = {
         conf / "quant" / f"{each.name}.yaml": allocations.quant_file(study, each) for each in found

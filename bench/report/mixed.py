@@ -58,7 +58,7 @@ def _step_ms(of: Mixed) -> str:
 
 
 def _interval(of: Estimate) -> str:
-    return f"{of.value:.3g} [{of.low:.2g}, {of.high:.2g}]"
+    return f"{of.value:.3g} [{of.low:.3g}, {of.high:.3g}]"
 
 
 def quant_file(study: Study, of: Mixed) -> str:
