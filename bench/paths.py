@@ -23,6 +23,18 @@ PROMPT_SETS = {file.stem: file for file in sorted(DATA.glob("prompts/*.yaml"))} 
 CHOICE_SETS = {file.stem: file for file in sorted(DATA.glob("choices/*.jsonl"))}  # quality.choices
 
 
+def written_conf(outputs: Path) -> Path:
+    """Where commands write values of groups and sweeps, in folders named like these."""
+    return outputs / "conf"
+
+
+def searched_folders() -> list[Path]:
+    """Where values of groups lie besides ``conf``, and sweeps: the checkout, and what was written
+    in the working folder, where something was."""
+    written = written_conf(Path("outputs").absolute())
+    return [ROOT, written] if written.is_dir() else [ROOT]
+
+
 def whole_path(typed: str) -> str:
     """A path as it is meant where it was typed: ``~`` is a home, a relative one begins here."""
     # Of os.path: pathlib follows links in resolve(), and raises where there is no home

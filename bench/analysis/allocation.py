@@ -162,7 +162,7 @@ def least_sensitive_first(base: Allocation, top: Allocation) -> list[str]:
     """By what ``top`` saves a byte: the inverse of a good order."""
 
     def saved_a_byte(layer: str) -> float:
-        more_bytes = top[layer].stored_bytes - base[layer].stored_bytes
+        more_bytes = max(1, top[layer].stored_bytes - base[layer].stored_bytes)
         return (base[layer].loss_nats - top[layer].loss_nats) / more_bytes
 
     return sorted(base, key=saved_a_byte)
@@ -189,10 +189,16 @@ def controls(
     return {name: filled(order, low, high, budget_bytes) for name, order in orders.items()}
 
 
+def whole(options: Options) -> list[str]:
+    """The schemes that hold every layer."""
+    schemes = dict.fromkeys(option.scheme for of in options.values() for option in of)
+    return [scheme for scheme in schemes if len(uniform(options, scheme)) == len(options)]
+
+
 def near_lossless(options: Options, base: str) -> str:
     """The smallest scheme that takes away nine tenths of the loss of ``base``: what controls give
     to the layers that they keep."""
-    schemes = dict.fromkeys(option.scheme for of in options.values() for option in of)
+    schemes = whole(options)
     loss = {scheme: total(uniform(options, scheme), loss_nats) for scheme in schemes}
     size = {scheme: total(uniform(options, scheme), stored_bytes) for scheme in schemes}
     good = [scheme for scheme in schemes if loss[scheme] <= loss[base] / 10]
@@ -201,6 +207,4 @@ def near_lossless(options: Options, base: str) -> str:
 
 def smallest(options: Options) -> str:
     """The scheme whose layers take the fewest bytes, of those that hold every layer."""
-    schemes = dict.fromkeys(option.scheme for of in options.values() for option in of)
-    whole = [scheme for scheme in schemes if len(uniform(options, scheme)) == len(options)]
-    return min(whole, key=lambda scheme: total(uniform(options, scheme), stored_bytes))
+    return min(whole(options), key=lambda scheme: total(uniform(options, scheme), stored_bytes))

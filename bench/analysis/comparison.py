@@ -21,6 +21,7 @@ from bench.analysis.pareto import pareto_front
 from bench.analysis.threats import threats
 from bench.analysis.verdict import Change, speedups
 from bench.record.result import Result
+from bench.record.sensitivity import Prediction
 from bench.record.sweep import Sweep
 
 _USUAL_COLUMNS = ("model", "quant", "batch")  # where nothing varies
@@ -101,8 +102,11 @@ class Comparison:
         return " ".join(f"{column}={value}" for column, value in values)
 
 
-def compare(results: Sequence[Result], sweep: Sweep) -> Comparison:
-    """The analysis of a sweep's results, in the order of its grid."""
+def compare(
+    results: Sequence[Result], sweep: Sweep, predictions: Mapping[str, Prediction] | None = None
+) -> Comparison:
+    """The analysis of a sweep's results, in the order of its grid. ``predictions``: what was said
+    beforehand of values of ``quant``, by name."""
     cells = [result.cell for result in results]
     against = baseline_axes(cells, sweep.baseline)
     values = {result.cell_id: derive(result, sweep.price_per_hour) for result in results}
@@ -117,5 +121,5 @@ def compare(results: Sequence[Result], sweep: Sweep) -> Comparison:
         values=values,
         speedups=changes,
         bound_by=bottlenecks(results),
-        findings=tuple(findings(results, values, changes, against)),
+        findings=tuple(findings(results, values, changes, against, predictions or {})),
     )

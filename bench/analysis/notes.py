@@ -13,10 +13,12 @@ from typing import Literal
 
 from bench.analysis import choices
 from bench.analysis.columns import BaselineAxes, identity_without
+from bench.analysis.divergence import estimates
 from bench.analysis.doubts import Doubt, doubts_about
 from bench.analysis.readings import steady_drift
 from bench.analysis.verdict import Change
 from bench.record.result import Result
+from bench.record.sensitivity import Prediction
 
 Kind = Literal["outcome", "speedup", "quality", "doubt"]
 
@@ -37,9 +39,10 @@ def findings(
     values: Mapping[str, Mapping[str, float]],
     speedups: Mapping[str, Mapping[str, Change]],
     against: BaselineAxes | None,
+    predictions: Mapping[str, Prediction],
 ) -> list[Finding]:
     """Outcomes first, then what speedups mean, then quality, then doubts. ``values``: derived, by
-    cell_id."""
+    cell_id; ``predictions``: by the name of ``quant``."""
     outcomes = {r.cell_id: _outcome(r) for r in results}
     steady = steady_drift([m for r in results for m in r.measurements])
     doubts = {r.cell_id: list(doubts_about(r, values[r.cell_id], steady)) for r in results}
@@ -49,6 +52,7 @@ def findings(
         *(_about_speedups(speedups, against) if speedups else ()),
         *_shared("speedup", _contradicted(speedups)),
         *_shared("quality", {r.cell_id: _of_choices(r) for r in results}),
+        *_about_predictions(results, values, predictions),
         *_without_effect(results),
         *_about_references(results),
         *_about_published_grids(results),
@@ -156,6 +160,34 @@ def _are_one(first: Result, second: Result) -> bool:
 def _of_choices(result: Result) -> list[Doubt]:
     flips = choices.flips_of(result) if result.measurements else None
     return [] if flips is None else [(f"multiple choice: {choices.sentence(flips)}", "")]
+
+
+def _about_predictions(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+    predictions: Mapping[str, Prediction],
+) -> Iterator[Finding]:
+    """What a sensitivity study said of a cell beside what the cell measured."""
+    for result in results:
+        prediction, cell = predictions.get(result.cell.quant.name), result.cell
+        if prediction is None or not prediction.is_of(cell) or not result.measurements:
+            continue
+        said = []
+        if result.divergence is not None:
+            kl = estimates(result.divergence)["kl_nats"]
+            measured = _range(kl.value, kl.low, kl.high)
+            said.append(f"KL predicted {_range(*prediction.kl_nats)}, measured {measured} nat")
+        is_here = result.host.device_name == prediction.device_name
+        if prediction.tpot_s is not None and is_here and cell.batch == prediction.rows:
+            value, low, high = (each * 1e3 for each in prediction.tpot_s)
+            measured_ms = values[result.cell_id]["tpot_s"] * 1e3
+            said.append(f"TPOT predicted {_range(value, low, high)}, measured {measured_ms:.3g} ms")
+        if said:
+            yield Finding("quality", f"{cell.quant.name}: {'; '.join(said)}")
+
+
+def _range(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _about_references(results: Sequence[Result]) -> Iterator[Finding]:

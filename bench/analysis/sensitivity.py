@@ -101,6 +101,8 @@ def predicted_kl_nats(readings: Readings, schemes: Mapping[str, str]) -> Estimat
     """The divergence of a set of layers under their schemes, before it is measured."""
     scale, windows = factor(sums(readings)), mean_interval(summed_nats(readings, schemes), _LEVEL)
     value = scale.value * windows.value
+    if value <= 0:  # all layers as published
+        return Estimate(value, value, value, windows.n)
     of_sets = math.log(scale.high / scale.value)
     of_text = (windows.high - windows.value) / windows.value
     half = math.hypot(of_sets, of_text)

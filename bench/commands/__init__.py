@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from bench.commands.quantities import count, names, positive, share, size_bytes, time_s
+from bench.commands.quantities import (
+    bits_or_bytes,
+    count,
+    names,
+    positive,
+    share,
+    size_bytes,
+    time_s,
+)
 from bench.config.settings import Settings, parse_config
 from bench.errors import ConfigError, StoreError, TrackingError
 from bench.paths import CONF, from_here, whole_path
@@ -54,7 +62,7 @@ _EXAMPLES = {
     "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
     "report": "report 2026-01-31_12-00-00",
     "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
-    "sensitivity": "sensitivity quant=int4_g64 --schemes int4_g32,int8_channel,none",
+    "sensitivity": "sensitivity quant=int4_g128 --schemes int4_g32,int8_channel --budget 4.5bits",
     "doctor": "doctor --calibrate",
     "export": "export outputs/sweeps/2026-01-31_12-00-00/cells/1a2b3c4d5e6f int4-model",
 }
@@ -335,10 +343,36 @@ def _sensitivity(arguments: list[str]) -> int:
         action="store_true",
         help="measure the divergence of each layer, not only estimate it (many minutes)",
     )
+    parser.add_argument(
+        "--budget",
+        type=bits_or_bytes,
+        metavar="SIZE",
+        help="allocate the schemes to the layers with the least divergence: 4.5bits a weight of the"
+        " layers, or 120MB of weights in the whole model",
+    )
+    parser.add_argument(
+        "--objective", choices=("kl", "time"), default="kl", help="what is minimized (default kl)"
+    )
+    parser.add_argument(
+        "--max-kl",
+        type=positive,
+        metavar="NATS",
+        help="with --objective time: the divergence to accept, like 0.1",
+    )
     given = parser.parse_intermixed_args(arguments)
+    if given.objective == "time" and (given.max_kl is None or given.budget is not None):
+        raise ConfigError(["--objective time: want --max-kl, and no --budget"])
+    if given.objective == "kl" and given.max_kl is not None:
+        raise ConfigError(["--max-kl: goes with --objective time"])
+    from bench.analysis.mixed import Budget
     from bench.commands.sensitivity import Asked, sensitivity
 
-    return sensitivity(Asked(tuple(given.overrides), given.schemes, given.exact))
+    budget = None
+    if given.max_kl is not None:
+        budget = Budget(given.max_kl, "nats", f"{given.max_kl:g}nats")
+    elif given.budget is not None:
+        budget = Budget(*given.budget)
+    return sensitivity(Asked(tuple(given.overrides), given.schemes, given.exact, budget))
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":

@@ -11,7 +11,7 @@ from bench.record.result import is_timed
 from bench.report.page import try_report
 from bench.report.terminal import as_text, say_damage
 from bench.store.database import tracking_uri
-from bench.store.files import read_place
+from bench.store.files import read_place, read_predictions
 from bench.store.mlflow import Tracker
 
 
@@ -40,7 +40,7 @@ def push(folder: Path) -> int:
     ended_at = max((result.ended_at for result in results), default=sweep.started_at)
     complete = len(results) == len(sweep.cells) and all(map(is_timed, results))
     complete = complete and all(result.outcome.status != "killed" for result in results)
-    comparison = compare(results, sweep)
+    comparison = compare(results, sweep, read_predictions(folder, results))
     status, files = "FINISHED" if complete else "KILLED", try_report(folder, comparison)
     tracker.close(status, ended_at, comparison, files, as_text(comparison))
     tracker.link()

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
+from typing import Literal
 
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}
 _TIMES = {"ms": 1e-3, "s": 1.0}
@@ -15,6 +16,13 @@ def size_bytes(text: str) -> float:
 def time_s(text: str) -> float:
     """Like 200ms."""
     return _with_unit(text, _TIMES)
+
+
+def bits_or_bytes(text: str) -> tuple[float, Literal["bits", "bytes"], str]:
+    """Like 4.5bits or 120MB; the amount, its unit, and the text."""
+    if text.endswith("bits"):
+        return positive(text.removesuffix("bits")), "bits", text
+    return _with_unit(text, {**_SIZES, "bits": 1.0}), "bytes", text
 
 
 def _with_unit(text: str, units: Mapping[str, float]) -> float:

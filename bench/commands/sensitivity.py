@@ -1,7 +1,8 @@
 """``python -m bench sensitivity``: which layers suffer from quantization, and how much.
 
 One process times every layer under every scheme and estimates what each costs; its readings and
-what they say are kept in a folder of their own under ``outputs/sensitivity``.
+what they say are kept in a folder of their own under ``outputs/sensitivity``. With a budget the
+schemes are allocated to the layers, and what comes of it is written where a sweep finds it.
 """
 
 import shlex
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.analysis.mixed import Budget, Mixed, mixed, prediction
 from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
@@ -24,14 +26,17 @@ from bench.driver.sweep import look_around
 from bench.engine.protocol import ENGINES
 from bench.errors import BenchError, CellFailure, ConfigError
 from bench.meter.sensitivity import PLAIN, Plan
-from bench.paths import CALIBRATION_TEXT, from_here
+from bench.paths import CALIBRATION_TEXT, from_here, searched_folders, written_conf
 from bench.record.sensitivity import SCHEMA, Readings, Study
+from bench.report import mixed as allocations
 from bench.report.progress import ProgressLine
 from bench.report.sensitivity import lines
+from bench.report.sensitivity_page import write_page
 from bench.report.terminal import say
-from bench.store.files import hide_secrets, new_folder, write_aside
+from bench.store.files import hide_secrets, new_folder, write_aside, write_prediction
 
 _WINDOWS, _WINDOW_TOKENS = 4, 256
+_NO_CHOICE = "--schemes: want more schemes to allocate, like --schemes int4_g32,int8_channel,none"
 _LIMITS_S = {"prepare": 3600.0, "load": 1800.0, "measure": 7200.0, "quality": 86400.0}
 
 
@@ -42,10 +47,16 @@ class Asked:
     overrides: tuple[str, ...]
     schemes: tuple[str, ...]  # besides the cell's own quant
     is_exact: bool
+    budget: Budget | None  # of an allocation of these schemes
 
     def __str__(self) -> str:
         more = [f"--schemes={','.join(self.schemes)}"] if self.schemes else []
-        return shlex.join([*self.overrides, *more, *["--exact"] * self.is_exact])
+        more += ["--exact"] * self.is_exact
+        if self.budget is not None and self.budget.unit == "nats":
+            more += ["--objective=time", f"--max-kl={self.budget.amount:g}"]
+        elif self.budget is not None:
+            more += [f"--budget={self.budget.typed}"]
+        return shlex.join([*self.overrides, *more])
 
 
 def sensitivity(asked: Asked) -> int:
@@ -65,10 +76,44 @@ def sensitivity(asked: Asked) -> int:
             say("interrupted: no study")
             return 130
     write_aside(folder / "sensitivity.json", study.to_json().encode())
-    for line in lines(study):
-        print(line)
+    told = list(lines(study))
+    print("\n".join(told))
+    page = write_page(folder, study, told, (), {})[0]  # now, since no choice may keep the budget
+    if asked.budget is not None:
+        found = _allocated(asked, study, asked.budget)
+        table = list(allocations.lines(study, found))
+        print("\n".join(table))
+        write_page(folder, study, told, table, found[0].schemes)
+        _keep(asked, study, found, outputs)
     say(f"study: {from_here(folder)}")
+    say(f"pictures: {from_here(page)}")
     return 0
+
+
+def _allocated(asked: Asked, study: Study, budget: Budget) -> list[Mixed]:
+    choices = tuple(dict.fromkeys((study.cell.quant.name, *asked.schemes)))
+    return mixed(study.readings, choices, budget, study.cell.seed)
+
+
+def _keep(asked: Asked, study: Study, found: Sequence[Mixed], outputs: Path) -> None:
+    """Write allocations, the sweep of them and what is predicted of each."""
+    conf, name = written_conf(outputs), found[0].name
+    files = {
+        conf / "quant" / f"{each.name}.yaml": allocations.quant_file(study, each) for each in found
+    }
+    sweep = conf / "sweeps" / f"{name}.yaml"
+    files[sweep] = allocations.sweep_file(study, asked.overrides, found)
+    for file, text in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(file, text.encode())
+    for each in found:
+        expected = prediction(study, each)
+        if expected is not None:
+            write_prediction(outputs, each.name, expected)
+    is_searched = conf in searched_folders()
+    flag = "" if is_searched else f"--config-dir {shlex.quote(from_here(conf))} "
+    say(f"allocation: {from_here(conf / 'quant' / name)}.yaml; to measure it beside its controls:")
+    say(f"python -m bench {flag}sweeps={name}")
 
 
 def _configs(asked: Asked) -> list[Config]:
@@ -85,6 +130,12 @@ def _configs(asked: Asked) -> list[Config]:
     problems = [problem for config in (*first, *more) for problem in unknown_names(config.cell)]
     plain = [config.cell.quant.name for config in more if config.cell.quant.scheme == PLAIN]
     problems += [f"--schemes {name}: want none for unquantized layers" for name in plain]
+    if asked.budget is not None:
+        several = [config.cell.quant for config in (*first, *more) if config.cell.quant.layers]
+        problems += [
+            f"quant={quant.name}: has layers of other schemes; want one scheme" for quant in several
+        ]
+        problems += [] if {*asked.schemes} - {close.name} else [_NO_CHOICE]
     if problems:
         raise ConfigError(problems)
     return [*first, *more]

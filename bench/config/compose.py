@@ -31,7 +31,15 @@ from bench.config.models import stand_in
 from bench.config.prompt_file import cells_of, is_file, with_digests
 from bench.config.settings import Config, parse_config
 from bench.errors import ConfigError
-from bench.paths import CHOICE_SETS, CONF, PROMPT_SETS, ROOT, TEXTS, whole_path
+from bench.paths import (
+    CHOICE_SETS,
+    CONF,
+    PROMPT_SETS,
+    ROOT,
+    TEXTS,
+    searched_folders,
+    whole_path,
+)
 
 _ANSWERED_BY_HYDRA = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc")
 _SEVERAL = ("-m", "--multirun")
@@ -60,11 +68,13 @@ def collect(arguments: Sequence[str]) -> list[Mapping[str, Any]]:
     flags, own_folder = _own_folder([each for each in arguments if each not in overrides])
     with _scratch() as scratch:
         os.environ["BENCH_SCRATCH"] = scratch
+        os.environ["BENCH_WRITTEN"] = str(searched_folders()[-1])
         overrides = [
             _with_layers(_with_own_models(override, Path(scratch))) for override in overrides
         ]
         if own_folder is not None:
-            folders = ",".join(f"file://{place}" for place in (ROOT, scratch, own_folder))
+            searched = (*searched_folders(), scratch, own_folder)
+            folders = ",".join(f"file://{place}" for place in searched)
             overrides.append(f"hydra.searchpath=[{folders}]")
         try:
             if set(flags) <= set(_SEVERAL):
@@ -73,7 +83,7 @@ def collect(arguments: Sequence[str]) -> list[Mapping[str, Any]]:
         except REFUSALS as error:
             raise ConfigError(explain(overrides, bool(flags), error)) from error
         finally:
-            del os.environ["BENCH_SCRATCH"]
+            del os.environ["BENCH_SCRATCH"], os.environ["BENCH_WRITTEN"]
     return []
 
 

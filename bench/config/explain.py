@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bench.config.parse import unknown_key
 from bench.config.settings import parse_config
 from bench.errors import ConfigError
-from bench.paths import CONF, ROOT
+from bench.paths import CONF, ROOT, searched_folders
 
 # What composing raises over a command line, and over a YAML file that cannot be read
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError, OSError)
@@ -48,8 +48,8 @@ def values_of_groups(arguments: Sequence[str]) -> list[str]:
 
 
 def _options(group: str) -> list[str]:
-    folder = ROOT / "sweeps" if group == "sweeps" else CONF / group
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    folders = searched_folders() if group == "sweeps" else [CONF, *searched_folders()[1:]]
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
 def explain(overrides: Sequence[str], several: bool, error: Exception) -> list[str]:
@@ -105,7 +105,7 @@ def keys_as_flags(arguments: Sequence[str]) -> list[str]:
 def _is_choice(argument: str) -> bool:
     """Whether it names one value of a group, and one that exists."""
     key, _, value = argument.partition("=")
-    folders = (CONF, Path(os.environ["BENCH_SCRATCH"]))
+    folders = (CONF, Path(os.environ["BENCH_SCRATCH"]), *searched_folders())
     return any((folder / key / f"{value}.yaml").is_file() for folder in folders)
 
 
@@ -141,11 +141,13 @@ def _problems(argument: str, choices: list[str], several: bool) -> Iterator[str]
 
 def _sentence(override: Override, value: str, choices: list[str], error: Exception) -> str:
     key = override.key_or_group
-    group = CONF / key if key != "sweeps" else ROOT / "sweeps"
+    group = (ROOT if key == "sweeps" else CONF) / key
     if group.is_dir():
         options = _options(key)
         if value in options:  # it is there, and cannot be read or composed
-            return f"{key}={value}: {group / value}.yaml: {_own_words(error)}"
+            folders = (folder / key for folder in (group.parent, *searched_folders()))
+            file = next(f / f"{value}.yaml" for f in folders if (f / f"{value}.yaml").is_file())
+            return f"{key}={value}: {file}: {_own_words(error)}"
         others = ", a folder, a .gguf file, or OWNER/NAME on the hub" if key == "model" else ""
         return f"{key}={value}: no such value; want one of {', '.join(options)}{others}"
     known, path = _known_keys(key, choices)

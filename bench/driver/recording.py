@@ -172,7 +172,9 @@ class Recording:
     def end(self, status: str) -> None:
         """Analyse, report, and end the sweep where it is tracked."""
         ended_at = self.recorder.sweep.started_at + time.monotonic() - self._began
-        self.comparison = compare(self.recorder.results, self.recorder.sweep)
+        results = self.recorder.results
+        predictions = files.read_predictions(self.folder, results)
+        self.comparison = compare(results, self.recorder.sweep, predictions)
         # A Ctrl-C ends at once.
         report = self._report(self.folder, self.comparison) if status == "FINISHED" else []
         summary = terminal.as_text(self.comparison)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.config.cell import Cell, Quant
+from bench.config.cell import Cell, Model, Quant
 from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, parse, within
 from bench.errors import ConfigError, StoreError
 from bench.record.redact import redacted
@@ -109,6 +109,23 @@ class Readings:
     def layer_weights(self) -> int:
         """Numbers in all layers."""
         return sum(layer.weights for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What an allocation was predicted to cost: a value, the ends of its interval."""
+
+    model: Model
+    layers: Mapping[str, str]  # the schemes' names by pattern, as ``quant.layers`` has them
+    device_name: str
+    rows: int = field(metadata=COUNT)
+    kl_nats: tuple[float, float, float]
+    tpot_s: tuple[float, float, float] | None  # of that many rows on that device
+
+    def is_of(self, cell: Cell) -> bool:
+        """Whether the cell has these layers of this model."""
+        layers = {pattern: quant.name for pattern, quant in cell.quant.layers.items()}
+        return cell.model == self.model and layers == self.layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
 from bench.report.drawing import TEXT, Chart, legend, logarithmic, name_points, panels
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _MOST_BARS = 24
 _MOST_COLUMNS = 12  # of a heat map with its numbers in it
 
@@ -66,7 +66,7 @@ def _shown(comparison: Comparison, result: Result) -> Shown:
 
 def _colours(cells: Sequence[Shown]) -> dict[str, str]:
     groups = dict.fromkeys(cell.group for cell in cells)
-    return {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+    return {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
 
 
 def _legend(colours: Mapping[str, str]) -> list[Line2D]:
@@ -220,12 +220,12 @@ def _phases(cells: Sequence[Shown], few: str) -> Chart:
     figure, (axis,) = panels(1, 9, _bar_height(cells))
     places = range(len(cells))
     prefill = [cell.values["ttft_s"] * 1e3 for cell in cells]
-    axis.barh(places, prefill, color=_COLOURS[1], label="prefill (to the first token)")
+    axis.barh(places, prefill, color=COLOURS[1], label="prefill (to the first token)")
     axis.barh(
         places,
         [c.values["e2e_s"] * 1e3 - s for c, s in zip(cells, prefill, strict=True)],
         left=prefill,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         label="decode",
     )
     _label_bars(axis, cells, "one request, ms")
@@ -244,7 +244,7 @@ def _memory_split(cells: Sequence[Shown], few: str) -> Chart:
         ("KV cache", cache),
         ("activations, the rest of the peak", np.maximum(peak - weights - cache, 0)),
     )
-    for (name, part), colour in zip(parts, (_COLOURS[0], _COLOURS[1], _COLOURS[7]), strict=True):
+    for (name, part), colour in zip(parts, (COLOURS[0], COLOURS[1], COLOURS[7]), strict=True):
         axis.barh(places, part, left=left, color=colour, label=name)
         left = left + np.nan_to_num(part)
     _label_bars(axis, cells, "MiB")

@@ -56,8 +56,8 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-def panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """An empty figure with its axes side by side. Units: inches."""
+def panels(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Any]]:
+    """An empty figure with its axes side by side, row after row. Units: inches."""
     style: Any = {
         "font.size": 9,
         "axes.edgecolor": GRID,
@@ -72,7 +72,7 @@ def panels(columns: int, width: float, height: float) -> tuple[Figure, list[Any]
     }
     with mpl.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_axisbelow(True)

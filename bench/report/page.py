@@ -83,7 +83,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         ("threats", "Threats to validity", bool(comparison.threats)),
         ("environment", "Environment", True),
     ]
-    return _template().render(
+    return template("report.html.j2").render(
         title=(
             f"Which {against.axes if against else 'configuration'}?"
             f" {' '.join(word for word in sweep.overrides if '=' in word)}"
@@ -113,11 +113,12 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Of a page, from ``bench/data``."""
     loader = jinja2.FileSystemLoader(DATA)
     return jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("report.html.j2")
+    ).get_template(name)
 
 
 def _commit(sweep: Sweep) -> str:

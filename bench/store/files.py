@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ from bench.errors import ConfigError, StoreError
 from bench.paths import cache_folder, from_here, whole_path
 from bench.record.redact import redacted
 from bench.record.result import Host, Outcome, Result, from_json
+from bench.record.sensitivity import Prediction
 from bench.record.sweep import Spread, Sweep
 
 TRACE = "trace.json.gz"  # of a cell's profiled request
@@ -181,6 +182,24 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise StoreError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def write_prediction(outputs: Path, name: str, prediction: Prediction) -> None:
+    """Of a value of ``quant`` by its name, where sweeps in the same folder find it."""
+    folder = outputs / "predicted"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"{name}.json", json.dumps(dataclasses.asdict(prediction), indent=1))
+
+
+def read_predictions(folder: Path, results: Sequence[Result]) -> dict[str, Prediction]:
+    """By the name of ``quant``, for the results in a sweep's folder that have one."""
+    predicted = folder.resolve().parent.parent / "predicted"  # outputs/sweeps/ID
+    found = {}
+    for name in dict.fromkeys(result.cell.quant.name for result in results):
+        file = predicted / f"{name}.json"
+        if file.is_file():
+            found[name] = parse(Prediction, json.loads(_read(file)))
+    return found
 
 
 def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:

@@ -8,6 +8,7 @@ import pytest
 from bench.analysis.comparison import compare
 from bench.record.measurement import Energy, Repeat, Telemetry
 from bench.record.result import Result
+from bench.record.sensitivity import Prediction
 from tests import fakes
 
 IN_FORCE = "computed the same to the last bit: one of them was not in force"
@@ -98,3 +99,34 @@ def test_what_was_published_on_a_grid_of_4_bits_is_told_where_quantization_is_ju
     ]
     assert found(weights="dithered") == found(path="/mine") == found(published_in=None) == []
     assert found(quant="bf16", is_quantized=False) == []
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    one = fakes.group(
+        "quant",
+        "nf4",
+        name="mixed_4bits",
+        layers={"a.*": {"name": "int8_channel", "scheme": "own_int8"}},
+    )
+    cell = fakes.resolved(quant=one)
+    result = fakes.result(cell=cell, divergence=fakes.divergence())
+    predicted = Prediction(
+        model=cell.model,
+        layers={"a.*": "int8_channel"},
+        device_name=result.host.device_name,
+        rows=cell.rows,
+        kl_nats=(0.21, 0.15, 0.3),
+        tpot_s=(0.5, 0.4, 0.6),
+    )
+
+    def said(prediction: Prediction) -> list[str]:
+        found = compare([result], fakes.sweep(), {"mixed_4bits": prediction}).findings
+        return [f.sentence for f in found if "predicted" in f.sentence]
+
+    (sentence,) = said(predicted)
+    assert sentence.startswith("mixed_4bits: KL predicted 0.21 (0.15 to 0.3), measured ")
+    assert "TPOT predicted 500 (400 to 600), measured " in sentence
+    (elsewhere,) = said(replace(predicted, device_name="another"))
+    assert "TPOT" not in elsewhere
+    assert said(replace(predicted, layers={})) == []  # written again since
+    assert said(replace(predicted, model=fakes.cell(model="gpt2").model)) == []
