@@ -193,8 +193,8 @@ def _depth(study: Study) -> Chart:
     legend(figure, "right upper", handles)
     last = [module for module in study.readings.modules if _relative_error(module)][-1]
     title = (
-        f"With every layer under {scheme} errors grow with depth as shown; in the output of"
-        f" {last.name} they are {_relative_error(last):.1%}"
+        f"Errors over depth with every layer under {scheme}: of the output of {last.name} they are"
+        f" {_relative_error(last):.1%}"
     )
     return Chart("depth", title, figure)
 

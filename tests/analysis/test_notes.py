@@ -102,13 +102,9 @@ def test_what_was_published_on_a_grid_of_4_bits_is_told_where_quantization_is_ju
 
 
 def test_what_was_predicted_stands_beside_what_was_measured() -> None:
-    one = fakes.group(
-        "quant",
-        "nf4",
-        name="mixed_4bits",
-        layers={"a.*": {"name": "int8_channel", "scheme": "own_int8"}},
-    )
-    cell = fakes.resolved(quant=one)
+    layers = {"a.*": {"name": "int8_channel", "scheme": "own_int8"}}
+    mixed = {**fakes.group("quant", "nf4"), "name": "mixed_4bits", "layers": layers}
+    cell = fakes.resolved(quant=mixed)
     result = fakes.result(cell=cell, divergence=fakes.divergence())
     predicted = Prediction(
         model=cell.model,

@@ -98,6 +98,7 @@ def test_hydras_own_settings_compose_too(monkeypatch: pytest.MonkeyPatch) -> Non
         str(CONF),
         str(ROOT),
         str(ROOT),  # in place of the folder of models without a YAML
+        str(ROOT),  # and of the one of what commands wrote
     ]
     assert (own.run.dir, own.sweep.dir, own.output_subdir) == (".", "outputs/hydra", None)
     assert (own.job_logging.root, own.hydra_logging.root) == (None, None)

@@ -47,7 +47,7 @@ def test_titles_say_what_the_numbers_say() -> None:
     assert f"{DOWN} has the largest share" in titles["losses"]
     assert titles["losses"].endswith("60%")
     assert titles["allocation"] == "The allocation: 2 layers int4, 1 layers int8"
-    assert "lm_head they are 20.0%" in titles["depth"]
+    assert "output of lm_head they are 20.0%" in titles["depth"]
     assert "allocation" not in [chart.name for chart in charts(study(), {})]
 
 
