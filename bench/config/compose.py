@@ -206,10 +206,11 @@ def _composed(overrides: Mapping[str, str]) -> dict[str, Any]:
     plain = cast(
         "dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     )
-    layers = plain["quant"].get("layers")
-    if isinstance(layers, Mapping):
-        given = {pattern: _quant_of_layers(name, overrides) for pattern, name in layers.items()}
-        plain["quant"]["layers"] = given
+    quant = plain["quant"]
+    if isinstance(quant, dict) and isinstance(quant.get("layers"), Mapping):
+        quant["layers"] = {
+            pattern: _quant_of_layers(name, overrides) for pattern, name in quant["layers"].items()
+        }
     return plain
 
 

@@ -189,6 +189,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         files = getattr(provenance, name)
         moved = {key: copy / file.relative_to(PACKAGE) for key, file in files.items()}
         monkeypatch.setattr(provenance, name, moved)
+    calibration = copy / provenance.CALIBRATION_TEXT.relative_to(PACKAGE)
+    monkeypatch.setattr(provenance, "CALIBRATION_TEXT", calibration)
     measuring_digest.cache_clear()
     yield copy
     measuring_digest.cache_clear()
