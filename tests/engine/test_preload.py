@@ -125,7 +125,8 @@ def test_the_act_would_catch_torchao_which_transformers_imports_where_it_is_inst
     if not importlib.util.find_spec("torchao"):
         pytest.skip("torchao is not installed")
     (call,) = on_a_gpu_machine["started_by_torchao.prototype.mx_formats"]
-    assert "get_device_capability" in call
+    # Whatever asks first: where Triton is installed, torch looks whether it may be used
+    assert "get_device_capability" in call or "current_device" in call
     assert "torchao/prototype/mx_formats/kernels.py" in call
 
 
