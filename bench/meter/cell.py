@@ -108,11 +108,11 @@ def begin(announce: Announce, place: str, cell: Cell) -> tuple[Engine, Files, fl
     """How every task with a model begins: files on disk, the process as the cell wants it."""
     announce("prepare")
     engine = engine_at(place)
+    if cell.cpus != "all":  # before anything that starts threads, which keep what they were given
+        os.sched_setaffinity(0, cell.cpus)
     started = time.perf_counter()
     files = engine.provide(cell, lambda what: announce("prepare", what))
     provide_s = time.perf_counter() - started
-    if cell.cpus != "all":
-        os.sched_setaffinity(0, cell.cpus)
     engine.prepare(cell)
     return engine, files, provide_s
 

@@ -1,6 +1,7 @@
 """Quantization of our own: grids, kernels against plain torch, calibration, and packed folders."""
 
 import ctypes
+import json
 import re
 import shutil
 import subprocess
@@ -431,6 +432,30 @@ def test_weights_are_packed_once_and_again_for_another_scheme(saved: Path) -> No
     again = ENGINE.provide(tiny(saved, quant("int4_g32", activations="none")), shown.append).packed
     assert (again, shown) == (first, ["quantizing, once"])
     assert ENGINE.provide(tiny(saved, quant("int4_g128")), shown.append).packed != first
+
+
+def test_a_folder_without_a_tokenizer_is_packed_where_nothing_is_calibrated(saved: Path) -> None:
+    cell = tiny(saved, quant("int4_g32"))
+    silent = replace(cell, model=replace(cell.model, tokenizer="pretrained"))
+    assert ENGINE.provide(silent, print).packed is not None
+    asked = replace(silent, quant=quant("int4_g64_gptq"))
+    with pytest.raises(CellFailure, match="tokenizer"):
+        ENGINE.provide(asked, print)
+
+
+def test_a_folder_that_is_broken_or_quantized_is_a_sentence(saved: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(saved, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CellFailure, match="cannot load"):
+        ENGINE.provide(tiny(broken, quant("int4_g32")), print)
+    packed = tmp_path / "packed"
+    shutil.copytree(saved, packed)
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CellFailure, match="already quantized by gptq"):
+        ENGINE.provide(tiny(packed, quant("int4_g32")), print)
 
 
 def test_bits_per_weight_are_those_of_the_issue_of_formats() -> None:

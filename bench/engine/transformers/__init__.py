@@ -140,9 +140,12 @@ class Transformers:
         made_of = sources.configuration(cell.model) if folder is None else None
         revision, packed = sources.revision(cell.model, folder), None
         if folder is not None and packs(cell.quant):
+            from bench.engine.transformers.load import reading, release_heap
             from bench.engine.transformers.own.packing import packed_folder
 
-            packed = packed_folder(cell, folder, show)
+            with reading(cell, folder):
+                packed = packed_folder(cell, folder, show)
+            release_heap()  # what packing has freed would be there for the load to take
         return Files(folder, revision, made_of, packed)
 
     def prepare(self, cell: Cell) -> None:

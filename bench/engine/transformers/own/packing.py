@@ -20,7 +20,7 @@ from bench.engine.transformers.assignment import assigned, swap
 from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.own.cache import packed_place
 from bench.engine.transformers.own.calibration import calibrate, is_calibrated
-from bench.engine.transformers.schemes import SCHEMES, torch_dtype
+from bench.engine.transformers.schemes import SCHEMES, checkpoint, torch_dtype
 from bench.errors import CellFailure
 from bench.paths import CALIBRATION_TEXT
 
@@ -34,8 +34,11 @@ def packed_folder(cell: Cell, folder: Path, show: Callable[[str], None]) -> Path
         folder: with the unquantized weights.
         show: is told what takes a while.
     Raises:
-        CellFailure: ``failed`` where the weights cannot be read.
+        CellFailure: ``skipped`` where somebody else has quantized them already.
     """
+    refused = checkpoint.objection(cell, folder)
+    if refused is not None:  # of a model that was not on this machine when the sweep was planned
+        raise CellFailure("skipped", refused)
     place = packed_place(cell.quant, folder)
     if not place.exists():
         show("quantizing, once")
@@ -47,7 +50,8 @@ def _pack(cell: Cell, folder: Path, aside: Path, show: Callable[[str], None]) ->
         folder, dtype="auto", attn_implementation="eager", trust_remote_code=False
     ).eval()
     own = _own(assigned(model, cell.quant))
-    calibrate(model, _calibration_ids(cell, folder), _calibrated(own), show)
+    if calibrated := {name: quant for name, quant in own.items() if is_calibrated(quant)}:
+        calibrate(model, _calibration_ids(cell, folder), calibrated, show)
     head = model.get_output_embeddings()
     if any(model.get_submodule(name) is head for name in own):
         model.config.tie_word_embeddings = False  # a head of ours is no embedding any more
@@ -65,10 +69,6 @@ def _calibration_ids(cell: Cell, folder: Path) -> list[int]:
     if tokenizer is None:
         raise CellFailure("failed", f"{cell.model.name} has no tokenizer, so it reads no texts")
     return tokenizer.encode(CALIBRATION_TEXT.read_text(encoding="utf-8"), special=False)
-
-
-def _calibrated(own: Mapping[str, Quant]) -> dict[str, Quant]:
-    return {name: quant for name, quant in own.items() if is_calibrated(quant)}
 
 
 def _own(layers: Mapping[str, Quant]) -> dict[str, Quant]:
