@@ -76,7 +76,8 @@ def attest(
         for tensor in own_tensors(embedding)
         if tensor.data_ptr() not in of_head  # tied: the head reads all of it
     }
-    weights, matmul_weights = logical_weights(model)
+    plain = plain_layout(model)
+    weights, matmul_weights = logical_weights(plain)
     is_quantized = any(map(is_packed, model.modules()))
     cache, logits = _filled_cache(cell, model, ids[:1])
     shape = _shape(model, cache)
@@ -94,7 +95,7 @@ def attest(
         is_quantized=is_quantized,
         mismatches=(
             *_shape_mismatches(cell, shape),
-            *_layer_mismatches(cell, model),
+            *_layer_mismatches(cell, model, plain),
             *_placement_mismatches(cell, model),
             *attention_mismatches(cell.attn, in_force, attention),
             *_cache_mismatches(cache),
@@ -260,12 +261,12 @@ def _shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:
                 )
 
 
-def _layer_mismatches(cell: Cell, model: PreTrainedModel) -> Iterator[str]:
+def _layer_mismatches(cell: Cell, model: PreTrainedModel, plain: PreTrainedModel) -> Iterator[str]:
     if cell.quant.scheme == "checkpoint":
         yield from unpacked(cell, model)
         return
     quant = cell.quant
-    own = {model.get_submodule(n): q for n, q in assigned(plain_layout(model), quant).items()}
+    own = {model.get_submodule(n): q for n, q in assigned(plain, quant).items()}
     head = model.get_output_embeddings()
     wanted_of = {m: own.get(m, quant) for m in matrices(model) if m is not head or m in own}
     others: Counter[tuple[str, str]] = Counter()

@@ -122,10 +122,9 @@ def plain_layout(model: PreTrainedModel) -> PreTrainedModel:
         return type(model)(config)
 
 
-def logical_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Numbers in all parameters before quantization, and of these in matrix products other than
-    the head's."""
-    plain = plain_layout(model)
+def logical_weights(plain: PreTrainedModel) -> tuple[int, int]:
+    """Numbers in all parameters of an unquantized layout, and of these in matrix products other
+    than the head's."""
     head = plain.get_output_embeddings()
     linear = [m for m in plain.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     everything = sum(parameter.numel() for parameter in plain.parameters())
