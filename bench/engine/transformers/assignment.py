@@ -26,9 +26,9 @@ def assigned(model: PreTrainedModel, quant: Quant) -> dict[str, Quant]:
     """
     scheme = SCHEMES[quant.scheme]
     is_quantizing = quant.scheme not in ("none", "checkpoint")
-    own = dict.fromkeys(_candidates(model, scheme.replaces), quant) if is_quantizing else {}
+    own = dict.fromkeys(candidates(model, scheme.replaces), quant) if is_quantizing else {}
     unused = set(quant.layers)
-    replaceable = own or dict.fromkeys(_candidates(model, SCHEMES["none"].replaces))
+    replaceable = own or dict.fromkeys(candidates(model, SCHEMES["none"].replaces))
     for name in replaceable:
         pattern = next((p for p in quant.layers if fits(p, name)), None)
         if pattern is not None:
@@ -48,7 +48,7 @@ def assigned(model: PreTrainedModel, quant: Quant) -> dict[str, Quant]:
     return own
 
 
-def _candidates(model: PreTrainedModel, replaces: Any) -> Iterator[str]:
+def candidates(model: PreTrainedModel, replaces: Any) -> Iterator[str]:
     """Layers that transformers would have a scheme replace: not the head, not tied weights, not
     what the architecture wants in fp32."""
     left_as_is = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)

@@ -27,13 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 
 from bench.config.cell import Quant
 from bench.engine.exchange import Change, See, Show
 from bench.engine.prompts import Ids
 from bench.engine.protocol import Clock
+from bench.engine.transformers.assignment import candidates
 from bench.engine.transformers.attest import stored_tensors
 from bench.engine.transformers.schemes import SCHEMES
 from bench.errors import CellFailure
@@ -69,15 +68,11 @@ class LayerExchange:
     def exchanged(self, schemes: Mapping[str, str]) -> Iterator[None]:
         try:
             for name, scheme in schemes.items():
-                self._put(name, self.made(name, scheme))
+                self.model.set_submodule(name, self.made(name, scheme))
             yield
         finally:
             for name in schemes:
-                self._put(name, self.layers[name])
-
-    def _put(self, name: str, layer: nn.Module) -> None:
-        place, _, last = name.rpartition(".")
-        setattr(self.model.get_submodule(place), last, layer)
+                self.model.set_submodule(name, self.layers[name])
 
     def stored_bytes(self) -> tuple[Mapping[str, int], int]:
         total = sum(tensor.nbytes for tensor in stored_tensors(self.model))
@@ -139,12 +134,8 @@ class LayerExchange:
 
 def _layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """The ordinary linear layers that transformers would have quantized, so not the head."""
-    left_as_is = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        is_plain = type(module) is nn.Linear and module is not head
-        if is_plain and should_convert_module(name, left_as_is):
-            yield name, module
+    for name in candidates(model, lambda module: type(module) is nn.Linear):
+        yield name, model.get_submodule(name)
 
 
 def _drawn(likely: Tensor, seed: int) -> Tensor:

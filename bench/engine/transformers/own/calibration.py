@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Conv1D, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bench.config.cell import Quant
 from bench.engine.transformers.own.grids import (
@@ -32,6 +32,7 @@ from bench.engine.transformers.own.grids import (
 )
 from bench.engine.transformers.own.layers import Int4Linear
 from bench.engine.transformers.schemes.own import group_size, int4_of
+from bench.engine.transformers.schemes.scheme import rows_of
 
 _WINDOW_TOKENS = 512
 _STATISTICS_BYTES = 2e9  # that exist at once
@@ -75,7 +76,7 @@ def _portions(model: PreTrainedModel, layers: Mapping[str, Quant]) -> Iterator[l
     portion: list[str] = []
     used = 0
     for name in layers:
-        needed = 4 * _weight(model.get_submodule(name)).shape[1] ** 2
+        needed = 4 * rows_of(model.get_submodule(name)).shape[1] ** 2
         if portion and used + needed > _STATISTICS_BYTES:
             yield portion
             portion, used = [], 0
@@ -116,7 +117,7 @@ def calibrated(layer: nn.Module, quant: Quant, statistics: Tensor) -> Int4Linear
     Shapes: statistics (inputs, inputs), X^T X of the inputs.
     """
     own = int4_of(quant)
-    weight = _weight(layer).detach().float()
+    weight = rows_of(layer).float()
     inputs = weight.shape[1]
     size = group_size(quant, inputs)
     input_scale = None
@@ -133,12 +134,6 @@ def calibrated(layer: nn.Module, quant: Quant, statistics: Tensor) -> Int4Linear
 
 def _nearest(weight: Tensor, statistics: Tensor, size: int) -> Int4Matrix:
     return quantize_int4(weight, size)
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    weight: Any = layer.weight
-    rows: Tensor = weight.T if isinstance(layer, Conv1D) else weight
-    return rows
 
 
 def _searched_scale(weight: Tensor, statistics: Tensor, size: int) -> Tensor:

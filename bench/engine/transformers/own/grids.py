@@ -73,7 +73,7 @@ def quantize_int8(weight: Tensor) -> Int8Matrix:
     wide = weight.float()
     scale = wide.abs().amax(1) / _LARGEST_INT8
     q = (wide / _not_zero(scale)[:, None]).round().to(torch.int8)
-    return Int8Matrix(_widened(q, 0), scale)
+    return Int8Matrix(pad(q, (0, padded(q.shape[1]) - q.shape[1])), scale)
 
 
 def dequantize_int8(matrix: Int8Matrix, inputs: int) -> Tensor:
@@ -140,11 +140,6 @@ def dequantize_int4(matrix: Int4Matrix, inputs: int) -> Tensor:
     size = matrix.group_size
     scale = matrix.scale.float().repeat_interleave(size, 1)[:, :inputs]
     return (q.float() - zeros.float().repeat_interleave(size, 1)[:, :inputs]) * scale
-
-
-def _widened(q: Tensor, value: int) -> Tensor:
-    more = padded(q.shape[1]) - q.shape[1]
-    return pad(q, (0, more), value=value)
 
 
 def _not_zero(scale: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from bench.engine.transformers.schemes.scheme import (
     Configuration,
     Scheme,
     dtype_name,
+    rows_of,
     torch_dtype,
 )
 
@@ -172,7 +173,9 @@ def _int8_layer(layer: Any, quant: Quant) -> "nn.Module":
         threshold=_int8(quant).threshold,
         device="meta",
     )
-    weight = bnb.nn.Int8Params(_rows(layer), requires_grad=False, has_fp16_weights=False)
+    weight = bnb.nn.Int8Params(
+        rows_of(layer).contiguous(), requires_grad=False, has_fp16_weights=False
+    )
     return _filled(made, weight, layer)
 
 
@@ -187,7 +190,7 @@ def _four_bit_layer(layer: Any, quant: Quant) -> "nn.Module":
         device="meta",
     )
     weight = bnb.nn.Params4bit(
-        _rows(layer),
+        rows_of(layer).contiguous(),
         requires_grad=False,
         quant_type=wanted.quant_type,
         compress_statistics=wanted.double_quant,
@@ -196,16 +199,8 @@ def _four_bit_layer(layer: Any, quant: Quant) -> "nn.Module":
 
 
 def _sizes(layer: Any) -> tuple[int, int]:
-    outputs, inputs = _rows(layer).shape
+    outputs, inputs = rows_of(layer).shape
     return inputs, outputs
-
-
-def _rows(layer: Any) -> "torch.Tensor":
-    """Its weight (outputs, inputs). GPT-2's Conv1D keeps it the other way round."""
-    from transformers import Conv1D
-
-    weight: torch.Tensor = layer.weight.detach()
-    return weight.T.contiguous() if isinstance(layer, Conv1D) else weight
 
 
 def _filled(made: Any, weight: Any, layer: Any) -> "nn.Module":

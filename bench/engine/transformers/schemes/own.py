@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.config.cell import Quant, Requires
 from bench.config.parse import parse
-from bench.engine.transformers.schemes.scheme import Scheme
+from bench.engine.transformers.schemes.scheme import Scheme, rows_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 # int8_on_cpu: int8 there, none on CUDA, as ``driver.plan`` resolves it
 Activations = Literal["int8", "int8_on_cpu", "none"]
@@ -57,33 +57,25 @@ def group_size(quant: Quant, inputs: int) -> int:
     return padded(inputs) if size == "row" else size
 
 
-def _int8_layer(layer: "nn.Module", quant: Quant) -> "nn.Module":
+def _int8_layer(layer: Any, quant: Quant) -> "nn.Module":
     from bench.engine.transformers.own.grids import quantize_int8
     from bench.engine.transformers.own.layers import Int8Linear
 
-    weight, bias = _plain(layer)
+    weight = rows_of(layer)
     matrix = quantize_int8(weight)
-    return Int8Linear(matrix, weight.shape[1], bias, int8_of(quant).activations != "none")
+    return Int8Linear(matrix, weight.shape[1], layer.bias, int8_of(quant).activations != "none")
 
 
-def _int4_layer(layer: "nn.Module", quant: Quant) -> "nn.Module":
+def _int4_layer(layer: Any, quant: Quant) -> "nn.Module":
     from bench.engine.transformers.own.grids import quantize_int4
     from bench.engine.transformers.own.layers import Int4Linear
 
-    own, (weight, bias) = int4_of(quant), _plain(layer)
+    own, weight = int4_of(quant), rows_of(layer)
     inputs = weight.shape[1]
     matrix = quantize_int4(weight, group_size(quant, inputs))
     # Of random weights and of an empty layout; calibration makes layers of its own
     scale = weight.new_ones(inputs).half() if "awq" in own.quantizer else None
-    return Int4Linear(matrix, inputs, bias, own.activations != "none", scale)
-
-
-def _plain(layer: Any) -> "tuple[Tensor, Tensor | None]":
-    """Weight (outputs, inputs) and bias. GPT-2's Conv1D keeps its weight the other way round."""
-    from transformers import Conv1D
-
-    weight = layer.weight.detach()
-    return weight.T if isinstance(layer, Conv1D) else weight, layer.bias
+    return Int4Linear(matrix, inputs, layer.bias, own.activations != "none", scale)
 
 
 def _int8_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:

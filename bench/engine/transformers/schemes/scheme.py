@@ -61,6 +61,15 @@ def _is_plain_linear(layer: Any) -> bool:
     return isinstance(layer, Conv1D) or type(layer) is nn.Linear
 
 
+def rows_of(layer: Any) -> "torch.Tensor":
+    """A linear layer's weight (outputs, inputs), without a gradient. GPT-2's Conv1D keeps it the
+    other way round."""
+    from transformers import Conv1D
+
+    weight: torch.Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
 def _unquantized_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
     return outputs * inputs * DTYPE_BYTES[quant.dtype]
 
