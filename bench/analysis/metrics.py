@@ -131,8 +131,9 @@ METRICS: tuple[Metric, ...] = (
            "peak of what its tensors occupied at once; only on a GPU",
            lambda p: p.measurement.run_memory.allocated_peak_bytes),
     Metric("device_used_bytes", "B", "lower",
-           "whole device by NVML, minus its reading before the process used it",
-           lambda p: p.measurement.run_memory.device_used_bytes),
+           "whole device by NVML, minus its reading before the process used it; not where that is"
+           " less than the process reserved, as another one gave memory back meanwhile",
+           lambda p: readings.device_used_bytes(p.measurement.run_memory)),
     Metric("rss_peak_bytes", "B", "lower",
            "peak resident set of the process in the timed requests, libraries and file pages"
            " included", lambda p: p.measurement.run_memory.rss_peak_bytes,

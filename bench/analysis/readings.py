@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.analysis import cost
 from bench.analysis.stats import expected_least, outliers, readings_needed
-from bench.record.measurement import Measurement, Repeat, Telemetry
+from bench.record.measurement import Measurement, Memory, Repeat, Telemetry
 from bench.record.result import Attestation, Result
 
 # Reference kernels move by some percent on a quiet machine
@@ -211,6 +211,14 @@ def contexts(r: Result, m: Measurement) -> tuple[float, int]:
 
 def kv_bytes(p: Process) -> float:
     return cost.kv_bytes(p.attestation, contexts(p.result, p.measurement)[1], p.rows)
+
+
+def device_used_bytes(memory: Memory) -> int | None:
+    """None where the device held less than this process reserved of it: another one gave memory
+    back between the two readings, and the difference is no one's (seen with six processes on an
+    H200, 2026-11-26)."""
+    used = memory.device_used_bytes
+    return None if used is None or used < (memory.reserved_peak_bytes or 0) else used
 
 
 def step_bytes(p: Process) -> float:

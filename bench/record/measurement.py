@@ -51,7 +51,8 @@ class Memory:
     # The engine's allocator on a GPU
     allocated_peak_bytes: int | None = field(metadata=NOT_NEGATIVE)
     reserved_peak_bytes: int | None = field(metadata=NOT_NEGATIVE)
-    device_used_bytes: int | None  # whole device by NVML, minus its reading before the process
+    # Whole device by NVML, minus its reading before the process: other processes count
+    device_used_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,13 @@ def test_a_reading_of_zero_is_a_reading() -> None:
     assert derive(result)["outlier_share"] == 0.0
 
 
+@pytest.mark.parametrize(("used", "found"), [(2999, None), (-1, None), (3000, 3000.0)])
+def test_memory_that_another_process_gave_back_is_no_reading(used: int, found: object) -> None:
+    memory = fakes.memory(reserved_peak_bytes=3000, device_used_bytes=used)
+    values = derive(fakes.result(measurement=fakes.measurement(run_memory=memory)))
+    assert values.get("device_used_bytes") == found
+
+
 def test_the_peak_of_loading_is_the_resident_set_where_there_is_no_allocator() -> None:
     assert derive(ON_CPU)["load_peak_bytes"] == 7000.0
 

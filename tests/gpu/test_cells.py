@@ -83,6 +83,8 @@ _CLASSES = {
     "torchao_int8": "Linear of Int8Tensor",
     "torchao_int4": "Linear of Int4TilePackedTo4dTensor",
     "torchao_fp8": "Linear of Float8Tensor",
+    "own_int8": "Int8Linear",
+    "own_int4": "Int4Linear",
 }
 # A part of the operator's name that must have run; None where transformers' own operations do it,
 # or compiled code.
@@ -240,7 +242,7 @@ def test_attention_that_takes_16_bits_only_is_skipped_in_fp32(host: Host, attn: 
     assert obstacle.status == "skipped"
 
 
-@pytest.mark.parametrize("quant", ["fp16", "nf4", "nf4_double", "int8_nodecomp"])
+@pytest.mark.parametrize("quant", ["fp16", "nf4", "nf4_double", "int8_nodecomp", "int4_g64"])
 def test_random_weights_are_quantized_on_the_device(host: Host, quant: str, log: Path) -> None:
     cell = few_repeats(gpu_cell(host, model=RANDOM_GPT2, quant=quant, batch=2))
     findings = measured(cell, log)
