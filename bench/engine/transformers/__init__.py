@@ -7,7 +7,7 @@ imported in the functions that run in a measured process.
 
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bench.config.cell import Cell, Quant, Requires
 from bench.engine import sources
@@ -25,6 +25,11 @@ from bench.engine.transformers.schemes import (
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bench.engine.transformers.strategies import Strategy
+
 IMPLEMENTATIONS = (
     "auto",  # what the architecture has (``driver.plan``)
     "eager",
@@ -34,9 +39,12 @@ IMPLEMENTATIONS = (
     "flash_attention_3",
 )
 BACKENDS = ("math", "flash", "efficient", "cudnn")  # of sdpa
-STRATEGIES = {  # name: the function that runs the token loop
+STRATEGIES = {  # name: the function that runs the token loop, or the class
     "loop": "bench.engine.transformers.strategies:loop",
     "generate": "bench.engine.transformers.strategies:generate",
+    "static": "bench.engine.transformers.static:StaticLoop",
+    "compiled": "bench.engine.transformers.static:CompiledLoop",
+    "prompt_lookup": "bench.engine.transformers.lookup:PromptLookup",
 }
 
 
@@ -111,6 +119,8 @@ class Transformers:
                 f"quant={cell.quant.name}: {host.device_name} (compute capability"
                 f" {host.capability}) has no bf16, torch emulates it; want fp16",
             )
+        if (obstacle := _of_decode(cell)) is not None:
+            return Outcome("skipped", f"decode={cell.decode.name} {obstacle}")
         threshold = getattr(parameters_of(cell.quant), "threshold", 0.0)
         if cell.model.weights == "random" and threshold:
             return Outcome(
@@ -196,6 +206,25 @@ def _needs(quant: Quant, cell: Cell, host: Host) -> Iterator[str]:
         )
 
 
+def _of_decode(cell: Cell) -> str | None:
+    """Why the cell's other choices rule its decode strategy out."""
+    strategy, attn = cell.decode.strategy, cell.attn
+    if strategy in ("loop", "generate"):
+        return None
+    if strategy == "prompt_lookup" and cell.batch != 1:
+        return "advances each row by another count: batch=1"
+    # Kernels without a mask cannot leave out what the cache has room for, or a guess's later tokens
+    is_flash_on_cuda = attn.backend == "flash" and cell.device == "cuda"
+    if attn.implementation not in ("sdpa", "eager") or is_flash_on_cuda:
+        return f"needs a mask, which attn={attn.name} does not take: attn=sdpa or eager"
+    if strategy == "compiled" and cell.quant.scheme == "bnb_int8":
+        return (
+            f"needs a step of one graph, quant={cell.quant.name}'s breaks in each layer"
+            " (bitsandbytes 0.50.2 asks each whether there are outliers)"
+        )
+    return None
+
+
 def _is_emulated(cell: Cell, host: Host) -> bool:
     """Whether a GPU would compute in a bf16 that it does not have."""
     dtypes = {cell.quant.dtype, cell.quant.parameters.get("compute_dtype")}
@@ -213,11 +242,14 @@ def _of_folder(cell: Cell, host: Host) -> str | None:
     return checkpoint.missing_package(cell, folder, host.versions)
 
 
-def strategy(name: str) -> Callable[..., Any]:
-    """The function behind a decode strategy's name."""
-    module, _, function = STRATEGIES[name].partition(":")
-    run: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return run
+def strategy(name: str, model: "PreTrainedModel") -> "Strategy":
+    """The decode strategy of this name, for one model."""
+    from bench.engine.transformers.strategies import Plain
+
+    module, _, found = STRATEGIES[name].partition(":")
+    make = getattr(importlib.import_module(module), found)
+    made: Strategy = make(model) if isinstance(make, type) else Plain(make, model)
+    return made
 
 
 ENGINE = Transformers()

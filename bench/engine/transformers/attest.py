@@ -45,7 +45,7 @@ from bench.engine.transformers.packed import (
 )
 from bench.engine.transformers.probes import Request, syncs
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
-from bench.engine.transformers.strategies import new_cache
+from bench.engine.transformers.strategies import Plain, Strategy, loop, new_cache
 from bench.errors import CellFailure
 from bench.record.result import Attestation, ModelShape
 
@@ -54,16 +54,26 @@ _SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def attest(
-    cell: Cell, model: PreTrainedModel, request: Request, ids: Ids, new_tokens: int
+    cell: Cell,
+    model: PreTrainedModel,
+    strategy: Strategy,
+    request: Request,
+    ids: Ids,
+    new_tokens: int,
 ) -> Attestation:
     """Counted facts about the loaded model, and what mismatches the cell.
 
-    Shapes: ids (batch, prompt_tokens); only the first row is used but for counting waits.
+    Shapes: ids (batch, prompt_tokens); only the first row is used but for counting waits, and
+    where a strategy has prepared itself for all of them.
     Raises:
         CellFailure: ``failed`` for logits that are not finite.
     """
     waits = syncs(request, ids, new_tokens) if cell.device == "cuda" else (None, None)
-    seen = _observe(cell, model, request, ids[:1])
+    is_plain = isinstance(strategy, Plain)
+    # Before other shapes run: they would count as preparations
+    ran = strategy.ran()
+    differs = {} if is_plain else _first_difference(cell, model, request, ids, new_tokens)
+    seen = _observe(cell, model, request, ids[:1] if is_plain else ids)
     by_dtype: Counter[str] = Counter()
     for tensor in stored_tensors(model):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
@@ -100,12 +110,13 @@ def attest(
             *attention_mismatches(cell.attn, in_force, attention),
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
+            *ran.mismatches,
         ),
         logits_digest=hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12],
         outlier_share=seen.outlier_share,
         prefill_syncs=waits[0],
         decode_syncs=waits[1],
-        remarks=tuple(attention_remarks(cell.attn, attention)),
+        remarks=(*attention_remarks(cell.attn, attention), *ran.remarks),
         details={
             "layers": dict(Counter(map(kind, matrices(model)))),
             "bytes_by_dtype": dict(by_dtype),
@@ -115,9 +126,22 @@ def attest(
             "compute_dtypes": _compute_dtypes(model),
             "product_dtypes": dict(seen.products),
             "flags": flags_in_force(),
+            **({"decode": {**ran.details, **differs}} if ran.details else {}),
             **saved_quantization(cell, model),
         },
     )
+
+
+def _first_difference(
+    cell: Cell, model: PreTrainedModel, request: Request, ids: Ids, new_tokens: int
+) -> dict[str, int | None]:
+    """From which token on, counted from 0, some row's answer is not the plain loop's; None: all are
+    the same. In 16 bits another order of sums is enough."""
+    ours = request(ids, new_tokens, Untimed())
+    with torch.inference_mode(), pinned(cell.attn):
+        theirs = loop(model, torch.from_numpy(ids), new_tokens, Untimed()).cpu().numpy()
+    (places,) = (ours != theirs).any(0).nonzero()
+    return {"first_token_unlike_loop": int(places[0]) if len(places) else None}
 
 
 def _scheme_of(module: nn.Module) -> Scheme | None:

@@ -66,21 +66,23 @@ class TransformersSession:
         self.context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         ends = model.generation_config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
-        self.run = strategy(cell.decode.strategy)
+        self.strategy = strategy(cell.decode.strategy, model)
 
     def ready(self, ids: Ids, new_tokens: int) -> None:
-        """Neither loop prepares anything: caches are part of a request. What loading has left goes
-        back: transformers reserves the weights' size at once and quantizes from 16 bits."""
+        """What loading has left goes back first: transformers reserves the weights' size at once
+        and quantizes from 16 bits."""
         if self.cell.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
+        with torch.inference_mode(), pinned(self.cell.attn):
+            self.strategy.prepare(torch.from_numpy(ids), new_tokens)
 
     def clock(self, new_tokens: int) -> Clock:
         return CudaClock(new_tokens) if self.cell.device == "cuda" else HostClock()
 
     def request(self, ids: Ids, new_tokens: int, clock: Clock) -> Ids:
         with torch.inference_mode(), pinned(self.cell.attn):
-            tokens = self.run(self.model, torch.from_numpy(ids), new_tokens, clock)
+            tokens = self.strategy.run(torch.from_numpy(ids), new_tokens, clock)
         out: Ids = tokens.cpu().numpy()
         return out
 
@@ -194,7 +196,7 @@ class TransformersSession:
         return read_scores(report["results"])
 
     def attest(self, ids: Ids, new_tokens: int) -> Attestation:
-        return attest(self.cell, self.model, self.request, ids, new_tokens)
+        return attest(self.cell, self.model, self.strategy, self.request, ids, new_tokens)
 
     def allocated_peaks(self) -> tuple[int | None, int | None]:
         return allocated_peaks() if self.cell.device == "cuda" else (None, None)
@@ -203,6 +205,8 @@ class TransformersSession:
         return profile_request(self.request, ids, new_tokens, self.cell.device, trace)
 
     def profile_step(self, ids: Ids) -> PhaseProfile | None:
+        if self.cell.decode.strategy == "compiled":
+            return None  # a profiler does not see the kernels that were made for it
         with torch.inference_mode(), pinned(self.cell.attn):
             return profile_step(self.model, ids, self.cell.device)
 

@@ -1,5 +1,8 @@
 """The token loops that are timed: the code between two clock readings; nothing else runs there.
 
+A strategy is a function, or a class where something is prepared once (``static``, ``compiled``) or
+told afterwards (``lookup``).
+
 ``loop``: one prefill forward over the prompt, then one forward per new token, argmax on the device.
 After the first token has reached the host nothing synchronises until the last. Exactly
 ``new_tokens`` tokens come out of it: the end of sequence is ignored. No attention mask is passed:
@@ -12,8 +15,9 @@ receives each token on the host; that synchronises at each step, as its own chec
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
@@ -21,14 +25,56 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from bench.engine.protocol import Clock
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a strategy knows of how its requests ran, for the attestation."""
+
+    details: Mapping[str, Any] = field(default_factory=dict)
+    mismatches: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Strategy(Protocol):
+    """One way of running requests with one model.
+
+    Shapes: ids (rows, prompt_tokens) int64 on the CPU.
+    """
+
+    def prepare(self, ids: torch.Tensor, new_tokens: int) -> None:
+        """Whatever is done once for requests of this shape. Not timed."""
+
+    def run(self, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock) -> torch.Tensor:
+        """The greedy continuation of each row: (rows, new_tokens) on the device."""
+
+    def ran(self) -> Ran:
+        """How requests have run so far."""
+
+
+class Plain:
+    """A strategy that is a function of the model and a request."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], model: PreTrainedModel) -> None:
+        self.function, self.model = function, model
+
+    def prepare(self, ids: torch.Tensor, new_tokens: int) -> None:
+        pass
+
+    def run(self, prompt_ids: torch.Tensor, new_tokens: int, clock: Clock) -> torch.Tensor:
+        return self.function(self.model, prompt_ids, new_tokens, clock)
+
+    def ran(self) -> Ran:
+        return Ran()
+
+
 def new_cache(model: PreTrainedModel) -> dict[str, DynamicCache]:
     """An empty cache, by the name of the argument that the model's forward takes it under."""
-    return {_cache_argument(type(model).forward): DynamicCache(config=model.config)}
+    return {cache_argument(type(model).forward): DynamicCache(config=model.config)}
 
 
 @functools.cache
-def _cache_argument(forward: Callable[..., Any]) -> str:
-    """State space models have a name of their own, and ignore the usual one without a word."""
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """The name under which a model's forward takes its cache: state space models have one of their
+    own, and ignore the usual one without a word."""
     known = inspect.signature(forward).parameters
     names = ("past_key_values", "cache_params")
     return next((name for name in names if name in known), names[0])
