@@ -13,6 +13,7 @@ from typing import Literal
 
 from bench.analysis import choices
 from bench.analysis.columns import BaselineAxes, identity_without
+from bench.analysis.decoding import of_strategies
 from bench.analysis.divergence import estimates
 from bench.analysis.doubts import Doubt, doubts_about
 from bench.analysis.readings import steady_drift
@@ -50,6 +51,7 @@ def findings(
         *_shared("outcome", outcomes),
         *_about_prompts(results),
         *(_about_speedups(speedups, against) if speedups else ()),
+        *_shared("speedup", of_strategies(results)),
         *_shared("speedup", _contradicted(speedups)),
         *_shared("quality", {r.cell_id: _of_choices(r) for r in results}),
         *_about_predictions(results, values, predictions),

@@ -213,6 +213,21 @@ def kv_bytes(p: Process) -> float:
     return cost.kv_bytes(p.attestation, contexts(p.result, p.measurement)[1], p.rows)
 
 
+def tokens_per_forward(m: Measurement) -> float | None:
+    """Over all requests; None where each forward brought one token."""
+    if all(repeat.step_tokens is None for repeat in m.repeats):
+        return None
+    forwards = sum(len(repeat.decode_step_s) for repeat in m.repeats)
+    return sum(repeat.decoded_tokens for repeat in m.repeats) / forwards
+
+
+def emission_gap_s(m: Measurement) -> float | None:
+    """None where tokens came one by one: then it is the decode step."""
+    if all(repeat.step_tokens is None for repeat in m.repeats):
+        return None
+    return median(gap for repeat in m.repeats for gap in repeat.decode_step_s)
+
+
 def device_used_bytes(memory: Memory) -> int | None:
     """None where the device held less than this process reserved of it: another one gave memory
     back between the two readings, and the difference is no one's (seen with six processes on an

@@ -70,6 +70,10 @@ BY_HAND = {
     "output_tok_s": 2.0,  # 2 x 4 / 4
     "cost/input_mtok": 62.5,  # 3.6 / 3600 / 16 x 1e6
     "cost/output_mtok": 250.0,  # 3.6 / 3600 / 4 x 1e6
+    "tokens_per_forward": None,  # each brought one
+    "emission_gap_s": None,
+    "accepted_share": None,
+    "ready_s": 0.0,
     "load_s": 3.0,
     "first_ttft_s": 6.0,
     "weight_bytes": 1000.0,
@@ -162,6 +166,17 @@ def test_a_metric_without_its_reading_is_absent_and_not_zero(key: str) -> None:
 def test_a_reading_of_zero_is_a_reading() -> None:
     result = fakes.result(attestation=fakes.attestation(outlier_share=0.0))
     assert derive(result)["outlier_share"] == 0.0
+
+
+def test_tokens_that_came_together_are_counted() -> None:
+    repeat = Repeat(0.5, (0.25, 0.5), 1.25, step_tokens=(4, 1))
+    plain = Repeat(0.5, (0.25, 0.5), 1.25)
+    attestation = fakes.attestation(details={"decode": {"accepted_share": 0.75}})
+    measurement = fakes.measurement(repeats=(repeat, repeat, plain), ready_s=12.0)
+    values = derive(fakes.result(measurement=measurement, attestation=attestation))
+    assert values["tokens_per_forward"] == pytest.approx(12 / 6)
+    assert values["emission_gap_s"] == pytest.approx(0.375)
+    assert (values["accepted_share"], values["ready_s"]) == (0.75, 12.0)
 
 
 @pytest.mark.parametrize(("used", "found"), [(2999, None), (-1, None), (3000, 3000.0)])

@@ -314,7 +314,8 @@ def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> Non
         ),
         (
             {"decode": {"name": "x", "strategy": "magic"}},
-            "decode.strategy=magic: no such one; engine=transformers has loop, generate, static, compiled, prompt_lookup",
+            "decode.strategy=magic: no such one; engine=transformers has loop, generate, static,"
+            " compiled, prompt_lookup",
         ),
     ],
 )

@@ -113,11 +113,11 @@ def Both(session: Any) -> Any:  # noqa: N802
 WATCHED = Watched()
 
 
-def test_a_process_is_five_frames_from_its_first_token() -> None:
-    """And the command four from the process: nine in all."""
+def test_a_process_is_six_frames_from_its_first_token() -> None:
+    """And the command four from the process: ten in all."""
     begin_server(())
     place, cell = f"{__name__}:WATCHED", fakes.resolved(model="tiny", quant="fp32", measure=FEW)
     task = Task("bench.meter.cell:measure_cell", (place, cell))
     found = run_isolated(task, lambda *_: None, Path(os.devnull))
     frames = found.attestation.details["frames"]
-    assert frames == ["loop", "request", "time_requests", "measure_cell", "serve"]
+    assert frames == ["loop", "run", "request", "time_requests", "measure_cell", "serve"]

@@ -12,10 +12,11 @@ different counts. Source: Saxena, Prompt Lookup Decoding, 2023.
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from bench.engine.protocol import Clock
 from bench.engine.transformers.strategies import Ran, new_cache
+from bench.errors import CellFailure
 
 GUESS_TOKENS = 10
 _NGRAMS = (3, 2)
@@ -38,7 +39,7 @@ class PromptLookup:
         prompt_tokens = prompt_ids.shape[1]
         known = np.empty(prompt_tokens + new_tokens, dtype=np.int64)
         known[:prompt_tokens] = prompt_ids[0].numpy()
-        cache = new_cache(self.model)
+        cache = self._cache()
         ids, count = prompt_ids.to(self.model.device), prompt_tokens
         logits = self.model(ids, **cache, use_cache=True, logits_to_keep=1).logits
         known[count] = int(logits[0, -1].argmax())
@@ -58,6 +59,18 @@ class PromptLookup:
             self.right += right
             clock.token(right + 1)
         return torch.from_numpy(known[None, prompt_tokens:]).to(self.model.device)
+
+    def _cache(self) -> dict[str, DynamicCache]:
+        cache = new_cache(self.model)
+        for kept in cache.values():
+            if not kept.is_croppable:
+                raise CellFailure(
+                    "skipped",
+                    "decode=prompt_lookup takes wrong guesses back, which the cache of a"
+                    f" {self.model.config.model_type} model does not allow",
+                )
+            kept.activate_past_recording()
+        return cache
 
     def ran(self) -> Ran:
         share = self.right / self.guessed if self.guessed else 0.0
