@@ -34,12 +34,12 @@ def _place(result: Result) -> str:
 
 
 def _sentences(result: Result, loop: Result | None) -> Iterator[Doubt]:
-    name, found = f"decode={result.cell.decode.name}", _details(result)
+    found = _details(result)
     if "accepted_share" in found:
         each = result.measurements[0].repeats[0]
         tokens = each.decoded_tokens / len(each.decode_step_s)
         guesses = f"{found['accepted_share']:.0%} of its guesses right"
-        yield f"{name}: tokens a forward, of which the plain loop has 1", f"{tokens:.1f}, {guesses}"
+        yield "tokens a forward, of which the plain loop has 1", f"{tokens:.1f}, {guesses}"
     if loop is None:
         return
     step_s, loop_s = _tpot_s(result), _tpot_s(loop)
@@ -47,16 +47,16 @@ def _sentences(result: Result, loop: Result | None) -> Iterator[Doubt]:
     if loop_s > _ALIKE * step_s and max(ready_s) > _SHORT_S:
         tokens = max(ready_s) / (loop_s - step_s)
         yield (
-            f"{name} gets ready first, once in each process, which pays later",
+            "the decode strategy gets ready first, once in each process, which pays later",
             f"{_range(ready_s)} s, after {_rounded(tokens):,} tokens of a row",
         )
     if found.get("graphs") and loop_s < _ALIKE * step_s:
         share = _products(loop)
         why = "" if share is None else f"{share:.0%} of the loop's step"
-        yield f"{name} is no faster here: it leaves matrix products as they are", why
+        yield "compiling makes no faster: it leaves matrix products as they are", why
     differs = found.get("first_token_unlike_loop")
     if differs is not None:
-        yield f"{name}: its answer is the plain loop's up to rounding", f"from token {differs} on"
+        yield "rounding leads the answer away from the plain loop's", f"from token {differs} on"
 
 
 def _details(result: Result) -> Mapping[str, float]:

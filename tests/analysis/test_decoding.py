@@ -39,7 +39,7 @@ def test_it_pays_once_the_shorter_steps_have_brought_the_preparation_back() -> N
     results = of("loop", 0.030), of("compiled", 0.020, ready_s=48.0, details=COMPILED)
     assert said(*results) == [
         (
-            "decode=compiled gets ready first, once in each process, which pays later",
+            "the decode strategy gets ready first, once in each process, which pays later",
             "48 s, after 4,800 tokens of a row",
         )
     ]
@@ -49,7 +49,7 @@ def test_where_it_is_no_faster_the_products_of_the_loop_say_why() -> None:
     results = of("loop", 0.030), of("compiled", 0.0299, ready_s=48.0, details=COMPILED)
     assert said(*results) == [
         (
-            "decode=compiled is no faster here: it leaves matrix products as they are",
+            "compiling makes no faster: it leaves matrix products as they are",
             "75% of the loop's step",
         )
     ]
@@ -68,9 +68,9 @@ def test_guesses_are_counted() -> None:
     found = {"accepted_share": 0.942, "first_token_unlike_loop": 17}
     result = of("prompt_lookup", 0.03, details=found)
     (sentence, amount), *_ = said(result)
-    assert sentence == "decode=prompt_lookup: tokens a forward, of which the plain loop has 1"
+    assert sentence == "tokens a forward, of which the plain loop has 1"
     assert amount == "1.0, 94% of its guesses right"
     assert said(of("loop", 0.03), result)[-1] == (
-        "decode=prompt_lookup: its answer is the plain loop's up to rounding",
+        "rounding leads the answer away from the plain loop's",
         "from token 17 on",
     )
