@@ -53,7 +53,7 @@ def _sentences(result: Result, loop: Result | None) -> Iterator[Doubt]:
     if found.get("graphs") and loop_s < _ALIKE * step_s:
         share = _products(loop)
         why = "" if share is None else f"{share:.0%} of the loop's step"
-        yield "compiling makes no faster: it leaves matrix products as they are", why
+        yield "compiling makes this no faster, it leaves matrix products as they are", why
     differs = found.get("first_token_unlike_loop")
     if differs is not None:
         yield "rounding leads the answer away from the plain loop's", f"from token {differs} on"

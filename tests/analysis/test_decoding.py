@@ -49,7 +49,7 @@ def test_where_it_is_no_faster_the_products_of_the_loop_say_why() -> None:
     results = of("loop", 0.030), of("compiled", 0.0299, ready_s=48.0, details=COMPILED)
     assert said(*results) == [
         (
-            "compiling makes no faster: it leaves matrix products as they are",
+            "compiling makes this no faster, it leaves matrix products as they are",
             "75% of the loop's step",
         )
     ]

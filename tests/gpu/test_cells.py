@@ -253,10 +253,23 @@ def test_random_weights_are_quantized_on_the_device(host: Host, quant: str, log:
         assert findings.attestation.details["layers"][_CLASSES[cell.quant.scheme]] == 4 * 12
 
 
-@pytest.mark.parametrize("loop", ["loop", "generate"])
-def test_both_loops_are_timed(host: Host, smollm2: str, loop: str, log: Path) -> None:
-    cell = few_repeats(gpu_cell(host, model=smollm2, quant="fp16", decode=loop, batch=4))
-    sane(measured(cell, log), cell)
+@pytest.mark.parametrize("quant", ["fp16", "nf4", "int4_g64"])
+@pytest.mark.parametrize("loop", ["loop", "generate", "static", "compiled"])
+def test_every_loop_is_timed(host: Host, smollm2: str, loop: str, quant: str, log: Path) -> None:
+    cell = few_repeats(gpu_cell(host, model=smollm2, quant=quant, decode=loop, batch=4))
+    findings = measured(cell, log)
+    sane(findings, cell)
+    found = findings.attestation.details.get("decode", {})
+    print(host.device_name, loop, quant, found)
+    if loop == "compiled":
+        assert (found["graphs"], found["graph_breaks"], found["recompilations"]) == (1, 0, 0)
+
+
+def test_guesses_are_checked_on_the_gpu(host: Host, smollm2: str, log: Path) -> None:
+    cell = gpu_cell(host, model=smollm2, quant="fp32", decode="prompt_lookup", workload="rewrite")
+    findings = measured(few_repeats(cell), log)
+    assert findings.attestation.details["decode"]["first_token_unlike_loop"] is None
+    assert findings.attestation.details["decode"]["accepted_share"] > 0.5
 
 
 def test_clocks_agree_within_one_percent_in_a_measured_cell(

@@ -111,6 +111,7 @@ def attest(
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
             *ran.mismatches,
+            *_graph_mismatches(cell, seen.operators),
         ),
         logits_digest=hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12],
         outlier_share=seen.outlier_share,
@@ -328,6 +329,13 @@ def _cache_mismatches(cache: DynamicCache) -> Iterator[str]:
     """A model that keeps nothing of the prompt computes each decode step without it."""
     if not any(_tensors(vars(layer)) for layer in cache.layers):
         yield "the model keeps no cache, so its decode steps do not see the prompt"
+
+
+def _graph_mismatches(cell: Cell, operators: set[str]) -> Iterator[str]:
+    """torch leaves CUDA graphs out where it cannot use them, with a warning in a log."""
+    is_graph = cell.device == "cuda" and cell.decode.strategy == "compiled"
+    if is_graph and "cudaGraphLaunch" not in operators:
+        yield "no CUDA graph repeated the compiled decode step"
 
 
 def _tensors(value: Any) -> int:
