@@ -41,7 +41,7 @@ def test_nats_are_what_is_expected_of_the_set() -> None:
 def test_controls_take_no_more_bytes() -> None:
     found = mixed(readings(), BOTH, Budget(5.6, "bits", "5.6bits"), 0)
     assert [each.name for each in found] == [
-        f"mixed_5.6bits{of}" for of in ("", "_random", "_inverted", "_ends")
+        f"mixed_5.6bits{of}" for of in ("", "_uniform", "_random", "_inverted", "_ends")
     ]
     best, *controls = found
     for control in controls:
