@@ -14,17 +14,16 @@ from pathlib import Path
 from bench.analysis.mixed import Budget, Mixed, mixed, prediction
 from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
-from bench.config.settings import Config
+from bench.config.settings import Config, Tracking
 from bench.driver.lock import machine_lock, signals_as_interrupts
-from bench.driver.places import try_places
 from bench.driver.plan import resolve, unknown_names, why_not, with_attention
 from bench.driver.policy import described_as
 from bench.driver.probe import Probe
 from bench.driver.process import Task, run_isolated
 from bench.driver.provenance import provenance
-from bench.driver.sweep import look_around
+from bench.driver.sweep import check_places, look_around
 from bench.engine.protocol import ENGINES
-from bench.errors import BenchError, CellFailure, ConfigError
+from bench.errors import BenchError, CellFailure, ConfigError, TrackingError
 from bench.meter.sensitivity import PLAIN, Plan
 from bench.paths import CALIBRATION_TEXT, from_here, searched_folders, written_conf
 from bench.record.sensitivity import SCHEMA, Readings, Study
@@ -60,15 +59,16 @@ class Asked:
 
 
 def sensitivity(asked: Asked) -> int:
-    """Run a study, print and keep it; returns the exit code.
+    """Run a study, print, keep and track it; returns the exit code.
 
     Raises:
         ConfigError: for what cannot be studied, before anything runs.
         CellFailure: when its process gives no readings.
     """
     configs = _configs(asked)
-    outputs = Path(configs[0].settings.output_dir)
-    try_places(outputs)
+    settings = configs[0].settings
+    outputs = Path(settings.output_dir)
+    check_places(settings, outputs)
     with signals_as_interrupts(), machine_lock(say), ProgressLine() as progress:
         try:
             study, folder = _studied(asked, configs, outputs, progress)
@@ -79,14 +79,38 @@ def sensitivity(asked: Asked) -> int:
     told = list(lines(study))
     print("\n".join(told))
     page = write_page(folder, study, told, (), {})[0]  # now, since no choice may keep the budget
+    found: list[Mixed] = []
     if asked.budget is not None:
         found = _allocated(asked, study, asked.budget)
         table = list(allocations.lines(study, found))
         print("\n".join(table))
         write_page(folder, study, told, table, found[0].schemes)
         _keep(asked, study, found, outputs)
+        told += table
     say(f"study: {from_here(folder)}")
     say(f"pictures: {from_here(page)}")
+    return _tracked(settings.tracking, folder, study, asked.budget, found, told)
+
+
+def _tracked(
+    tracking: Tracking,
+    folder: Path,
+    study: Study,
+    budget: Budget | None,
+    found: Sequence[Mixed],
+    told: Sequence[str],
+) -> int:
+    """Log the study to MLflow, where that is wanted; the exit code."""
+    if not tracking.enabled:
+        return 0
+    from bench.store.mlflow_study import log_study  # mlflow takes over a second
+
+    try:
+        note = "\n".join(["```", *told, "```"])
+        say(f"look further: {log_study(tracking, folder, study, budget, found, note)}")
+    except TrackingError as error:
+        say(f"{error}; the study is kept in {from_here(folder)}")
+        return 3
     return 0
 
 
