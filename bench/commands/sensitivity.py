@@ -29,12 +29,13 @@ from bench.paths import CALIBRATION_TEXT, from_here, searched_folders, written_c
 from bench.record.sensitivity import SCHEMA, Readings, Study
 from bench.report import mixed as allocations
 from bench.report.progress import ProgressLine
-from bench.report.sensitivity import lines
+from bench.report.sensitivity import findings, heading
 from bench.report.sensitivity_page import write_page
 from bench.report.terminal import say
 from bench.store.files import hide_secrets, new_folder, write_aside, write_prediction
 
 _WINDOWS, _WINDOW_TOKENS = 4, 256
+_READ = 3  # findings that a person reads; the page has all
 _NO_CHOICE = "--schemes: want more schemes to allocate, like --schemes int4_g32,int8_channel,none"
 _LIMITS_S = {"prepare": 3600.0, "load": 1800.0, "measure": 7200.0, "quality": 86400.0}
 
@@ -76,8 +77,9 @@ def sensitivity(asked: Asked) -> int:
             say("interrupted: no study")
             return 130
     write_aside(folder / "sensitivity.json", study.to_json().encode())
-    told = list(lines(study))
-    print("\n".join(told))
+    first = list(heading(study))
+    told = [*first, *findings(study.readings, study.cell.quant.name)]
+    print("\n".join(told[: len(first) + _READ]))
     page = write_page(folder, study, told, (), {})[0]  # now, since no choice may keep the budget
     found: list[Mixed] = []
     if asked.budget is not None:
