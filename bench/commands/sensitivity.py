@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.analysis.mixed import Budget, Mixed, mixed, prediction
+from bench.commands.parsers import plain_parser
+from bench.commands.quantities import bits_or_bytes, names, positive
 from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config, Tracking
@@ -57,6 +59,61 @@ class Asked:
         elif self.budget is not None:
             more += [f"--budget={self.budget.typed}"]
         return shlex.join([*self.overrides, *more])
+
+
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = plain_parser(
+        "sensitivity",
+        "Which layers suffer from quantization, and which bits each should get.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a cell as for a sweep, like model=gpt2 quant=nf4 batch=8: its quant is looked at"
+        " closely, its batch and workload are timed",
+    )
+    parser.add_argument(
+        "--schemes",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help="more values of conf/quant, and none: what an allocation may choose from",
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="measure the divergence of each layer, not only estimate it (many minutes)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=bits_or_bytes,
+        metavar="SIZE",
+        help="allocate the schemes to the layers with the least divergence: 4.5bits a weight of the"
+        " layers, or 120MB of weights in the whole model",
+    )
+    parser.add_argument(
+        "--objective", choices=("kl", "time"), default="kl", help="what is minimized (default kl)"
+    )
+    parser.add_argument(
+        "--max-kl",
+        type=positive,
+        metavar="NATS",
+        help="with --objective time: the divergence to accept, like 0.1",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    if given.objective == "time" and (given.max_kl is None or given.budget is not None):
+        raise ConfigError(["--objective time: want --max-kl, and no --budget"])
+    if given.objective == "kl" and given.max_kl is not None:
+        raise ConfigError(["--max-kl: goes with --objective time"])
+    budget = None
+    if given.max_kl is not None:
+        budget = Budget(given.max_kl, "nats", f"{given.max_kl:g}nats")
+    elif given.budget is not None:
+        budget = Budget(*given.budget)
+    return sensitivity(Asked(tuple(given.overrides), given.schemes, given.exact, budget))
 
 
 def sensitivity(asked: Asked) -> int:
