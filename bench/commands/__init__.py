@@ -180,6 +180,7 @@ def _doctor(arguments: list[str]) -> int:
         for axis in _OF_THE_MACHINE
         for file in sorted((CONF / axis).glob("*.yaml"))
     ]
+    variants = [each for each in variants if not each[2].quant.layers]  # of a certain model's
     from bench.commands.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, given.calibrate)

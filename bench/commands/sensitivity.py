@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.analysis.mixed import Budget, Mixed, mixed, prediction
+from bench.analysis.mixed import Budget, Mixed, mixed, prediction, to_try
 from bench.commands.parsers import plain_parser
 from bench.commands.quantities import bits_or_bytes, names, positive
 from bench.config.cell import Cell, Quant
@@ -180,16 +180,17 @@ def _allocated(asked: Asked, study: Study, budget: Budget) -> list[Mixed]:
 
 def _keep(asked: Asked, study: Study, found: Sequence[Mixed], outputs: Path) -> None:
     """Write allocations, the sweep of them and what is predicted of each."""
-    conf, name = written_conf(outputs), found[0].name
+    kept, name = to_try(found), found[0].name
+    conf = written_conf(outputs)
     files = {
-        conf / "quant" / f"{each.name}.yaml": allocations.quant_file(study, each) for each in found
+        conf / "quant" / f"{each.name}.yaml": allocations.quant_file(study, each) for each in kept
     }
     sweep = conf / "sweeps" / f"{name}.yaml"
-    files[sweep] = allocations.sweep_file(study, asked.overrides, found)
+    files[sweep] = allocations.sweep_file(study, asked.overrides, kept)
     for file, text in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_aside(file, text.encode())
-    for each in found:
+    for each in kept:
         expected = prediction(study, each)
         if expected is not None:
             write_prediction(outputs, each.name, expected)
