@@ -25,8 +25,10 @@ def test_layers_of_a_model_may_differ(tmp_path: Path) -> None:
 def test_a_misspelt_layer_is_a_sentence(tmp_path: Path) -> None:
     layers = 'quant.layers={"model.layers.0.mlp.down_prj": int8_channel}'
     done = bench(tmp_path, "-m", "quant=nf4", layers, *TINY, "tracking=none")
-    assert "quant.layers.model.layers.0.mlp.down_prj: no layer has such a name" in done.stderr
-    assert done.returncode == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "quant.layers.model.layers.0.mlp.down_prj: no layer has such a name" in said
+    assert "nearest is model.layers.*.mlp.down_proj" in said
+    assert done.returncode == 2
 
 
 def test_a_cell_is_exported_and_read_by_transformers(tmp_path: Path) -> None:

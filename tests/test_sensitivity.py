@@ -12,7 +12,7 @@ from bench.record.sensitivity import Study, from_json
 from tests.command_line import TINY, bench, from_readme, in_process, results
 
 NAME = "mixed_4.5bits"
-CONTROLS = [f"{NAME}_{control}" for control in ("random", "inverted", "ends")]
+CONTROLS = [f"{NAME}_{control}" for control in ("uniform", "random", "inverted", "ends")]
 SCHEMES = ["int4_g128", "int4_g32", "int8_channel", "none"]
 
 
@@ -69,7 +69,7 @@ def test_its_files_are_values_and_a_sweep(
     assert values["quant"].split(",") == ["bf16", "nf4", *SCHEMES[:3], NAME, *CONTROLS]
     code, out, err = in_process(folder, monkeypatch, capsys, f"sweeps={NAME}", "dry_run=true")
     assert code == 0, err
-    assert "9 cells" in out
+    assert "10 cells" in out
     code, _, err = in_process(folder, monkeypatch, capsys, "quant=mixed")
     assert code == 2
     assert NAME in err

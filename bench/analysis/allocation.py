@@ -6,8 +6,12 @@ to its exact optimum as an integer program (HiGHS by ``scipy.optimize.milp``). T
 set is the sum of its layers' losses is an assumption, which ``bench.analysis.sensitivity`` checks
 against sets that were measured.
 
-Beside it stand the allocations that it has to beat at the same bytes: layers in random order, the
-least sensitive first, and the ends of the model first, as studies keep their first and last layers.
+Beside it stand the allocations that it has to beat at the same bytes. Three keep some layers in a
+better scheme and all others in the smallest one: layers in random order, the least sensitive first,
+and the ends of the model first, as studies keep their first and last layers. The fourth is as near
+to a uniform scheme as these bytes allow: of the two schemes whose whole models are the neighbours
+of the budget, the larger one is spread evenly over every kind of layer and over the depth, whatever
+a layer loses. Where one scheme alone takes the budget, that is this scheme.
 """
 
 import math
@@ -144,6 +148,35 @@ def filled(
     return chosen
 
 
+def evenly(options: Options, budget_bytes: float) -> Allocation:
+    """The largest uniform scheme within the budget, and every n-th layer of each kind under the
+    next larger scheme, so that the bytes are used.
+
+    A scheme that loses more than a smaller one is no neighbour: nobody would take it for all
+    layers.
+    """
+    sizes = [
+        Option(scheme, int(total(of, stored_bytes)), total(of, loss_nats))
+        for scheme, of in ((each, uniform(options, each)) for each in whole(options))
+    ]
+    steps = undominated(sizes, loss_nats, stored_bytes)
+    within = sum(step.stored_bytes <= budget_bytes for step in steps)
+    if within in (0, len(steps)):
+        return uniform(options, steps[max(0, within - 1)].scheme)
+    base, top = steps[within - 1 : within + 1]
+    share = (budget_bytes - base.stored_bytes) / (top.stored_bytes - base.stored_bytes)
+    chosen, better = uniform(options, base.scheme), uniform(options, top.scheme)
+    more = {layer: better[layer].stored_bytes - chosen[layer].stored_bytes for layer in options}
+    saved_bytes = 0.0  # of the layers so far: their share without what they took
+    # Small kinds first, whose rest a layer of a large one does not notice; in a kind as they come
+    for layer in sorted(options, key=lambda name: (more[name], name.rpartition(".")[2])):
+        saved_bytes += share * more[layer]
+        if more[layer] <= saved_bytes:
+            chosen[layer] = better[layer]
+            saved_bytes -= more[layer]
+    return chosen
+
+
 def in_random_order(layers: Sequence[str], seed: int) -> list[str]:
     """The layers, shuffled."""
     shuffled = list(layers)
@@ -186,7 +219,8 @@ def controls(
         "inverted": least_sensitive_first(low, high),
         "ends": from_the_ends(layers),
     }
-    return {name: filled(order, low, high, budget_bytes) for name, order in orders.items()}
+    kept = {name: filled(order, low, high, budget_bytes) for name, order in orders.items()}
+    return {"uniform": evenly(options, budget_bytes), **kept}
 
 
 def whole(options: Options) -> list[str]:

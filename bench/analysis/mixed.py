@@ -116,6 +116,12 @@ def _predicted(readings: Readings, name: str, given: Allocation) -> Mixed:
     )
 
 
+def to_try(found: Sequence[Mixed]) -> list[Mixed]:
+    """The allocation, and its controls but for one scheme alone: that is a cell of its own."""
+    best, *controls = found
+    return [best, *(each for each in controls if len(set(each.schemes.values())) > 1)]
+
+
 def prediction(study: Study, of: Mixed) -> Prediction | None:
     """As sweeps find it; None where the divergence has no upper end."""
     kl_nats, step_s = of.kl_nats, of.step_s

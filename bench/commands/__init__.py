@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from bench.commands.quantities import (
-    bits_or_bytes,
-    count,
-    names,
-    positive,
-    share,
-    size_bytes,
-    time_s,
+from bench.commands.parsers import (
+    command_parser,
+    plain_parser,
+    sweep_parser,
+    take_price,
+    typed_path,
 )
+from bench.commands.quantities import count, positive, share, size_bytes, time_s
 from bench.config.settings import Settings, parse_config
 from bench.errors import ConfigError, StoreError, TrackingError
-from bench.paths import CONF, from_here, whole_path
+from bench.paths import CONF, from_here
 
 if TYPE_CHECKING:  # it imports mlflow
     from bench.store.mlflow_fetch import Recorded
@@ -55,67 +54,15 @@ def run_command(name: str, arguments: list[str]) -> int:
     return commands[name](arguments)
 
 
-_EXAMPLES = {
-    "push": "push outputs/sweeps/2026-01-31_12-00-00",
-    "fetch": "fetch smollm2-135m qwen2.5-3b",
-    "gate": "gate 2026-02-01_12-00-00 --baseline 2026-01-31_12-00-00 --threshold 5%",
-    "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
-    "report": "report 2026-01-31_12-00-00",
-    "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
-    "sensitivity": "sensitivity quant=int4_g128 --schemes int4_g32,int8_channel --budget 4.5bits",
-    "doctor": "doctor --calibrate",
-    "export": "export outputs/sweeps/2026-01-31_12-00-00/cells/1a2b3c4d5e6f int4-model",
-}
-
-
-def _plain_parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
-    example = f"example: python -m bench {_EXAMPLES[name]}"
-    prog = f"python -m bench {name}"
-    options |= {"formatter_class": argparse.RawDescriptionHelpFormatter}  # an example is a line
-    return argparse.ArgumentParser(prog, description=description, epilog=example, **options)
-
-
-def _parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
-    """Of a command that reads the folder of a sweep."""
-    parser = _plain_parser(name, description, **options)
-    parser.add_argument(
-        "--output-dir",
-        type=_path,
-        default="outputs",
-        metavar="DIR",
-        help="the output_dir that sweeps were run with (default outputs)",
-    )
-    return parser
-
-
-def _sweep_parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = _parser(name, description)
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        help="folder of a sweep, or its name in DIR/sweeps; the newest one there if left out",
-    )
-    return parser
-
-
-def _take_price(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--price-per-hour",
-        type=positive,
-        metavar="PRICE",
-        help="what an hour of that machine costs, like 2.50; default: as the sweep was run with",
-    )
-
-
 def _push(arguments: list[str]) -> int:
-    given = _sweep_parser("push", "Send a sweep's results to MLflow (again).").parse_args(arguments)
+    given = sweep_parser("push", "Send a sweep's results to MLflow (again).").parse_args(arguments)
     from bench.commands.push import push
 
     return push(_sweep_folder(given))
 
 
 def _fetch(arguments: list[str]) -> int:
-    parser = _plain_parser("fetch", "Download and convert models now, not at their first use.")
+    parser = plain_parser("fetch", "Download and convert models now, not at their first use.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a value of conf/model")
     models = parser.parse_args(arguments).models
     if not models:
@@ -126,7 +73,7 @@ def _fetch(arguments: list[str]) -> int:
 
 
 def _gate(arguments: list[str]) -> int:
-    parser = _parser("gate", "Exit code 1 when something has become slower.")
+    parser = command_parser("gate", "Exit code 1 when something has become slower.")
     parser.add_argument(
         "current", help="folder of a sweep or of one of its cells, or a sweep's name in DIR/sweeps"
     )
@@ -156,7 +103,7 @@ def _advise(arguments: list[str]) -> int:
     # Imports numpy, which no other command line needs to wait for
     from bench.analysis.advice import Goal, Limits
 
-    parser = _sweep_parser("advise", "Which configuration to take, and how sure that is.")
+    parser = sweep_parser("advise", "Which configuration to take, and how sure that is.")
     parser.add_argument(
         "--goal", choices=get_args(Goal), help="without it the usual questions are answered"
     )
@@ -185,7 +132,7 @@ def _advise(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="for programs, as bench/data/advice.schema.json has it"
     )
-    _take_price(parser)
+    take_price(parser)
     given = parser.parse_args(arguments)
     from bench.commands.advise import advise
 
@@ -196,7 +143,7 @@ def _advise(arguments: list[str]) -> int:
 
 
 def _doctor(arguments: list[str]) -> int:
-    parser = _plain_parser("doctor", "What this machine is, and what works on it.")
+    parser = plain_parser("doctor", "What this machine is, and what works on it.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--calibrate", action="store_true", help="find the spread between processes (a few minutes)"
@@ -207,9 +154,14 @@ def _doctor(arguments: list[str]) -> int:
         help="does this tool measure truly on this machine? (a few minutes; exit code 1: it does"
         " not)",
     )
-    what.add_argument("--read", type=_path, metavar="FILE", help="print a bundle of a self-test")
+    what.add_argument(
+        "--read", type=typed_path, metavar="FILE", help="print a bundle of a self-test"
+    )
     parser.add_argument(
-        "--bundle", type=_path, metavar="FILE", help="with --selftest: keep it all, for an issue"
+        "--bundle",
+        type=typed_path,
+        metavar="FILE",
+        help="with --selftest: keep it all, for an issue",
     )
     given = parser.parse_args(arguments)
     if given.bundle is not None and not given.selftest:
@@ -228,14 +180,15 @@ def _doctor(arguments: list[str]) -> int:
         for axis in _OF_THE_MACHINE
         for file in sorted((CONF / axis).glob("*.yaml"))
     ]
+    variants = [each for each in variants if not each[2].quant.layers]  # of a certain model's
     from bench.commands.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, given.calibrate)
 
 
 def _report(arguments: list[str]) -> int:
-    parser = _sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
-    _take_price(parser)
+    parser = sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
+    take_price(parser)
     given = parser.parse_args(arguments)
     folder = _sweep_folder(given)
     from bench.report.page import write_report
@@ -254,7 +207,7 @@ def _report(arguments: list[str]) -> int:
 
 def _reproduce(arguments: list[str]) -> int:
     about = "Run a cell or a sweep once more: does the same come out?"
-    parser = _parser("reproduce", about, allow_abbrev=False)
+    parser = command_parser("reproduce", about, allow_abbrev=False)
     parser.add_argument(
         "run",
         help="id of an MLflow run, or folder of a sweep or cell, or a sweep's name in DIR/sweeps",
@@ -302,11 +255,13 @@ def _reproduce(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = _parser("export", "Write a cell's quantized weights as a checkpoint for transformers.")
+    parser = command_parser(
+        "export", "Write a cell's quantized weights as a checkpoint for transformers."
+    )
     parser.add_argument(
         "cell", help="id of an MLflow run, or folder of a cell, or of a sweep of one"
     )
-    parser.add_argument("folder", type=_path, help="a new one, for the checkpoint")
+    parser.add_argument("folder", type=typed_path, help="a new one, for the checkpoint")
     given = parser.parse_args(arguments)
     settings = replace(parse_config(_default()).settings, output_dir=str(given.output_dir))
     results = _recorded(given.cell, settings).results
@@ -319,60 +274,9 @@ def _export(arguments: list[str]) -> int:
 
 
 def _sensitivity(arguments: list[str]) -> int:
-    parser = _plain_parser(
-        "sensitivity",
-        "Which layers suffer from quantization, and which bits each should get.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="a cell as for a sweep, like model=gpt2 quant=nf4 batch=8: its quant is looked at"
-        " closely, its batch and workload are timed",
-    )
-    parser.add_argument(
-        "--schemes",
-        type=names,
-        default=(),
-        metavar="NAMES",
-        help="more values of conf/quant, and none: what an allocation may choose from",
-    )
-    parser.add_argument(
-        "--exact",
-        action="store_true",
-        help="measure the divergence of each layer, not only estimate it (many minutes)",
-    )
-    parser.add_argument(
-        "--budget",
-        type=bits_or_bytes,
-        metavar="SIZE",
-        help="allocate the schemes to the layers with the least divergence: 4.5bits a weight of the"
-        " layers, or 120MB of weights in the whole model",
-    )
-    parser.add_argument(
-        "--objective", choices=("kl", "time"), default="kl", help="what is minimized (default kl)"
-    )
-    parser.add_argument(
-        "--max-kl",
-        type=positive,
-        metavar="NATS",
-        help="with --objective time: the divergence to accept, like 0.1",
-    )
-    given = parser.parse_intermixed_args(arguments)
-    if given.objective == "time" and (given.max_kl is None or given.budget is not None):
-        raise ConfigError(["--objective time: want --max-kl, and no --budget"])
-    if given.objective == "kl" and given.max_kl is not None:
-        raise ConfigError(["--max-kl: goes with --objective time"])
-    from bench.analysis.mixed import Budget
-    from bench.commands.sensitivity import Asked, sensitivity
+    from bench.commands.sensitivity import command
 
-    budget = None
-    if given.max_kl is not None:
-        budget = Budget(given.max_kl, "nats", f"{given.max_kl:g}nats")
-    elif given.budget is not None:
-        budget = Budget(*given.budget)
-    return sensitivity(Asked(tuple(given.overrides), given.schemes, given.exact, budget))
+    return command(arguments)
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":
@@ -412,10 +316,6 @@ def _default() -> Mapping[str, Any]:
 
     (default,) = collect([])
     return default
-
-
-def _path(text: str) -> Path:
-    return Path(whole_path(text))
 
 
 def _sweep_folder(given: argparse.Namespace) -> Path:

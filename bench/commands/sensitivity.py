@@ -11,31 +11,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.analysis.mixed import Budget, Mixed, mixed, prediction
+from bench.analysis.mixed import Budget, Mixed, mixed, prediction, to_try
+from bench.commands.parsers import plain_parser
+from bench.commands.quantities import bits_or_bytes, names, positive
 from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
-from bench.config.settings import Config
+from bench.config.settings import Config, Tracking
 from bench.driver.lock import machine_lock, signals_as_interrupts
-from bench.driver.places import try_places
 from bench.driver.plan import resolve, unknown_names, why_not, with_attention
 from bench.driver.policy import described_as
 from bench.driver.probe import Probe
 from bench.driver.process import Task, run_isolated
 from bench.driver.provenance import provenance
-from bench.driver.sweep import look_around
+from bench.driver.sweep import check_places, look_around
 from bench.engine.protocol import ENGINES
-from bench.errors import BenchError, CellFailure, ConfigError
+from bench.errors import BenchError, CellFailure, ConfigError, TrackingError
 from bench.meter.sensitivity import PLAIN, Plan
 from bench.paths import CALIBRATION_TEXT, from_here, searched_folders, written_conf
 from bench.record.sensitivity import SCHEMA, Readings, Study
 from bench.report import mixed as allocations
 from bench.report.progress import ProgressLine
-from bench.report.sensitivity import lines
+from bench.report.sensitivity import findings, heading
 from bench.report.sensitivity_page import write_page
 from bench.report.terminal import say
 from bench.store.files import hide_secrets, new_folder, write_aside, write_prediction
 
 _WINDOWS, _WINDOW_TOKENS = 4, 256
+_READ = 3  # findings that a person reads; the page has all
 _NO_CHOICE = "--schemes: want more schemes to allocate, like --schemes int4_g32,int8_channel,none"
 _LIMITS_S = {"prepare": 3600.0, "load": 1800.0, "measure": 7200.0, "quality": 86400.0}
 
@@ -59,16 +61,72 @@ class Asked:
         return shlex.join([*self.overrides, *more])
 
 
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = plain_parser(
+        "sensitivity",
+        "Which layers suffer from quantization, and which bits each should get.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a cell as for a sweep, like model=gpt2 quant=nf4 batch=8: its quant is looked at"
+        " closely, its batch and workload are timed",
+    )
+    parser.add_argument(
+        "--schemes",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help="more values of conf/quant, and none: what an allocation may choose from",
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="measure the divergence of each layer, not only estimate it (many minutes)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=bits_or_bytes,
+        metavar="SIZE",
+        help="allocate the schemes to the layers with the least divergence: 4.5bits a weight of the"
+        " layers, or 120MB of weights in the whole model",
+    )
+    parser.add_argument(
+        "--objective", choices=("kl", "time"), default="kl", help="what is minimized (default kl)"
+    )
+    parser.add_argument(
+        "--max-kl",
+        type=positive,
+        metavar="NATS",
+        help="with --objective time: the divergence to accept, like 0.1",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    if given.objective == "time" and (given.max_kl is None or given.budget is not None):
+        raise ConfigError(["--objective time: want --max-kl, and no --budget"])
+    if given.objective == "kl" and given.max_kl is not None:
+        raise ConfigError(["--max-kl: goes with --objective time"])
+    budget = None
+    if given.max_kl is not None:
+        budget = Budget(given.max_kl, "nats", f"{given.max_kl:g}nats")
+    elif given.budget is not None:
+        budget = Budget(*given.budget)
+    return sensitivity(Asked(tuple(given.overrides), given.schemes, given.exact, budget))
+
+
 def sensitivity(asked: Asked) -> int:
-    """Run a study, print and keep it; returns the exit code.
+    """Run a study, print, keep and track it; returns the exit code.
 
     Raises:
         ConfigError: for what cannot be studied, before anything runs.
         CellFailure: when its process gives no readings.
     """
     configs = _configs(asked)
-    outputs = Path(configs[0].settings.output_dir)
-    try_places(outputs)
+    settings = configs[0].settings
+    outputs = Path(settings.output_dir)
+    check_places(settings, outputs)
     with signals_as_interrupts(), machine_lock(say), ProgressLine() as progress:
         try:
             study, folder = _studied(asked, configs, outputs, progress)
@@ -76,17 +134,42 @@ def sensitivity(asked: Asked) -> int:
             say("interrupted: no study")
             return 130
     write_aside(folder / "sensitivity.json", study.to_json().encode())
-    told = list(lines(study))
-    print("\n".join(told))
+    first = list(heading(study))
+    told = [*first, *findings(study.readings, study.cell.quant.name)]
+    print("\n".join(told[: len(first) + _READ]))
     page = write_page(folder, study, told, (), {})[0]  # now, since no choice may keep the budget
+    found: list[Mixed] = []
     if asked.budget is not None:
         found = _allocated(asked, study, asked.budget)
         table = list(allocations.lines(study, found))
         print("\n".join(table))
         write_page(folder, study, told, table, found[0].schemes)
         _keep(asked, study, found, outputs)
+        told += table
     say(f"study: {from_here(folder)}")
     say(f"pictures: {from_here(page)}")
+    return _tracked(settings.tracking, folder, study, asked.budget, found, told)
+
+
+def _tracked(
+    tracking: Tracking,
+    folder: Path,
+    study: Study,
+    budget: Budget | None,
+    found: Sequence[Mixed],
+    told: Sequence[str],
+) -> int:
+    """Log the study to MLflow, where that is wanted; the exit code."""
+    if not tracking.enabled:
+        return 0
+    from bench.store.mlflow_study import log_study  # mlflow takes over a second
+
+    try:
+        note = "\n".join(["```", *told, "```"])
+        say(f"look further: {log_study(tracking, folder, study, budget, found, note)}")
+    except TrackingError as error:
+        say(f"{error}; the study is kept in {from_here(folder)}")
+        return 3
     return 0
 
 
@@ -97,16 +180,17 @@ def _allocated(asked: Asked, study: Study, budget: Budget) -> list[Mixed]:
 
 def _keep(asked: Asked, study: Study, found: Sequence[Mixed], outputs: Path) -> None:
     """Write allocations, the sweep of them and what is predicted of each."""
-    conf, name = written_conf(outputs), found[0].name
+    kept, name = to_try(found), found[0].name
+    conf = written_conf(outputs)
     files = {
-        conf / "quant" / f"{each.name}.yaml": allocations.quant_file(study, each) for each in found
+        conf / "quant" / f"{each.name}.yaml": allocations.quant_file(study, each) for each in kept
     }
     sweep = conf / "sweeps" / f"{name}.yaml"
-    files[sweep] = allocations.sweep_file(study, asked.overrides, found)
+    files[sweep] = allocations.sweep_file(study, asked.overrides, kept)
     for file, text in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_aside(file, text.encode())
-    for each in found:
+    for each in kept:
         expected = prediction(study, each)
         if expected is not None:
             write_prediction(outputs, each.name, expected)

@@ -21,17 +21,16 @@ _CARRIED = 0.4  # share of the loss whose fewest layers are counted
 _SAME_KIND = 1.02  # ratios of time that nobody needs to hear of
 
 
-def lines(study: Study) -> Iterator[str]:
-    """What came out, a line each."""
-    readings, close = study.readings, study.cell.quant.name
-    layers = len(readings.layers)
+def heading(study: Study) -> Iterator[str]:
+    """What was studied, and all layers under each scheme; a line each."""
+    readings = study.readings
     yield (
-        f"{study.cell.model.name}: {layers} layers, {readings.layer_weights / 1e6:,.1f} M weights;"
+        f"{study.cell.model.name}: {len(readings.layers)} layers,"
+        f" {readings.layer_weights / 1e6:,.1f} M weights;"
         f" {len(readings.layers[0].effects[PLAIN].estimated_kl_nats)} windows of"
         f" {study.window_tokens} tokens of {study.text}; {study.took_s:,.0f} s"
     )
     yield from scheme_lines(readings)
-    yield from findings(readings, close)
 
 
 def scheme_lines(readings: Readings) -> Iterator[str]:
@@ -59,7 +58,21 @@ def nats(of: Estimate) -> str:
 
 
 def findings(readings: Readings, scheme: str) -> Iterator[str]:
-    """What the layers' losses under a scheme come to, in words."""
+    """What the layers' losses under a scheme come to, in words: what to know first comes first."""
+    yield _carried(readings, scheme)
+    yield from _sums(readings)
+    yield from _agreement(readings)
+    yield from _slower(readings)
+    rates = loss_a_weight(readings, scheme)
+    worst, best = next(iter(rates)), list(rates)[-1]
+    yield (
+        f"by weight {worst} costs most, {rates[worst]:.1f} times the mean of all layers, {best}"
+        f" least, {rates[best]:.2g} times"
+    )
+    yield from _propagated(readings, scheme)
+
+
+def _carried(readings: Readings, scheme: str) -> str:
     order = ranked(readings, scheme)
     carried, count = 0.0, 0
     for _, share in order:
@@ -67,16 +80,13 @@ def findings(readings: Readings, scheme: str) -> Iterator[str]:
         if carried >= _CARRIED:
             break
     first = ", ".join(f"{layer.name} {share:.0%}" for layer, share in order[:_NAMED])
-    yield (
+    return (
         f"{count} of {len(order)} layers carry {carried:.0%} of the loss under {scheme}; the most:"
         f" {first}"
     )
-    rates = loss_a_weight(readings, scheme)
-    worst, best = next(iter(rates)), list(rates)[-1]
-    yield (
-        f"by weight {worst} costs most, {rates[worst]:.1f} times the mean of all layers, {best}"
-        f" least, {rates[best]:.2g} times"
-    )
+
+
+def _sums(readings: Readings) -> Iterator[str]:
     of_sets = sums(readings)
     if len(of_sets) > 1:
         scale, ratios = factor(of_sets), [each.ratio for each in of_sets]
@@ -84,15 +94,22 @@ def findings(readings: Readings, scheme: str) -> Iterator[str]:
             f"sums of single losses against {scale.n} sets quantized together: measured is"
             f" {min(ratios):.2f} to {max(ratios):.2f} times the sum, {scale.value:.2f} on average"
         )
-    for each in readings.timings:
-        found = agreement(readings, each) if each != PLAIN else None
-        if found is not None:
-            yield (
-                f"{each}: the estimate ranks {found.n} layers as measured with"
-                f" {found.estimate:.2f} (Spearman), output error with {found.output_error:.2f}"
-            )
-    yield from _propagated(readings, scheme)
-    yield from _slower(readings)
+
+
+def _agreement(readings: Readings) -> Iterator[str]:
+    """How estimates rank the layers, where these were measured."""
+    schemes = [scheme for scheme in readings.timings if scheme != PLAIN]
+    found = {scheme: agreement(readings, scheme) for scheme in schemes}
+    said = [
+        f"{each.estimate:.2f} ({each.output_error:.2f}) under {scheme}"
+        for scheme, each in found.items()
+        if each is not None
+    ]
+    if said:
+        yield (
+            "estimates (output errors) rank layers as measured with a correlation of"
+            f" {', '.join(said)} (Spearman)"
+        )
 
 
 def _propagated(readings: Readings, scheme: str) -> Iterator[str]:
@@ -106,14 +123,17 @@ def _propagated(readings: Readings, scheme: str) -> Iterator[str]:
 
 
 def _slower(readings: Readings) -> Iterator[str]:
-    """Kinds of layers that a scheme makes slower than they are unquantized."""
-    plain = _by_kind(readings, PLAIN)
+    """The kind of layer that each scheme slows down most, against the unquantized one."""
+    plain, said = _by_kind(readings, PLAIN), []
     for scheme in readings.timings:
         times = _by_kind(readings, scheme)
-        slower = {kind: times[kind] / plain[kind] for kind in times if plain.get(kind)}
-        named = [f"{kind} {ratio:.1f}x" for kind, ratio in slower.items() if ratio > _SAME_KIND]
-        if scheme != PLAIN and named:
-            yield f"{scheme} makes these slower in a decode step: {', '.join(named)}"
+        ratios = {kind: times[kind] / plain[kind] for kind in times if plain.get(kind)}
+        kind = max(ratios, key=lambda each: ratios[each], default=None)
+        if scheme != PLAIN and kind is not None and ratios[kind] > _SAME_KIND:
+            slower = sum(ratio > _SAME_KIND for ratio in ratios.values())
+            said.append(f"{scheme} {slower} of {len(ratios)}, {kind} most ({ratios[kind]:.1f}x)")
+    if said:
+        yield f"kinds of layers that are slower in decode than unquantized: {'; '.join(said)}"
 
 
 def _by_kind(readings: Readings, scheme: str) -> Mapping[str, float]:

@@ -9,62 +9,35 @@ Everything that MLflow may refuse becomes a ``TrackingError``: by then the resul
 ``push`` can send it again.
 """
 
-import contextlib
 import json
 import os
-import shlex
-import socket
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from bench import paths
 from bench.analysis.columns import short_name
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import derive
-from bench.config.cell import digest
-from bench.errors import BenchError, TrackingError
 from bench.record.redact import redacted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 from bench.store import mlflow_record as logged
 from bench.store import mlflow_view as views
-from bench.store.database import artifacts_of, bring_along, make_whole
 from bench.store.files import DIFF, INPUTS, REPRODUCTION, TRACE, cell_folder
+from bench.store.mlflow_address import (
+    experiment_named,
+    opened_client,
+    translated,
+    where_to_look,
+    whose,
+)
 from bench.store.mlflow_record import milliseconds
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
-_PLAIN_WORDS = {  # what stands at the end of a paragraph about retries and pools
-    "Connection refused": (
-        "connection refused: nothing answers there (for this checkout's own store: make ui)"
-    ),
-    "Failed to resolve": "no host of that name can be found",
-    "timed out": "no answer in time",
-}
-_LONGEST_REASON = 500
 _LONGEST_NAME = 100
-
-
-@contextlib.contextmanager
-def translated(uri: str) -> Iterator[None]:
-    """Whatever is raised in this block, by MLflow, alembic, SQLAlchemy, a database's driver or the
-    file system, becomes a TrackingError of one sentence."""
-    try:
-        yield
-    except BenchError:
-        raise
-    except Exception as error:
-        lines = str(redacted(str(error))).strip().splitlines()
-        first = lines[0] if lines else type(error).__name__
-        plain = next(
-            (words for sign, words in _PLAIN_WORDS.items() if sign in str(error)),
-            textwrap.shorten(first, _LONGEST_REASON, placeholder=" ..."),
-        )
-        raise TrackingError(redacted(f"MLflow at {uri}: ") + plain) from error
 
 
 class Tracker:
@@ -72,16 +45,14 @@ class Tracker:
 
     def __init__(self, uri: str, outputs: Path, folder: Path, sweep: Sweep) -> None:
         self._uri, self._outputs, self._folder, self._sweep = uri, outputs, folder, sweep
-        self._place = digest([socket.gethostname(), str(outputs.resolve())])  # whose runs are ours
+        self._place = whose(outputs)
         self._is_single = len(sweep.cells) == 1
         # By `mlflow run`, for us: in the store that it names
         opened = os.environ.pop("MLFLOW_RUN_ID", None)
         self._adopted = opened if os.environ.get("MLFLOW_TRACKING_URI", uri) == uri else None
         self.parent_id = ""  # of the sweep's run; of its only cell's, too
         with translated(uri):
-            make_whole(uri)
-            bring_along(uri, outputs)
-            self._client = MlflowClient(tracking_uri=uri)
+            self._client = opened_client(uri, outputs)
             self.experiment_id = self._experiment()
 
     def _experiment(self) -> str:
@@ -95,19 +66,7 @@ class Tracker:
         if runs:
             return str(runs[0].info.experiment_id)
         name = self._sweep.tracking.experiment
-        if experiment := self._client.get_experiment_by_name(name):
-            if experiment.lifecycle_stage == "deleted":
-                raise TrackingError(
-                    f"the experiment {name} was deleted; bring it back with `mlflow experiments"
-                    f" restore -x {experiment.experiment_id}` and MLFLOW_TRACKING_URI="
-                    f"{redacted(self._uri)}, or take another one with tracking.experiment=NAME"
-                )
-            return str(experiment.experiment_id)
-        # A server has a place for artifacts; beside a database the default would be ./mlruns,
-        # wherever we were started.
-        is_server = "http" in self._uri.partition(":")[0]
-        place = None if is_server else artifacts_of(self._outputs)
-        return str(self._client.create_experiment(name, place))
+        return experiment_named(name, self._client, self._uri, self._outputs)
 
     def open(self) -> None:
         """Find the sweep's run, or make it."""
@@ -137,17 +96,9 @@ class Tracker:
 
     @property
     def how_to_look(self) -> str:
-        """The page of the runs, and what serves it where no server runs yet."""
+        """The page of the runs, as ``where_to_look`` says it."""
         page = views.page(self.experiment_id, self._sweep.sweep_id, len(self._sweep.cells))
-        if self._uri.startswith("http"):
-            return str(redacted(self._uri)).rstrip("/") + page
-        usual = self._uri == f"sqlite:///{paths.ROOT / 'outputs' / 'mlflow.db'}"
-        command = (
-            "make ui"
-            if usual
-            else f"mlflow server --port 5000 --backend-store-uri {shlex.quote(redacted(self._uri))}"
-        )
-        return f"{command}, then http://127.0.0.1:5000{page}"
+        return where_to_look(self._uri, page)
 
     @property
     def _mine(self) -> str:
@@ -190,7 +141,7 @@ class Tracker:
             if not run_id:
                 return
             metrics = logged.metrics(result, values)
-            self._client.log_batch(run_id, metrics, logged.params(result), [])
+            self._client.log_batch(run_id, metrics, logged.params(result.cell), [])
             self._log_artifacts(run_id, result)
             if not self._is_single:
                 self._client.set_terminated(

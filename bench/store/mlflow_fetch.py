@@ -13,7 +13,7 @@ from bench.errors import ConfigError
 from bench.record.result import Result, from_json
 from bench.record.sweep import Sweep
 from bench.store.files import read_place, sweep_from_json
-from bench.store.mlflow import translated
+from bench.store.mlflow_address import translated
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,14 @@ from bench.analysis.divergence import answer_differences, ranked_kl_nats
 from bench.analysis.metrics import METRIC, METRICS, in_words
 from bench.analysis.operators import per_step_s
 from bench.analysis.readings import median_step_s
-from bench.config.cell import identity
+from bench.config.cell import Cell, identity
 from bench.record.redact import redacted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
-_LONGEST_VALUE = 500
+LONGEST_VALUE = 500
 _BEST = (
     *("output_tok_s", "tpot_s", "ttft_s", "vram_peak_bytes", "rss_growth_bytes", "kl_nats"),
     *("cost/output_mtok", "j_per_output_tok_net"),
@@ -55,12 +55,12 @@ def metrics(result: Result, values: Mapping[str, float]) -> list[Metric]:
     return logged
 
 
-def params(result: Result) -> list[Param]:
-    """Every field of the cell under its path; bare names like ``batch`` would collide with those of
+def params(cell: Cell) -> list[Param]:
+    """Every field of a cell under its path; bare names like ``batch`` would collide with those of
     ``mlflow run``."""
-    flat = redacted(dict(_flatten(identity(result.cell), "")))
+    flat = redacted(dict(_flatten(identity(cell), "")))
     named = {
-        (path if "." in path else f"cell.{path}"): str(value)[:_LONGEST_VALUE]
+        (path if "." in path else f"cell.{path}"): str(value)[:LONGEST_VALUE]
         for path, value in flat.items()
     }
     return [Param(key, value) for key, value in named.items()]
@@ -79,19 +79,23 @@ def param_of(column: str) -> str:
     return f"{column}.name" if is_group(column) else f"cell.{column}"
 
 
+def source_tags(commit: str | None) -> dict[str, str]:
+    """Who ran which code, as MLflow shows it."""
+    source = {"name": "bench", "type": "LOCAL"} | ({} if commit is None else {"git.commit": commit})
+    tags = {f"mlflow.source.{key}": value for key, value in source.items()}
+    return {**tags, "mlflow.user": _user()}
+
+
 def sweep_tags(sweep: Sweep) -> dict[str, str]:
     """How a sweep was asked for and which code runs it."""
     code = sweep.provenance
     tags = {
-        "mlflow.source.name": "bench",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
+        **source_tags(code.commit),
         "bench.sweep_id": sweep.sweep_id,
         "bench.overrides": shlex.join(sweep.overrides),
         "bench.measuring": code.measuring,
     }
     if code.commit is not None:
-        tags["mlflow.source.git.commit"] = code.commit
         tags["bench.git_dirty"] = str(bool(code.changed)).lower()
     if code.lock is not None:
         tags["bench.lock"] = code.lock
@@ -99,7 +103,7 @@ def sweep_tags(sweep: Sweep) -> dict[str, str]:
         tags["bench.price_per_hour"] = f"{sweep.price_per_hour:g}"
     if sweep.reproduces is not None:
         tags["bench.reproduces"] = sweep.reproduces
-    return _hidden(tags)
+    return hidden(tags)
 
 
 def cell_tags(result: Result, values: Mapping[str, float]) -> dict[str, str]:
@@ -113,11 +117,11 @@ def cell_tags(result: Result, values: Mapping[str, float]) -> dict[str, str]:
     if result.reused_from is not None:
         tags["bench.reused_from"] = result.reused_from
     if result.outcome.reason is not None:
-        tags["bench.reason"] = redacted(result.outcome.reason)[:_LONGEST_VALUE]
+        tags["bench.reason"] = redacted(result.outcome.reason)[:LONGEST_VALUE]
         tags[NOTE] = f"**{result.outcome.status}**: {result.outcome.reason}"
     elif result.measurements:
         tags[NOTE] = in_words(result, values)
-    return _hidden(tags)
+    return hidden(tags)
 
 
 def sweep_note(report: Sequence[Path], summary: str) -> str:
@@ -163,14 +167,12 @@ def parent_params(comparison: Comparison) -> list[Param]:
         column: dict.fromkeys(coordinate(cell, column) for cell in cells)
         for column in comparison.columns
     }
-    return [
-        Param(f"axis.{column}", ", ".join(of)[:_LONGEST_VALUE]) for column, of in values.items()
-    ]
+    return [Param(f"axis.{column}", ", ".join(of)[:LONGEST_VALUE]) for column, of in values.items()]
 
 
 def shared_params(results: Sequence[Result]) -> list[Param]:
     """The parameters that all cells have alike."""
-    (first, *others) = [{param.key: param.value for param in params(r)} for r in results]
+    (first, *others) = [{param.key: param.value for param in params(r.cell)} for r in results]
     return [
         Param(key, value)
         for key, value in first.items()
@@ -192,7 +194,7 @@ def best_cells(comparison: Comparison) -> tuple[list[Metric], dict[str, str]]:
         value = rounded(comparison.values[best.cell_id][key])
         metrics.append(Metric(f"best/{key}", value, milliseconds(best.ended_at), 0))
         alike = [r for r, rank in zip(having, ranks, strict=True) if rank == least == 0] or [best]
-        tags[f"bench.best.{key}"] = ", ".join(map(comparison.place, alike))[:_LONGEST_VALUE]
+        tags[f"bench.best.{key}"] = ", ".join(map(comparison.place, alike))[:LONGEST_VALUE]
     return metrics, tags
 
 
@@ -234,9 +236,10 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _hidden(tags: dict[str, str]) -> dict[str, str]:
-    hidden: dict[str, str] = redacted(tags)
-    return hidden
+def hidden(tags: dict[str, str]) -> dict[str, str]:
+    """Without what looks like a secret."""
+    without: dict[str, str] = redacted(tags)
+    return without
 
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from bench.analysis.allocation import (
     allocate,
     block_of,
     controls,
+    evenly,
     filled,
     from_the_ends,
     loss_nats,
@@ -131,15 +132,48 @@ def test_controls_take_the_bytes_of_the_budget() -> None:
     budget = between(options, stored_bytes, 0.05)
     found = allocate(options, loss_nats, stored_bytes, budget)
     others = controls(options, "int4_g128", "int8", budget, seed=0)
-    for control in others.values():
+    for name, control in others.items():
         assert 0.995 * budget < total(control, stored_bytes) <= budget
         assert total(control, loss_nats) > total(found, loss_nats)
-        assert {option.scheme for option in control.values()} == {"int4_g128", "int8"}
+        base = "int4_g32" if name == "uniform" else "int4_g128"
+        assert {option.scheme for option in control.values()} == {base, "int8"}
     assert total(found, stored_bytes) > 0.995 * budget
     kept = [layer for layer, option in others["ends"].items() if option.scheme == "int8"]
     distances = {min(block, 29 - block) for block in map(block_of, kept)}
     assert distances == set(range(len(distances)))
     assert others["random"] != controls(options, "int4_g128", "int8", budget, seed=1)["random"]
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 7, 1 / 3, 0.5, 0.9])
+def test_uniform_gives_every_kind_and_depth_the_same_share(share: float) -> None:
+    """Of two neighbouring schemes, whatever the layers lose."""
+    options = {layer: list(of[1:3]) for layer, of in real().items()}
+    budget = between(options, stored_bytes, share)
+    found = evenly(options, budget)
+    largest = max(of[1].stored_bytes - of[0].stored_bytes for of in options.values())
+    assert budget - largest <= total(found, stored_bytes) <= budget
+    for kind in ("q", "k", "gate", "down"):
+        of = [o.scheme == "int8" for layer, o in found.items() if layer.endswith(f".{kind}")]
+        assert sum(of) == pytest.approx(share * 30, abs=1.01)
+        assert sum(of[:15]) == pytest.approx(share * 15, abs=1.51)
+
+
+def test_uniform_is_one_scheme_where_that_takes_the_bytes() -> None:
+    options = real()
+    for scheme in ("int4_g128", "int4_g32", "none"):
+        size = total(uniform(options, scheme), stored_bytes)
+        assert evenly(options, size) == uniform(options, scheme)
+    beyond = total(uniform(options, "none"), stored_bytes) + 10
+    assert evenly(options, beyond) == uniform(options, "none")
+
+
+def test_uniform_takes_no_scheme_that_a_smaller_one_beats() -> None:
+    options = {
+        f"{i}": [Option("nf4", 90, 1.0), Option("int4", 100, 2.0), Option("int8", 180, 0.1)]
+        for i in range(9)
+    }
+    schemes = [option.scheme for option in evenly(options, 9 * 100).values()]
+    assert (schemes.count("nf4"), schemes.count("int8")) == (8, 1)
 
 
 def test_the_ends_come_first() -> None:

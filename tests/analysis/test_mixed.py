@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.analysis.mixed import Budget, mixed
+from bench.analysis.mixed import Budget, mixed, to_try
 from bench.errors import ConfigError
 from tests.analysis.test_sensitivity import ALL, DOWN, UP, V, readings, trial
 
@@ -41,12 +41,20 @@ def test_nats_are_what_is_expected_of_the_set() -> None:
 def test_controls_take_no_more_bytes() -> None:
     found = mixed(readings(), BOTH, Budget(5.6, "bits", "5.6bits"), 0)
     assert [each.name for each in found] == [
-        f"mixed_5.6bits{of}" for of in ("", "_random", "_inverted", "_ends")
+        f"mixed_5.6bits{of}" for of in ("", "_uniform", "_random", "_inverted", "_ends")
     ]
     best, *controls = found
     for control in controls:
         assert control.stored_bytes <= best.stored_bytes
         assert control.kl_nats.value >= best.kl_nats.value
+
+
+def test_a_control_of_one_scheme_is_no_cell_of_its_own() -> None:
+    """int4 takes 4 bits, and the allocation itself is always tried."""
+    between = mixed(readings(), BOTH, Budget(5.6, "bits", "5.6bits"), 0)
+    assert to_try(between) == between
+    least = mixed(readings(), BOTH, Budget(4, "bits", "4bits"), 0)
+    assert [each.name for each in to_try(least)] == ["mixed_4bits"]
 
 
 @pytest.mark.parametrize(

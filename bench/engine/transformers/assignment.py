@@ -1,5 +1,6 @@
 """Which layer of a model gets which quantization: the cell's, or what ``quant.layers`` says."""
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,28 +25,42 @@ def assigned(model: PreTrainedModel, quant: Quant) -> dict[str, Quant]:
     Raises:
         ConfigError: for a pattern that fits no layer.
     """
+    problems = unknown_layers(model, quant)
+    if problems:
+        raise ConfigError(problems)
     scheme = SCHEMES[quant.scheme]
-    is_quantizing = quant.scheme not in ("none", "checkpoint")
-    own = dict.fromkeys(candidates(model, scheme.replaces), quant) if is_quantizing else {}
-    unused = set(quant.layers)
-    replaceable = own or dict.fromkeys(candidates(model, SCHEMES["none"].replaces))
-    for name in replaceable:
+    own = dict.fromkeys(_replaceable(model, quant), quant) if _is_quantizing(quant) else {}
+    for name in _replaceable(model, quant):
         pattern = next((p for p in quant.layers if fits(p, name)), None)
         if pattern is not None:
             own[name] = layer_quant(quant, quant.layers[pattern])
-        unused -= {p for p in unused if fits(p, name)}
-    if unused:
-        example = next(iter(replaceable), "none can be quantized")
-        raise ConfigError(
-            [
-                f"quant.layers.{pattern}: no layer has such a name; they are called like {example}"
-                for pattern in sorted(unused)
-            ]
-        )
     head = scheme.head(quant)
     if head is not None:
         own |= dict.fromkeys(_head_names(model), head)
     return own
+
+
+def unknown_layers(model: PreTrainedModel, quant: Quant) -> list[str]:
+    """A sentence for each pattern of ``quant.layers`` that fits no layer, with the nearest name."""
+    names = _replaceable(model, quant)
+    unused = [p for p in quant.layers if not any(fits(p, name) for name in names)]
+    kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+    problems = []
+    for pattern in unused:
+        nearest = difflib.get_close_matches(pattern, kinds, 1, cutoff=0.0)
+        better = f"the nearest is {nearest[0]}" if nearest else "none can be quantized"
+        problems.append(f"quant.layers.{pattern}: no layer has such a name; {better}")
+    return problems
+
+
+def _is_quantizing(quant: Quant) -> bool:
+    return quant.scheme not in ("none", "checkpoint")
+
+
+def _replaceable(model: PreTrainedModel, quant: Quant) -> list[str]:
+    """Layers that the scheme replaces, or that others would where it replaces none."""
+    own = list(candidates(model, SCHEMES[quant.scheme].replaces)) if _is_quantizing(quant) else []
+    return own or list(candidates(model, SCHEMES["none"].replaces))
 
 
 def candidates(model: PreTrainedModel, replaces: Any) -> Iterator[str]:

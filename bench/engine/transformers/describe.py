@@ -44,7 +44,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Conv1D, DynamicCache, PreTrainedModel
 
 from bench.config.cell import Cell, Quant
-from bench.engine.transformers.assignment import assigned
+from bench.engine.transformers.assignment import assigned, unknown_layers
 from bench.engine.transformers.attention import sdpa_kernels
 from bench.engine.transformers.device import accelerator
 from bench.engine.transformers.load import configuration
@@ -78,6 +78,9 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
     if cell.quant.scheme == "checkpoint" and source is not None:
         cell, packed = _as_saved(cell, source)
     model = _laid_out(cell, source)
+    unknown = unknown_layers(model, cell.quant)
+    if unknown:
+        cell = replace(cell, quant=replace(cell.quant, layers={}))
     config = model.config.get_text_config(decoder=True)
     matrices, plain_bytes = _stored(model, cell, packed)
     intermediate, mlp_copies = _widest_mlp(matrices, config)
@@ -111,7 +114,7 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         attention=_attention(model),
         sdpa_kernels=_sdpa_kernels(cell, heads, kv_heads, head_dim, masked=False),
         masked_sdpa_kernels=_sdpa_kernels(cell, heads, kv_heads, head_dim, masked=True),
-        obstacle=_obstacle(matrices, model, cell),
+        obstacle="; ".join(unknown) or _obstacle(matrices, model, cell),
     )
 
 
