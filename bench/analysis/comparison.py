@@ -122,8 +122,8 @@ def _crossings(
     return [change for axis in axes for change in crossings(deep, axis, columns)]
 
 
-def _pair(change: Crossover) -> tuple[str, frozenset[str]]:
-    return change.where, frozenset((change.first, change.second))
+def _pair(change: Crossover) -> tuple[str, str, frozenset[str]]:
+    return change.where, change.axis, frozenset((change.first, change.second))
 
 
 def compare(

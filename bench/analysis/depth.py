@@ -8,13 +8,13 @@ and depth; the context of its steps is their mean, so that a straight line goes 
 one process are correlated, and thousands of them say no more about the next process than one does.
 
 Noise is relative: it is the same share of a short time and of a long one. So squares are weighted
-by 1 / time^2 (Draper and Smith, Applied Regression Analysis, 3rd ed., sections 9.2 and 5.1). The
-spread between processes of the same cell, of all cells of the sweep together, is pure error
-(``verdict.spread``; a single pass takes the host's calibration). Depths that are farther off the
-curve than pure error explains are a lack of fit (section 2.1, F test at 5 %). Intervals are
-Student's, of pure error; with a lack of fit, or without anything that says what pure error is, of
-the distances from the curve. A quotient of coefficients, as where two lines cross, has the interval
-of Fieller's theorem (1954), which may have no end: then nothing is claimed.
+by 1 / time^2 (Draper and Smith, Applied Regression Analysis, 3rd ed., section 9.2). The spread
+between processes of the same cell, of all these cells together, is pure error (``verdict.spread``);
+a sweep of a single pass takes the host's calibration. Depths that are farther off the curve than
+pure error explains are a lack of fit (section 2.1, F test at 5 %). Intervals are Student's, of pure
+error; with a lack of fit, or where nothing says what pure error is, of the distances from the
+curve. A quotient of coefficients, as where two lines cross, has the interval of Fieller's theorem
+(1954), which may have no end: then nothing is claimed.
 """
 
 import math

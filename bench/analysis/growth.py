@@ -119,7 +119,7 @@ def _costs(of: Configuration, columns: Sequence[str]) -> str:
     if slope.low > 0:
         text = f"each 1,000 tokens cost a step {per_thousand}"
         if even is not None:
-            text += f", and from {in_tokens(even, of.contexts)} on more than all else in it"
+            text += f", and beyond {in_tokens(even, of.contexts)} attention outweighs the rest"
     else:
         text = (
             f"up to {of.growth.prompt_tokens[-1]:,} tokens no growth of a step can be told,"
@@ -155,7 +155,7 @@ def scored(
     """What fits of earlier sweeps said of depths that they did not have, beside what was measured
     there since. ``earlier``: by configuration."""
     said: dict[str, list[str]] = {}
-    for result in results:
+    for result in results if earlier else ():
         growth = earlier.get(configuration_of(result)) if result.measurements else None
         if growth is None or result.reused_from is not None:
             continue

@@ -201,8 +201,8 @@ def test_a_sweep_over_the_depth_says_what_context_costs_and_where_lines_cross() 
     cost, crossing = said(comparison)
     assert cost.startswith("context: quant=bf16: each 1,000 tokens cost a step 2 ms (1.")
     assert "; quant=nf4: each 1,000 tokens cost a step 6 ms (5." in cost
-    assert "and from 10,000 tokens (" in cost
-    assert "extrapolated) on more than all else in it" in cost  # 10,000 tokens, not nf4's 1,667
+    assert "and beyond 10,000 tokens (" in cost
+    assert "extrapolated) attention outweighs the rest; " in cost  # 10,000, not nf4's 1,667
     assert cost.count("extrapolated") == 1
     assert crossing.startswith("quant=bf16 decodes faster than nf4 from a context of 2,500 tokens")
     fits = [each for each in comparison.crossovers if each.along == "context"]
