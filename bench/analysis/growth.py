@@ -102,7 +102,7 @@ def sentences(
     shown = ordered if len(ordered) <= 2 else [ordered[0], ordered[-1]]
     parts = [_costs(each, columns) for each in shown]
     more = len(deep) - len(shown)
-    parts += [f"{more} between them in the report"] if more else []
+    parts += [f"{more} more in the report"] if more else []
     if all(each.growth.step.lack_of_fit_p is None for each in deep):
         parts.append("one process a depth cannot tell whether these are straight lines")
     yield f"context: {'; '.join(parts)}"

@@ -30,10 +30,10 @@ def chart(comparison: Comparison) -> Chart:
     drawn: dict[str, str] = {}
     ends: tuple[list[tuple[float, float, str]], ...] = ([], [])
     for each in comparison.deep:
-        named = each.named(comparison.columns)
-        group = named.pop(comparison.axis, "")
+        rest = each.named(comparison.columns)
+        group = rest.pop(comparison.axis, "")
         drawn[group] = colours.get(group, COLOURS[0])
-        name = " ".join(f"{column} {value}" for column, value in named.items())
+        name = " ".join(f"{column} {value}" for column, value in rest.items())
         growth = each.growth
         panes = (
             (steps, each.contexts, each.step_s, growth.step),
@@ -50,10 +50,12 @@ def chart(comparison: Comparison) -> Chart:
     ):
         axis.set_xlabel(across)
         axis.set_ylabel(up)
-        axis.set_xlim(left=0)
+        named = [point for point in points if point[2]]
+        # Names stand to the right of the lines
+        axis.set_xlim(0, (1.25 if named else 1.05) * max(point[0] for point in points))
         axis.set_ylim(bottom=0)
         axis.grid()
-        name_points(axis, [point for point in points if point[2]])
+        name_points(axis, named)
     if len(drawn) > 1:
         legend(figure, "right upper", dots(drawn))
     return Chart("depth", _title(comparison), figure)
