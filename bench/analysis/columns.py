@@ -155,3 +155,11 @@ def _is_baseline(cell: Cell, against: BaselineAxes) -> bool:
 def identity_without(cell: Cell, axes: Collection[str]) -> str:
     """A digest of the cell without these axes: equal for cells that differ in nothing else."""
     return digest({name: value for name, value in identity(cell).items() if name not in axes})
+
+
+def without_length(cell: Cell) -> str:
+    """What else a workload is than its prompt's length: times are compared along that where nothing
+    else differs."""
+    fields = identity(cell.workload).items()
+    lengths = ("name", "prompt_tokens", "bucket")
+    return digest({name: value for name, value in fields if name not in lengths})

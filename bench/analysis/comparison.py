@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from bench.analysis import growth
 from bench.analysis.advice import Advice, Limits, Plausible, UseCase, plausible, usual_advice
 from bench.analysis.bottlenecks import Bottleneck, bottlenecks
 from bench.analysis.columns import (
@@ -15,11 +16,13 @@ from bench.analysis.columns import (
     varying_columns,
 )
 from bench.analysis.crossover import Crossover, crossovers
+from bench.analysis.depth import Configuration, configurations, crossings
 from bench.analysis.metrics import derive
 from bench.analysis.notes import Finding, findings
 from bench.analysis.pareto import pareto_front
 from bench.analysis.threats import threats
 from bench.analysis.verdict import Change, speedups
+from bench.record.depth import Growth
 from bench.record.result import Result
 from bench.record.sensitivity import Prediction
 from bench.record.sweep import Sweep
@@ -38,6 +41,7 @@ class Comparison:
     values: Mapping[str, Mapping[str, float]]  # by cell_id; empty for a cell without a number
     speedups: Mapping[str, Mapping[str, Change]]  # by metric, then cell_id; empty without a pair
     bound_by: Mapping[str, Bottleneck]  # by cell_id
+    deep: tuple[Configuration, ...]  # measured at several lengths of prompt
     findings: tuple[Finding, ...]
 
     @property
@@ -67,10 +71,19 @@ class Comparison:
 
     @cached_property
     def crossovers(self) -> list[Crossover]:
-        """From where on which value of the compared axis is faster."""
+        """From where on which value of the compared axis is faster: by fits where these tell, else
+        between two measured points."""
         axes = self.against.values if self.against is not None else ()
-        return [
+        by_fits = _crossings(self.deep, self.against, self.columns)
+        told = {_pair(change) for change in by_fits}
+        between = [
             change for axis in axes for change in crossovers(self.plausible, axis, self.columns)
+        ]
+        return by_fits + [
+            change
+            for change in between
+            if (change.metric, change.along) != ("tpot_s", "prompt_tokens")
+            or _pair(change) not in told
         ]
 
     @cached_property
@@ -102,24 +115,52 @@ class Comparison:
         return " ".join(f"{column}={value}" for column, value in values)
 
 
+def _crossings(
+    deep: Sequence[Configuration], against: BaselineAxes | None, columns: Sequence[str]
+) -> list[Crossover]:
+    axes = against.values if against is not None else ()
+    return [change for axis in axes for change in crossings(deep, axis, columns)]
+
+
+def _pair(change: Crossover) -> tuple[str, str, frozenset[str]]:
+    return change.where, change.axis, frozenset((change.first, change.second))
+
+
 def compare(
-    results: Sequence[Result], sweep: Sweep, predictions: Mapping[str, Prediction] | None = None
+    results: Sequence[Result],
+    sweep: Sweep,
+    predictions: Mapping[str, Prediction] | None = None,
+    earlier: Mapping[str, Growth] | None = None,
 ) -> Comparison:
-    """The analysis of a sweep's results, in the order of its grid. ``predictions``: what was said
-    beforehand of values of ``quant``, by name."""
+    """The analysis of a sweep's results, in the order of its grid.
+
+    Args:
+        predictions: what was said beforehand of values of ``quant``, by name.
+        earlier: how configurations grew with the context in sweeps before this one.
+    """
     cells = [result.cell for result in results]
     against = baseline_axes(cells, sweep.baseline)
+    columns = tuple(varying_columns(cells)) or _USUAL_COLUMNS
     values = {result.cell_id: derive(result, sweep.price_per_hour) for result in results}
+    deep = tuple(configurations(results, sweep.calibration))
+    for each in deep:
+        shared = growth.values(each.growth)
+        values |= {r.cell_id: values[r.cell_id] | shared for r in each.results}
     measured = [result for result in results if result.measurements]
     matched = pairs(measured, against) if against is not None else []
     changes = speedups(results, matched, sweep.margin, sweep.calibration)
+    of_depth = [
+        *growth.sentences(deep, _crossings(deep, against, columns), columns),
+        *growth.scored(results, earlier or {}, columns),
+    ]
     return Comparison(
         results=tuple(results),
         sweep=sweep,
-        columns=tuple(varying_columns(cells)) or _USUAL_COLUMNS,
+        columns=columns,
         against=against,
         values=values,
         speedups=changes,
         bound_by=bottlenecks(results),
-        findings=tuple(findings(results, values, changes, against, predictions or {})),
+        deep=deep,
+        findings=tuple(findings(results, values, changes, against, predictions or {}, of_depth)),
     )

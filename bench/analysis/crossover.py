@@ -3,7 +3,8 @@
 Between two measured points at which the answer differs, the logarithm of the ratio of the two times
 is taken as a straight line over the logarithm of the batch; where it is zero they are equal. Every
 draw of ``plausible`` has its own crossing: their 2.5th and 97.5th percentiles are the interval, and
-when fewer than 80 % of the draws cross at all the answer is ``cannot tell``.
+when fewer than 80 % of the draws cross at all the answer is ``cannot tell``. Lines fitted over the
+context give crossings of the same kind (``depth.crossings``).
 """
 
 import itertools
@@ -14,10 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.analysis.advice import SURE, Array, Plausible
-from bench.analysis.columns import coordinate
+from bench.analysis.columns import coordinate, without_length
 from bench.analysis.verdict import COMPARED
-from bench.config.cell import digest, identity
-from bench.record.result import Result
 
 _LENGTH = {
     "batch": lambda r: r.cell.batch,
@@ -30,7 +29,7 @@ class Crossover:
     """Below ``at`` the first value is faster, above it the second."""
 
     metric: str  # tpot_s or ttft_s
-    along: str  # batch or prompt_tokens
+    along: str  # batch or prompt_tokens; context, where lines were fitted
     axis: str  # of the two values, like quant
     first: str
     second: str
@@ -38,7 +37,7 @@ class Crossover:
     low: float
     high: float
     probability: float  # share of draws that cross between ``between``
-    between: tuple[int, int]  # measured points around it
+    between: tuple[int, int]  # measured points around it; of a fit the first and the last
     where: str  # what else varies in the sweep, and is this here
 
     @property
@@ -49,6 +48,8 @@ class Crossover:
     def next_point(self) -> int | None:
         """What to measure next to know it better; None when there is nothing in between."""
         low, high = self.between
+        if self.along == "context":
+            return None
         middle = round(math.sqrt(low * high))
         return middle if low < middle < high else None
 
@@ -66,7 +67,7 @@ def crossovers(draws: Plausible, axis: str, columns: Sequence[str]) -> list[Cros
         groups: dict[tuple[str, str], dict[str, dict[int, int]]] = {}
         for row, result in enumerate(draws.results):
             where = " ".join(f"{column}={coordinate(result.cell, column)}" for column in others)
-            rest = "" if along == "batch" else _without_length(result)
+            rest = "" if along == "batch" else without_length(result.cell)
             values = groups.setdefault((where, rest), {})
             values.setdefault(coordinate(result.cell, axis), {})[_LENGTH[along](result)] = row
         for (where, _), values in groups.items():
@@ -77,14 +78,6 @@ def crossovers(draws: Plausible, axis: str, columns: Sequence[str]) -> list[Cros
                         Crossover(metric, along, axis, *turn, where=where) for turn in turns
                     ]
     return changes
-
-
-def _without_length(result: Result) -> str:
-    """What else a workload is: prompts are compared along their length where nothing else
-    differs."""
-    fields = identity(result.cell.workload).items()
-    lengths = ("name", "prompt_tokens", "bucket")
-    return digest({name: value for name, value in fields if name not in lengths})
 
 
 def _turns(
@@ -120,14 +113,24 @@ def _zero(low: int, high: int, start: Array, end: Array) -> Array:
 def sentence(change: Crossover) -> str:
     """It in words."""
     verb = {"tpot_s": "decodes", "ttft_s": "prefills"}[change.metric]
-    length = {"batch": "batch", "prompt_tokens": "prompts of"}[change.along]
-    unit = " tokens" if change.along == "prompt_tokens" else ""
+    lengths = {"batch": "batch", "prompt_tokens": "prompts of", "context": "a context of"}
+    length = lengths[change.along]
+    unit = " tokens" if change.along != "batch" else ""
     who = f"{change.axis}={change.second} {verb} faster than {change.first} from {length}"
     start = f"{change.where}: {who}" if change.where else who
+    low, high = change.between
     if not change.is_sure:
-        low, high = change.between
         return f"{start} {low} to {high}{unit} on, or not at all: cannot tell"
-    text = f"{start} {change.at:.3g}{unit} on ({change.low:.3g} to {change.high:.3g})"
+    is_far = change.along == "context" and not low <= change.at <= high
+    far = f", extrapolated from {low:,} to {high:,}" if is_far else ""
+    ends = f"{three_digits(change.low)} to {three_digits(change.high)}"
+    text = f"{start} {three_digits(change.at)}{unit} on ({ends}{far})"
     if change.next_point is None:
         return text
     return f"{text}; {length} {change.next_point}{unit} would tell more"
+
+
+def three_digits(value: float) -> str:
+    """A number of tokens or rows as it is shown, like 14.2 or 3,140."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"

@@ -1,8 +1,8 @@
 """What a reader should know before trusting the numbers of a sweep, and why a cell has none.
 
 A finding is one sentence and the cells that it holds for. The kinds come in the order of what
-matters most: how cells ended, what the speedups mean, what became of the answers, doubts about a
-number.
+matters most: how cells ended, what the speedups mean, how times grow with the context, what became
+of the answers, doubts about a number.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from bench.analysis.verdict import Change
 from bench.record.result import Result
 from bench.record.sensitivity import Prediction
 
-Kind = Literal["outcome", "speedup", "quality", "doubt"]
+Kind = Literal["outcome", "speedup", "depth", "quality", "doubt"]
 
 _OPPOSITE = 0.03  # of logarithms: what is nearer to equal has no direction
 
@@ -41,9 +41,15 @@ def findings(
     speedups: Mapping[str, Mapping[str, Change]],
     against: BaselineAxes | None,
     predictions: Mapping[str, Prediction],
+    of_depth: Sequence[str],
 ) -> list[Finding]:
-    """Outcomes first, then what speedups mean, then quality, then doubts. ``values``: derived, by
-    cell_id; ``predictions``: by the name of ``quant``."""
+    """Outcomes first, then what speedups mean, then depth, then quality, then doubts.
+
+    Args:
+        values: derived, by cell_id.
+        predictions: by the name of ``quant``.
+        of_depth: sentences on how times grow with the context.
+    """
     outcomes = {r.cell_id: _outcome(r) for r in results}
     steady = steady_drift([m for r in results for m in r.measurements])
     doubts = {r.cell_id: list(doubts_about(r, values[r.cell_id], steady)) for r in results}
@@ -53,6 +59,7 @@ def findings(
         *(_about_speedups(speedups, against) if speedups else ()),
         *_shared("speedup", of_strategies(results)),
         *_shared("speedup", _contradicted(speedups)),
+        *(Finding("depth", sentence) for sentence in of_depth),
         *_shared("quality", {r.cell_id: _of_choices(r) for r in results}),
         *_about_predictions(results, values, predictions),
         *_without_effect(results),

@@ -174,11 +174,13 @@ class Recording:
         ended_at = self.recorder.sweep.started_at + time.monotonic() - self._began
         results = self.recorder.results
         predictions = files.read_predictions(self.folder, results)
-        self.comparison = compare(results, self.recorder.sweep, predictions)
+        earlier = files.read_growths(self.folder)
+        self.comparison = compare(results, self.recorder.sweep, predictions, earlier)
         # A Ctrl-C ends at once.
         report = self._report(self.folder, self.comparison) if status == "FINISHED" else []
         summary = terminal.as_text(self.comparison)
         self.recorder.close(status, ended_at, self.comparison, report, summary)
+        files.write_growths(self.folder, [each.growth for each in self.comparison.deep])
 
 
 @contextlib.contextmanager

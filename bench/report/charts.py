@@ -1,7 +1,5 @@
-"""The pictures of the report: what each shows stands in its title, computed from the same numbers.
-
-Colours of data are Okabe and Ito's (2008), which colour-blind readers can tell apart.
-"""
+"""The pictures of the report: what each shows stands in its title, computed from the same
+numbers."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.lines import Line2D
 
 from bench.analysis import cost, readings
 from bench.analysis.columns import coordinate, short_name
@@ -18,9 +15,19 @@ from bench.analysis.comparison import Comparison
 from bench.analysis.divergence import ranked_kl_nats
 from bench.analysis.metrics import METRIC, MIB, Metric, peak_memory_bytes
 from bench.record.result import Result
-from bench.report.drawing import TEXT, Chart, legend, logarithmic, name_points, panels
+from bench.report import depth
+from bench.report.drawing import (
+    COLOURS,
+    TEXT,
+    Chart,
+    colours_of,
+    dots,
+    legend,
+    logarithmic,
+    name_points,
+    panels,
+)
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _MOST_BARS = 24
 _MOST_COLUMNS = 12  # of a heat map with its numbers in it
 
@@ -53,6 +60,8 @@ def charts(comparison: Comparison) -> Iterator[Chart]:
     yield _memory_split(bars, few)
     if all(cell.result.peaks is not None for cell in cells):
         yield _roofline(cells)
+    if comparison.deep:
+        yield depth.chart(comparison)
 
 
 def _shown(comparison: Comparison, result: Result) -> Shown:
@@ -65,15 +74,7 @@ def _shown(comparison: Comparison, result: Result) -> Shown:
 
 
 def _colours(cells: Sequence[Shown]) -> dict[str, str]:
-    groups = dict.fromkeys(cell.group for cell in cells)
-    return {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
-
-
-def _legend(colours: Mapping[str, str]) -> list[Line2D]:
-    return [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=group)
-        for group, colour in colours.items()
-    ]
+    return colours_of(cell.group for cell in cells)
 
 
 def _bar_height(cells: Sequence[Shown]) -> float:
@@ -131,7 +132,7 @@ def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
         named = [(value(c), c.values["output_tok_s"], c.rest) for c in cells]
         name_points(axis, named if len(cells) <= _MOST_BARS else [])
     axes[0].set_ylabel("output tokens / s")
-    legend(figure, "right upper", _legend(colours))
+    legend(figure, "right upper", dots(colours))
     what = "speed, memory and divergence" if has_quality else "speed and memory"
     title = (
         f"{len(front)} of {len(cells)} cells are beaten by none in {what} at once (large, ringed)"
@@ -283,7 +284,7 @@ def _roofline(cells: Sequence[Shown]) -> Chart:
             roof = np.minimum(across * peak.read_bytes_s, flops) / 1e9
             axis.plot(across, roof, color=TEXT, linewidth=0.8)
             axis.text(across[-1], roof[-1], names, fontsize=7, color=TEXT, va="bottom", ha="right")
-    legend(figure, "right upper", _legend(colours))
+    legend(figure, "right upper", dots(colours))
     logarithmic(axis, "x")
     logarithmic(axis, "y")
     axis.set_xlabel(

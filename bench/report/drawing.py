@@ -2,19 +2,22 @@
 paper and on a phone.
 
 Text and lines take the colours of the page around them, so one picture serves light and dark.
+Colours of data are Okabe and Ito's (2008), which colour-blind readers can tell apart.
 """
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _NAME_WIDTH, _NAME_HEIGHT = 0.16, 0.05  # of a point's name, in shares of the axes
 TEXT, GRID = "#010203", "#040506"  # stand for the page's own colours
 mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
@@ -77,6 +80,20 @@ def panels(columns: int, width: float, height: float, rows: int = 1) -> tuple[Fi
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_axisbelow(True)
     return figure, list(axes)
+
+
+def colours_of(groups: Iterable[str]) -> dict[str, str]:
+    """A colour for each, in their order; from the ninth on they come again."""
+    unique = dict.fromkeys(groups)
+    return {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(unique)}
+
+
+def dots(colours: Mapping[str, str]) -> list[Line2D]:
+    """What a legend of these groups shows."""
+    return [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=group)
+        for group, colour in colours.items()
+    ]
 
 
 def legend(figure: Figure, place: str, handles: Sequence[Artist], columns: int = 1) -> None:

@@ -19,18 +19,19 @@ import markupsafe
 from bench.analysis.advice import USUAL_KL_NATS
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
+from bench.analysis.growth import QUANTITIES
 from bench.analysis.metrics import METRICS
 from bench.paths import DATA, from_here
 from bench.record.result import Result
 from bench.record.sweep import Sweep
-from bench.report import charts, drawing, grid
+from bench.report import charts, depth, drawing, grid
 from bench.report.advice import to_run, turning_points, use_cases
 from bench.report.answers import side_by_side
 from bench.report.grid import Grid
 from bench.report.terminal import as_text
 from bench.store.files import write_aside
 
-_AS_FILES = ("throughput", "tradeoffs")  # charts that are PNG files too
+_AS_FILES = ("throughput", "tradeoffs", "depth")  # charts that are PNG files too
 
 
 def write_report(folder: Path, comparison: Comparison) -> list[Path]:
@@ -71,12 +72,13 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
     """The whole page, with its pictures in it."""
     results, sweep, against = comparison.results, comparison.sweep, comparison.against
     profiles, published = grid.profiles(comparison), grid.published(comparison)
-    prompts = side_by_side(comparison)
+    growth, prompts = depth.grid(comparison), side_by_side(comparison)
     answers = use_cases(comparison)
     sections = [
         ("advice", "What to use", True),
         ("grid", "Every cell", True),
         ("charts", "Pictures", bool(pictures)),
+        ("depth", "How times grow", growth is not None),
         ("profile", "Where the time goes", bool(profiles)),
         ("texts", "Sample answers", bool(prompts)),
         ("elsewhere", "Published elsewhere", bool(published)),
@@ -99,6 +101,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         notes=grid.notes(comparison),
         # Drawn here, escaped there
         pictures=[(chart.title, markupsafe.Markup(drawing.svg(chart))) for chart in pictures],
+        depth=growth,
         profiles=profiles,
         reasons=grid.profile_reasons(comparison),
         prompts=prompts,
@@ -108,7 +111,7 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         command=f"python -m bench {shlex.join(sweep.overrides)}".strip(),
         commit=_commit(sweep),
         environment=_environment(results),
-        metrics=METRICS,
+        metrics=(*METRICS, *(QUANTITIES if comparison.deep else ())),
     )
 
 

@@ -19,8 +19,7 @@ from bench.analysis.allocation import block_of
 from bench.analysis.sensitivity import loss_nats, ranked
 from bench.analysis.stats import ALPHA, mean_interval
 from bench.record.sensitivity import Module, Study
-from bench.report.charts import COLOURS
-from bench.report.drawing import GRID, TEXT, Chart, legend, logarithmic, panels, png, svg
+from bench.report.drawing import COLOURS, GRID, TEXT, Chart, legend, logarithmic, panels, png, svg
 from bench.report.page import template
 from bench.store.files import write_aside
 

@@ -26,7 +26,7 @@ from bench.analysis.notes import Finding
 from bench.record.result import Result, is_timed
 from bench.report import grid as grids
 from bench.report.grid import Column, Entry, Grid, axes
-from bench.store.files import Stored, read_place, read_predictions
+from bench.store.files import Stored, read_growths, read_place, read_predictions
 
 _WIDTH = 160  # where there is no terminal
 _OF_FILES = 400  # nothing is left out there
@@ -60,7 +60,8 @@ def compared(folder: Path, price_per_hour: float | None = None) -> Comparison:
     sweep = stored.sweep
     if price_per_hour is not None:
         sweep = replace(sweep, price_per_hour=price_per_hour)
-    return compare(stored.results, sweep, read_predictions(folder, stored.results))
+    predictions = read_predictions(folder, stored.results)
+    return compare(stored.results, sweep, predictions, read_growths(folder))
 
 
 def summary(comparison: Comparison, brief: bool = True) -> RenderableType:

@@ -20,6 +20,7 @@ from bench.config.cell import digest
 from bench.config.parse import parse
 from bench.errors import ConfigError, StoreError
 from bench.paths import cache_folder, from_here, whole_path
+from bench.record.depth import Growth
 from bench.record.redact import redacted
 from bench.record.result import Host, Outcome, Result, from_json
 from bench.record.sensitivity import Prediction
@@ -28,6 +29,7 @@ from bench.record.sweep import Spread, Sweep
 TRACE = "trace.json.gz"  # of a cell's profiled request
 INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
 REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
+GROWTH = "growth.json"  # how its configurations grow with the context, for sweeps to come
 DIFF = "changes.patch"  # what was not committed, if that was asked for
 
 
@@ -199,6 +201,24 @@ def read_predictions(folder: Path, results: Sequence[Result]) -> dict[str, Predi
         file = predicted / f"{name}.json"
         if file.is_file():
             found[name] = parse(Prediction, json.loads(_read(file)))
+    return found
+
+
+def write_growths(folder: Path, growths: Sequence[Growth]) -> None:
+    """What a sweep says of depths that nobody has measured yet; no file where it says nothing.
+    Raises: StoreError when the disk is full or forbids it."""
+    if growths:
+        _write(folder / GROWTH, json.dumps([dataclasses.asdict(each) for each in growths]))
+
+
+def read_growths(folder: Path) -> dict[str, Growth]:
+    """By configuration, what the newest sweep before this one said that has it."""
+    found: dict[str, Growth] = {}
+    this = folder.resolve()  # outputs/sweeps/ID
+    for file in sorted(this.parent.glob(f"*/{GROWTH}"), key=lambda file: file.parent.name):
+        if file.parent.name < this.name:
+            growths = (parse(Growth, each) for each in json.loads(_read(file)))
+            found |= {each.configuration: each for each in growths}
     return found
 
 

@@ -214,7 +214,7 @@ class Tracker:
         summary = redacted(summary)
         with translated(self._uri):
             if comparison is not None:
-                self._name_bottlenecks(comparison)
+                self._complete(comparison)
                 self._prepare_view(comparison, ended_at)
                 if not self._is_single:
                     self._summarize(comparison)
@@ -232,14 +232,19 @@ class Tracker:
         cells = f"tags.`bench.kind` = 'cell' and {self._mine}"
         return list(self._client.search_runs([self.experiment_id], cells))
 
-    def _name_bottlenecks(self, comparison: Comparison) -> None:
+    def _complete(self, comparison: Comparison) -> None:
+        """What only the comparison knows of a cell: what bounds it, and how its configuration grows
+        with the context."""
         for run in self._cells():
-            if cause := comparison.bound_by.get(run.data.tags.get("bench.cell_id", "")):
+            cell_id = run.data.tags.get("bench.cell_id", "")
+            if cause := comparison.bound_by.get(cell_id):
                 tags = {
                     "bench.bottleneck": cause.name,
                     "bench.bottleneck_evidence": cause.evidence,
                 }
                 self._set_tags(run.info.run_id, tags)
+            if grown := logged.growth(comparison, cell_id):
+                self._client.log_batch(run.info.run_id, grown, [], [])
 
     def _summarize(self, comparison: Comparison) -> None:
         """The parent says what varies, what does not, and which cells are best; and has all of them

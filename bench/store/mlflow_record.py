@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from mlflow.entities import Metric, Param
 
+from bench.analysis import growth as growths
 from bench.analysis.columns import coordinate, is_group
 from bench.analysis.comparison import Comparison
 from bench.analysis.divergence import answer_differences, ranked_kl_nats
@@ -53,6 +54,16 @@ def metrics(result: Result, values: Mapping[str, float]) -> list[Metric]:
             Metric(f"profile_{phase.phase}_s/{kind}", rounded(s), at, 0) for kind, s in parts
         ]
     return logged
+
+
+def growth(comparison: Comparison, cell_id: str) -> list[Metric]:
+    """What a cell shares with those that differ from it in the length of their prompt alone."""
+    for each in comparison.deep:
+        for result in each.results:
+            if result.cell_id == cell_id:
+                at, shared = milliseconds(result.ended_at), growths.values(each.growth)
+                return [Metric(key, rounded(value), at, 0) for key, value in shared.items()]
+    return []
 
 
 def params(cell: Cell) -> list[Param]:

@@ -12,14 +12,17 @@ import pytest
 
 from bench.config.settings import Baseline, Tracking
 from bench.errors import StoreError
+from bench.record.depth import Fit, Growth
 from bench.record.result import Outcome, Result
 from bench.record.sweep import Spread, Sweep
 from bench.store.files import (
     cell_folder,
     library_warnings,
     new_folder,
+    read_growths,
     read_results,
     read_sweep,
+    write_growths,
     write_result,
     write_sweep,
 )
@@ -213,3 +216,25 @@ def test_what_libraries_wrote_is_kept_once(tmp_path: Path) -> None:
         write_result(tmp_path, result)
         (cell_folder(tmp_path, result.cell_id) / "log.txt").write_text(text)
     assert library_warnings(tmp_path) == ["deprecated", "slow kernel"]
+
+
+def test_only_earlier_sweeps_have_said_how_times_grow_and_the_newest_of_them_counts(
+    tmp_path: Path,
+) -> None:
+    fit = Fit((0.5, 0.25), ((1.0, 0.0), (0.0, 1.0)), 3.0, 0.02, None, 0.01)
+    folders = [tmp_path / "sweeps" / f"2026-01-31_12-00-0{i}" for i in range(4)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    said = [
+        Growth(name, folder.name, "Some CPU", (8, 16, 32), 5, fit, None)
+        for folder, name in zip(folders, ("a", "a", "b", "a"), strict=True)
+    ]
+    for folder, growth in zip(folders, said, strict=True):
+        write_growths(folder, [growth])
+    assert read_growths(folders[3]) == {"a": said[1], "b": said[2]}
+    assert read_growths(folders[0]) == {}
+
+
+def test_a_sweep_that_says_nothing_of_depth_writes_nothing(tmp_path: Path) -> None:
+    write_growths(tmp_path, [])
+    assert names(tmp_path) == []
