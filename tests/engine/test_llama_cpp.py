@@ -24,8 +24,16 @@ built = pytest.mark.skipif(
     not (ROOT / ".engines/llama_cpp/.installed").is_file(),
     reason="make engine-llama_cpp has not been run",
 )
+DITHERED = fakes.group("model", "smollm2-135m", weights="dithered")
 GGUF = fakes.group("quant", "gguf_q8_0")
 TYPES = sorted(file.stem for file in (CONF / "quant").glob("gguf_*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _threads_that_wait_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that spin where they wait for each other hardly get on beside other tests: a request
+    of a second took minutes."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
 
 
 def cell(engine: str = "llama_cpp", **changes: Any) -> Cell:
@@ -69,7 +77,7 @@ def test_a_relative_interpreter_is_below_the_checkout() -> None:
         ),
         (
             {"engine": {"name": "llama_cpp", "options": {"mmap": True}}},
-            "engine.options.mmap=True: no such key; want one of kv",
+            "engine.options.mmap=true: unknown key; known are kv",
         ),
         (
             {"engine": {"name": "llama_cpp", "options": {"kv": "q5_0"}}},
@@ -99,11 +107,11 @@ def test_names_that_it_does_not_have(changes: dict[str, Any], sentence: str) -> 
         ({"device": "cuda"}, "engine=llama_cpp is built for the CPU: device=cpu"),
         (
             {"model": fakes.group("model", "gpt2", weights="random")},
-            "engine=llama_cpp has no random weights: take pretrained ones",
+            "engine=llama_cpp has no random weights: pretrained ones",
         ),
         (
-            {"model": fakes.group("model", "smollm2-135m", weights="dithered")},
-            "engine=llama_cpp has no dithered weights: take pretrained ones",
+            {"model": DITHERED, "quant": "gguf_native"},
+            "quant=gguf_native is the published file, which has no noise: name a type",
         ),
         (
             {"engine": {"name": "llama_cpp"}},
@@ -245,19 +253,24 @@ def test_more_sequences_than_it_has_do_not_fit(tmp_path: Path) -> None:
 
 
 @built
-def test_its_predictions_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["pretrained", "dithered"])
+def test_its_predictions_are_those_of_transformers(weights: str, tmp_path: Path) -> None:
     quality = fakes.group("quality", "samples", text_tokens=256, window_tokens=128, prompts=None)
-    reference, file = cell("transformers", quality=quality), str(tmp_path / "reference")
+    model = fakes.group("model", "smollm2-135m", weights=weights)
+    reference, file = (
+        cell("transformers", quality=quality, model=model),
+        str(tmp_path / "reference"),
+    )
     fp32 = dataclasses.replace(reference, quant=fakes.cell(quant="fp32").quant)
     task = "bench.meter.reference:keep_reference"
     # No noise floor is asked for: the same dtype again is the cheapest
     run(task, tmp_path, fp32, fp32.quant, file, python=sys.executable)
     quality["prompts"] = "basic"
-    asked = cell(quality=quality, quant="fp32")
+    asked = cell(quality=quality, model=model, quant="fp32")
     answers = run("bench.meter.answers:answer_cell", tmp_path, asked, file)
     assert [window.tokens for window in answers.divergence.windows] == [127, 127]
     for window in answers.divergence.windows:
-        assert window.kl_nats < 1e-4
+        assert window.kl_nats < 1e-4  # 3e-6 on 2026-11-26 TOCHECK
         assert window.top1_agreement > 0.97
     assert len(answers.samples) == 8
     assert any(sample.ended for sample in answers.samples)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.config.cell import Cell
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
-from bench.engine.llama_cpp.types import unknown_types
+from bench.engine.llama_cpp.types import NATIVE, file_type, unknown_types
 from bench.engine.protocol import Accelerator, Files, Session
 from bench.paths import interpreter
 from bench.record.description import Description
@@ -60,9 +60,10 @@ class LlamaCpp:
                 f"{name} runs at most {MOST_SEQUENCES} sequences: batch={MOST_SEQUENCES}",
             ),
             (cell.device == "cuda", f"{name} is built for the CPU: device=cpu"),
+            (cell.model.weights == "random", f"{name} has no random weights: pretrained ones"),
             (
-                cell.model.weights != "pretrained",
-                f"{name} has no {cell.model.weights} weights: take pretrained ones",
+                cell.model.weights == "dithered" and file_type(cell.quant) == NATIVE,
+                f"quant={cell.quant.name} is the published file, which has no noise: name a type",
             ),
             (
                 python is None or not Path(python).is_file(),

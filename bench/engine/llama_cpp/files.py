@@ -3,8 +3,8 @@
 ``llama_model_quantize`` writes it once. The GGUF may itself hold packed weights: llama.cpp unpacks
 them to fp32, which holds those values exactly, so a file made of it is byte for byte the one that
 is made of an F32 file of the same weights (a test compares them), and ``f16`` has the values of
-transformers' fp16 model. What is in the file stands in a list beside it, read from its table of
-tensors; reading that takes seconds in Python.
+transformers' fp16 model. Dithered weights first get into an F32 file. What is in the file stands in
+a list beside it, read from its table of tensors; reading that takes seconds in Python.
 
 The tokenizer is the shared one, from the folder that ``bench fetch`` converts: token ids are the
 same for every engine. That conversion needs torch, which this environment does not have.
@@ -13,15 +13,17 @@ same for every engine. That conversion needs torch, which this environment does 
 import ctypes
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gguf
 import llama_cpp as c
 
-from bench.config.cell import Cell
+from bench.config.cell import Cell, Model
 from bench.engine import sources
 from bench.engine.llama_cpp.native import start
+from bench.engine.llama_cpp.revalued import write_revalued
 from bench.engine.llama_cpp.types import FILE_TYPES, NATIVE, file_type
 from bench.engine.protocol import Files
 from bench.errors import CellFailure
@@ -33,31 +35,46 @@ def provide(cell: Cell, show: Callable[[str], None]) -> Files:
     Raises:
         CellFailure: ``failed``, with a sentence that says what to do.
     """
-    model = cell.model
+    model, kind = cell.model, file_type(cell.quant)
     if sources.is_hub(model) or (model.path is not None and not sources.is_gguf(model)):
         raise CellFailure(
             "failed",
             f"model={model.name}: engine=llama_cpp reads a GGUF, the user's or that of a Python"
-            " package; give model=FILE.gguf, or take engine=transformers",
+            " package: the script that converts folders is not in what llama-cpp-python installs;"
+            " run llama.cpp's convert_hf_to_gguf.py and give model=FILE.gguf, or take"
+            " engine=transformers",
         )
     shared = sources.cached(model)
     if shared is None:
-        raise CellFailure(
-            "failed",
-            f"model={model.name}: its tokenizer has not been converted yet, which engine=llama_cpp"
-            f" cannot do; run `python -m bench fetch {model.path or model.name}` once",
+        raise CellFailure("failed", f"model={model.name}: {_not_converted(model)}")
+    source = sources.original(model)
+    if model.weights == "dithered":
+        source = sources.made(
+            shared.with_name(f"{shared.name}-f32.gguf"), partial(write_revalued, source, shared)
         )
-    weights, kind = sources.original(model), file_type(cell.quant)
+    weights = source
     if kind != NATIVE:
-        original = weights
 
         def write(out: Path) -> None:
             show(f"writing a GGUF of type {kind}, once")
-            quantize(original, out, kind, int(cell.threads))
+            quantize(source, out, kind, int(cell.threads))
 
         weights = sources.made(shared.with_name(f"{shared.name}-{kind}.gguf"), write)
     sources.made(_table(shared, kind), lambda out: _list_tensors(weights, out))
     return Files(shared, sources.revision(model, shared), packed=weights)
+
+
+def _not_converted(model: Model) -> str:
+    """What to do where transformers has not made its folder."""
+    if model.weights == "dithered":
+        return (
+            "its noise has not been made yet, which engine=llama_cpp cannot do; run it once with"
+            " engine=transformers"
+        )
+    return (
+        "its tokenizer has not been converted yet, which engine=llama_cpp cannot do; run `python"
+        f" -m bench fetch {model.path or model.name}` once"
+    )
 
 
 def tensors_of(cell: Cell, shared: Path) -> list[dict[str, Any]]:
