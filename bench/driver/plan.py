@@ -9,17 +9,18 @@ machine.
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from bench.analysis import footprint
-from bench.config.cell import Attn, Cell, DtypeName, EngineChoice, LayerQuant, Quant
+from bench.config.cell import Attn, Cell, Decode, DtypeName, EngineChoice, LayerQuant, Quant
 from bench.engine.protocol import ENGINES, Engine, engine_at
 from bench.record.description import Description
 from bench.record.result import Host, Outcome, lacking
 
 Quantized = TypeVar("Quantized", Quant, LayerQuant)
 
-USUAL_ENGINE = "transformers"  # it knows most names, and shows what a model as published predicts
+USUAL_ENGINE = "transformers"  # it shows what a model as published predicts
+_ANY_NAME = "scripted"  # the engine to which every name is one
 
 
 def engine_of(cell: Cell) -> Engine:
@@ -34,10 +35,22 @@ def unknown_names(cell: Cell) -> list[str]:
     """
     if cell.engine.name not in ENGINES:
         return [f"engine.name={cell.engine.name}: no such engine; there are {', '.join(ENGINES)}"]
-    problems = engine_of(cell).unknown_names(cell)
-    usual = replace(cell, engine=EngineChoice(USUAL_ENGINE))
-    is_known_elsewhere = cell.engine.name != USUAL_ENGINE and not unknown_names(usual)
-    return [] if is_known_elsewhere and not cell.engine.options else problems
+    plain = replace(
+        cell,
+        quant=Quant("fp32", "none", "fp32"),
+        attn=Attn("auto", "auto"),
+        decode=Decode("loop", "loop"),
+    )
+    problems = engine_of(cell).unknown_names(plain)  # of its options, which are no other engine's
+    for axis in ("quant", "attn", "decode"):
+        asked: dict[str, Any] = {axis: getattr(cell, axis)}
+        by_engine = {
+            name: engine_at(place).unknown_names(replace(plain, engine=EngineChoice(name), **asked))
+            for name, place in ENGINES.items()
+            if name == cell.engine.name or name != _ANY_NAME
+        }
+        problems += by_engine[cell.engine.name] if all(by_engine.values()) else []
+    return problems
 
 
 def resolve(cell: Cell, host: Host) -> Cell:

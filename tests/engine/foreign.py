@@ -1,6 +1,7 @@
 """Tasks that tests run in an engine's own interpreter, which has no pytest."""
 
 import sys
+from pathlib import Path
 
 from bench.config.cell import Cell
 from bench.engine.protocol import Announce, Untimed
@@ -15,13 +16,31 @@ def measure_and_list_modules(
     return measure_cell(announce, place, cell), sorted(sys.modules)
 
 
-def greedy_tokens(announce: Announce, place: str, cell: Cell) -> list[int]:
-    """What one request of the cell chooses."""
+def greedy_tokens(announce: Announce, place: str, cell: Cell) -> list[list[int]]:
+    """What one request of the cell chooses, for each row."""
     engine, files, _ = begin(announce, place, cell)
     session = engine.open(cell, files)
     ids = ids_of(cell, session)
-    tokens: list[int] = session.request(ids, cell.workload.new_tokens, Untimed())[0].tolist()
+    tokens: list[list[int]] = session.request(ids, cell.workload.new_tokens, Untimed()).tolist()
     return tokens
+
+
+def written_twice(announce: Announce, place: str, cell: Cell, folder: str) -> tuple[str, str]:
+    """Digests of a file of the cell's type, made of the published GGUF and of an F32 file of it."""
+    import hashlib
+
+    from bench.engine import sources
+    from bench.engine.llama_cpp.files import quantize
+    from bench.engine.llama_cpp.types import file_type
+
+    begin(announce, place, cell)
+    published, fp32, out = sources.original(cell.model), Path(folder, "f32"), Path(folder, "out")
+    quantize(published, fp32, "f32", 2)
+    digests = []
+    for source in (published, fp32):
+        quantize(source, out, file_type(cell.quant), 2)
+        digests.append(hashlib.sha256(out.read_bytes()).hexdigest())
+    return digests[0], digests[1]
 
 
 def logits_twice(announce: Announce, place: str, cell: Cell) -> tuple[bool, int, float]:

@@ -10,12 +10,14 @@ from bench.engine.transformers.schemes import SCHEMES
 from bench.paths import CONF
 from tests import fakes
 
-# Of any model: what a checkpoint is depends on its folder (tests/engine/test_checkpoint.py), and
-# single layers are a certain model's
+# Of transformers and any model: what a checkpoint is depends on its folder
+# (tests/engine/test_checkpoint.py), and single layers are a certain model's
 QUANTS = sorted(
     path.stem
     for path in (CONF / "quant").glob("*.yaml")
-    if path.stem != "checkpoint" and not fakes.group("quant", path.stem).get("layers")
+    if path.stem != "checkpoint"
+    and not fakes.group("quant", path.stem).get("layers")
+    and fakes.group("quant", path.stem)["scheme"] in SCHEMES
 )
 
 

@@ -1,11 +1,11 @@
-"""llama.cpp through llama-cpp-python: f16 weights, one sequence, a CPU, no torch anywhere.
+"""llama.cpp through llama-cpp-python: its types of weights, its batches, a CPU, no torch anywhere.
 
 A second engine that shares nothing with the first but token ids: other kernels, another file
 format, another interpreter (``make engine-llama_cpp`` sets up ``.engines/llama_cpp``), so that a
 speed of transformers can be compared with what the same weights reach elsewhere. This file is
 imported by the driver, which has no llama.cpp: what needs it is imported in the functions that run
-in a measured process. ``native`` wraps the C functions, ``session`` runs requests, ``attest`` says
-what ran, ``files`` makes the f16 file.
+in a measured process. ``types`` says what names mean, ``files`` makes the file of a type,
+``native`` wraps the C functions, ``session`` runs requests, ``attest`` says what ran.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,17 @@ from pathlib import Path
 
 from bench.config.cell import Cell
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
+from bench.engine.llama_cpp.types import NATIVE, file_type, unknown_types
 from bench.engine.protocol import Accelerator, Files, Session
 from bench.paths import interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Outcome
 
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama.cpp's llama-cparams.h
+
 
 class LlamaCpp:
-    """Models whose GGUF comes inside a Python package, unpacked to f16."""
+    """Models that are a GGUF file, the user's or one inside a Python package."""
 
     preload: tuple[str, ...] = ()
     packages: tuple[str, ...] = ("llama_cpp_python", "numpy", "gguf")
@@ -35,13 +38,12 @@ class LlamaCpp:
     def unknown_names(self, cell: Cell) -> list[str]:
         # sdpa stands for llama.cpp's own fused attention: there is no other to choose.
         asked = (
-            ("quant.scheme", cell.quant.scheme, ("none",)),
             ("attn.implementation", cell.attn.implementation, ("sdpa", "auto")),
             ("attn.backend", cell.attn.backend, (None,)),
             ("decode.strategy", cell.decode.strategy, ("loop",)),
         )
         return [
-            *(f"engine.options.{name}: llama_cpp has no options" for name in cell.engine.options),
+            *unknown_types(cell),
             *(
                 f"{path}={name}: no such one; engine={cell.engine.name} has only"
                 f" {only[0] or 'null'}"
@@ -53,12 +55,15 @@ class LlamaCpp:
     def why_not(self, cell: Cell, host: Host) -> Outcome | None:
         name, python = f"engine={cell.engine.name}", interpreter(cell.engine.python)
         rules = (
-            (cell.batch != 1, f"{name} runs one sequence: batch=1"),
-            (cell.quant.dtype != "fp16", f"{name} runs f16 weights: quant=fp16"),
-            (cell.device == "cuda", f"{name} is built for the CPU: device=cpu"),
             (
-                cell.model.weights != "pretrained",
-                f"{name} has no {cell.model.weights} weights: take pretrained ones",
+                cell.batch != "max" and cell.batch > MOST_SEQUENCES,
+                f"{name} runs at most {MOST_SEQUENCES} sequences: batch={MOST_SEQUENCES}",
+            ),
+            (cell.device == "cuda", f"{name} is built for the CPU: device=cpu"),
+            (cell.model.weights == "random", f"{name} has no random weights: pretrained ones"),
+            (
+                cell.model.weights == "dithered" and file_type(cell.quant) == NATIVE,
+                f"quant={cell.quant.name} is the published file, which has no noise: name a type",
             ),
             (
                 python is None or not Path(python).is_file(),
@@ -76,7 +81,7 @@ class LlamaCpp:
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
         from bench.engine.llama_cpp.files import provide
 
-        return provide(cell.model)
+        return provide(cell, show)
 
     def prepare(self, cell: Cell) -> None:
         """Threads belong to a context and are set there; the library is loaded here, before the
@@ -95,8 +100,7 @@ class LlamaCpp:
     def open(self, cell: Cell, files: Files) -> Session:
         from bench.engine.llama_cpp.session import LlamaSession
 
-        assert files.folder is not None, "random weights are skipped"
-        return LlamaSession(cell, files.folder)
+        return LlamaSession(cell, files)
 
 
 ENGINE = LlamaCpp()

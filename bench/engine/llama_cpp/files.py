@@ -1,87 +1,117 @@
-"""The f16 file that llama.cpp reads, made from the GGUF in a model's package.
+"""The file that llama.cpp reads, of the cell's type, made of the model's GGUF.
 
-The publisher's GGUF may hold weights in any of llama.cpp's packed types. Here each tensor is
-unpacked to fp32, which holds those values exactly, and written as llama.cpp's own converter would:
-matrices in F16, vectors (norms, biases) in F32. So it has the values of transformers' fp16 model,
-and no code of ours in between. The metadata (architecture, vocabulary) are copied. A list of the
-tensors is kept beside it, since a GGUF's header takes seconds to read in Python.
+``llama_model_quantize`` writes it once. The GGUF may itself hold packed weights: llama.cpp unpacks
+them to fp32, which holds those values exactly, so a file made of it is byte for byte the one that
+is made of an F32 file of the same weights (a test compares them), and ``f16`` has the values of
+transformers' fp16 model. Dithered weights first get into an F32 file. What is in the file stands in
+a list beside it, read from its table of tensors; reading that takes seconds in Python.
 
-The tokenizer beside it is the shared one, from the folder that ``bench fetch`` converts: token ids
-are the same for every engine. That conversion needs torch, which this environment does not have.
+The tokenizer is the shared one, from the folder that ``bench fetch`` converts: token ids are the
+same for every engine. That conversion needs torch, which this environment does not have.
 """
 
+import ctypes
 import json
-import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
+import llama_cpp as c
 
-from bench.config.cell import Model
+from bench.config.cell import Cell, Model
 from bench.engine import sources
+from bench.engine.llama_cpp.native import start
+from bench.engine.llama_cpp.revalued import write_revalued
+from bench.engine.llama_cpp.types import FILE_TYPES, NATIVE, file_type
 from bench.engine.protocol import Files
 from bench.errors import CellFailure
 
-WEIGHTS, TENSORS = "model.gguf", "tensors.json"
-_REWRITTEN = (gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE)
 
-
-def provide(model: Model) -> Files:
-    """A folder with the model's f16 file and its tokenizer.
+def provide(cell: Cell, show: Callable[[str], None]) -> Files:
+    """The folder with the model's tokenizer, and the file with its weights.
 
     Raises:
         CellFailure: ``failed``, with a sentence that says what to do.
     """
+    model, kind = cell.model, file_type(cell.quant)
     if sources.is_hub(model) or (model.path is not None and not sources.is_gguf(model)):
         raise CellFailure(
             "failed",
             f"model={model.name}: engine=llama_cpp reads a GGUF, the user's or that of a Python"
-            " package; give model=FILE.gguf, or take engine=transformers",
+            " package: the script that converts folders is not in what llama-cpp-python installs;"
+            " run llama.cpp's convert_hf_to_gguf.py and give model=FILE.gguf, or take"
+            " engine=transformers",
         )
     shared = sources.cached(model)
     if shared is None:
-        raise CellFailure(
-            "failed",
-            f"model={model.name}: its tokenizer has not been converted yet, which engine=llama_cpp"
-            f" cannot do; run `python -m bench fetch {model.path or model.name}` once",
+        raise CellFailure("failed", f"model={model.name}: {_not_converted(model)}")
+    source = sources.original(model)
+    if model.weights == "dithered":
+        source = sources.made(
+            shared.with_name(f"{shared.name}-f32.gguf"), partial(write_revalued, source, shared)
         )
-    original = sources.original(model)
+    weights = source
+    if kind != NATIVE:
 
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        for file in shared.iterdir():
-            if file.suffix != ".safetensors":
-                shutil.copy(file, folder)
-        tensors = unpack(original, folder / WEIGHTS)
-        (folder / TENSORS).write_text(json.dumps(tensors, indent=1), encoding="utf-8")
+        def write(out: Path) -> None:
+            show(f"writing a GGUF of type {kind}, once")
+            quantize(source, out, kind, int(cell.threads))
 
-    folder = sources.made(shared.with_name(f"{shared.name}-f16-gguf"), write)
-    return Files(folder, sources.revision(model, folder))
+        weights = sources.made(shared.with_name(f"{shared.name}-{kind}.gguf"), write)
+    sources.made(_table(shared, kind), lambda out: _list_tensors(weights, out))
+    return Files(shared, sources.revision(model, shared), packed=weights)
 
 
-def unpack(packed: Path, out: Path) -> list[dict[str, Any]]:
-    """Write a GGUF's model with matrices in F16 and vectors in F32; returns what it wrote."""
-    reader = gguf.GGUFReader(packed)
-    architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
-    writer = gguf.GGUFWriter(out, architecture)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    for field in reader.fields.values():
-        if field.name in _REWRITTEN or field.name.startswith("GGUF."):  # those of the header
-            continue
-        kind, *inner = field.types
-        writer.add_key_value(
-            field.name, field.contents(), kind, sub_type=inner[-1] if inner else None
+def _not_converted(model: Model) -> str:
+    """What to do where transformers has not made its folder."""
+    if model.weights == "dithered":
+        return (
+            "its noise has not been made yet, which engine=llama_cpp cannot do; run it once with"
+            " engine=transformers"
         )
-    tensors = []
-    for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        values = values.astype(np.float16 if values.ndim > 1 else np.float32)
-        writer.add_tensor(tensor.name, values)
-        about = {"name": tensor.name, "shape": values.shape, "dtype": str(values.dtype)}
-        tensors.append({**about, "bytes": values.nbytes})
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    return (
+        "its tokenizer has not been converted yet, which engine=llama_cpp cannot do; run `python"
+        f" -m bench fetch {model.path or model.name}` once"
+    )
+
+
+def tensors_of(cell: Cell, shared: Path) -> list[dict[str, Any]]:
+    """Name, shape, type and bytes of each tensor in the cell's file."""
+    text = _table(shared, file_type(cell.quant)).read_text(encoding="utf-8")
+    tensors: list[dict[str, Any]] = json.loads(text)
     return tensors
+
+
+def quantize(source: Path, out: Path, kind: str, threads: int) -> None:
+    """Write a GGUF's model with weights of another type.
+
+    Raises:
+        CellFailure: ``failed`` when llama.cpp cannot.
+    """
+    start()
+    how = c.llama_model_quantize_default_params()
+    how.ftype, how.nthread = FILE_TYPES[kind].number, threads
+    how.allow_requantize = True
+    if c.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(how)) != 0:
+        raise CellFailure(
+            "failed", f"llama.cpp cannot write {source} as {kind}; the cell's log says why"
+        )
+
+
+def _table(shared: Path, kind: str) -> Path:
+    return shared.with_name(f"{shared.name}-{kind}.json")
+
+
+def _list_tensors(weights: Path, out: Path) -> None:
+    tensors = [
+        {
+            "name": tensor.name,
+            "shape": [int(width) for width in tensor.shape],
+            "type": tensor.tensor_type.name,
+            "bytes": int(tensor.n_bytes),
+        }
+        for tensor in gguf.GGUFReader(weights).tensors
+    ]
+    out.write_text(json.dumps(tensors, indent=1), encoding="utf-8")
