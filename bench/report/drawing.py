@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 _NAME_WIDTH, _NAME_HEIGHT = 0.16, 0.05  # of a point's name, in shares of the axes
-TEXT, GRID = "#010203", "#040506"  # stand for the page's own colours
+TEXT, GRID = "#010203", "#c8c9ca"  # stand for the page's own colours; a PNG has them
 mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
 
 
