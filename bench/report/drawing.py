@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _NAME_WIDTH, _NAME_HEIGHT = 0.16, 0.05  # of a point's name, in shares of the axes
-TEXT, GRID = "#010203", "#040506"  # stand for the page's own colours
+TEXT, GRID = "#010203", "#c8c9ca"  # stand for the page's own colours; a PNG has them
 mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
 
 

@@ -68,8 +68,12 @@ def growth(comparison: Comparison, cell_id: str) -> list[Metric]:
 
 def params(cell: Cell) -> list[Param]:
     """Every field of a cell under its path; bare names like ``batch`` would collide with those of
-    ``mlflow run``."""
-    flat = redacted(dict(_flatten(identity(cell), "")))
+    ``mlflow run``. Layers of their own are one text: MLflow takes no braces and stars in names."""
+    asked = identity(cell)
+    layers = asked["quant"].pop("layers", {})
+    if layers:
+        asked["quant"]["layers"] = "; ".join(f"{on}: {of['name']}" for on, of in layers.items())
+    flat = redacted(dict(_flatten(asked, "")))
     named = {
         (path if "." in path else f"cell.{path}"): str(value)[:LONGEST_VALUE]
         for path, value in flat.items()

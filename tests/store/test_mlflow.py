@@ -93,6 +93,20 @@ def test_a_cell_without_a_number_says_why_and_has_none(folder: Path, client: Mlf
     assert run.data.tags["mlflow.note.content"] == "**oom**: no memory left"
 
 
+def test_a_cell_with_layers_of_their_own_is_logged(folder: Path, client: MlflowClient) -> None:
+    layers = {"model.layers.{0,29}.mlp.*": {"name": "int8_channel", "scheme": "own_int8"}}
+    layers["**.o_proj"] = {"name": "none", "scheme": "none"}
+    result = fakes.result(cell=fakes.cell(quant=fakes.group("quant", "nf4", layers=layers)))
+    store.write_result(folder, result)
+    tracked = tracker(folder)
+    tracked.log_cell(result)
+    (run,) = cells(client, tracked)
+    said = run.data.params["quant.layers"]
+    assert said == "model.layers.{0,29}.mlp.*: int8_channel; **.o_proj: none"
+    written = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml"))
+    assert parse(Cell, written) == result.cell
+
+
 def test_a_cell_is_logged_once(folder: Path, client: MlflowClient) -> None:
     for _ in range(2):
         tracked = tracker(folder)
