@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.config.cell import Cell, EngineChoice, digest
 from bench.config.parse import parse
-from bench.driver.plan import USUAL_ENGINE, resolve
+from bench.driver.plan import USUAL_ENGINE, engine_of, resolve
 from bench.driver.policy import (
     described_as,
     reference_dtypes,
@@ -105,10 +105,12 @@ def descriptions_of(
 
 
 def _to_describe(cells: Sequence[Cell], hosts: Mapping[str, Host]) -> dict[str, Cell]:
-    """By ``described_as``, one cell of each model and quantization, references too."""
+    """By ``described_as``, one cell of each model and quantization that its engine has, references
+    too."""
     wanted: dict[str, Cell] = {}
     for cell in cells:
-        wanted.setdefault(described_as(cell), cell)
+        if not engine_of(cell).unknown_names(cell):
+            wanted.setdefault(described_as(cell), cell)
         if wants_divergence(cell):
             for dtype in reference_dtypes(cell, hosts[USUAL_ENGINE]):
                 plain = unquantized(cell, dtype)

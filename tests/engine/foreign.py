@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bench.config.cell import Cell
 from bench.engine.protocol import Announce, Untimed
-from bench.meter.cell import begin, ids_of, measure_cell
-from bench.record.result import Findings
+from bench.meter.cell import begin, ids_of, measure_cell, opened
+from bench.record.result import Attestation, Findings
 
 
 def measure_and_list_modules(
@@ -14,6 +14,12 @@ def measure_and_list_modules(
 ) -> tuple[Findings, list[str]]:
     """A timed process, and every module that it has imported by the end."""
     return measure_cell(announce, place, cell), sorted(sys.modules)
+
+
+def attested(announce: Announce, place: str, cell: Cell) -> Attestation:
+    """What is loaded and ran, of a cell that nobody times."""
+    session = opened(announce, place, cell)
+    return session.attest(ids_of(cell, session), cell.workload.new_tokens)
 
 
 def greedy_tokens(announce: Announce, place: str, cell: Cell) -> list[list[int]]:

@@ -24,6 +24,9 @@ from bench.errors import CellFailure
 
 _WARN, _ERROR = 3, 4  # of ggml_log_level in ggml.h
 _LARGEST_PRODUCT = 512  # tokens that go through the layers together; llama.cpp's default
+_ROOM = (
+    256  # tokens of which a sequence's cache holds a multiple; llama.cpp rounds up with a warning
+)
 _BUFFER = re.compile(r"load_tensors: +(\S+) model buffer size = +([0-9.]+ MiB)")
 _buffers: dict[str, str] = {}  # of the model that was loaded last, as llama.cpp tells them
 
@@ -136,7 +139,7 @@ class Context:
             most = c.llama_max_parallel_sequences()
             raise CellFailure("oom", f"llama.cpp runs at most {most} sequences, not {rows}")
         how = c.llama_context_default_params()
-        how.n_ctx, how.n_batch = rows * tokens, rows * piece
+        how.n_ctx, how.n_batch = rows * -(-tokens // _ROOM) * _ROOM, rows * piece
         how.n_ubatch = min(how.n_batch, _LARGEST_PRODUCT)
         how.n_seq_max, how.n_outputs_max = rows, piece if everywhere else rows
         how.kv_unified = False
