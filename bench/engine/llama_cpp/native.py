@@ -24,9 +24,7 @@ from bench.errors import CellFailure
 
 _WARN, _ERROR = 3, 4  # of ggml_log_level in ggml.h
 _LARGEST_PRODUCT = 512  # tokens that go through the layers together; llama.cpp's default
-_ROOM = (
-    256  # tokens of which a sequence's cache holds a multiple; llama.cpp rounds up with a warning
-)
+_ROOM = 256  # a sequence's cache is a multiple of so many tokens; llama.cpp rounds up, and warns
 _BUFFER = re.compile(r"load_tensors: +(\S+) model buffer size = +([0-9.]+ MiB)")
 _buffers: dict[str, str] = {}  # of the model that was loaded last, as llama.cpp tells them
 
