@@ -103,14 +103,20 @@ class CompiledLoop(StaticLoop):
         self.made, self.counts_then = _since(before), _counts()
 
     def _compiled(self) -> Callable[[], Tensor]:
-        if self.model.device.type != "cuda":
-            return torch.compile(self._step, fullgraph=True, dynamic=False)
-        step = torch.compile(self._step, fullgraph=True, dynamic=False, mode="reduce-overhead")
+        on_cuda = self.model.device.type == "cuda"
+        # Whether a module has changed is asked no more: nothing changes it, and 2.6 of 26 ms went
+        # into asking (own int4, 2 threads of an AMD EPYC). Tensors' shapes are asked still.
+        options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        graphs = {"triton.cudagraphs": True} if on_cuda else {}
+        step: Callable[[], Tensor] = torch.compile(
+            self._step, fullgraph=True, dynamic=False, options={**options, **graphs}
+        )
+        if not on_cuda:
+            return step
 
         def marked() -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
-            token: Tensor = step()
-            return token
+            return step()
 
         return marked
 
