@@ -29,7 +29,7 @@ def assigned(model: PreTrainedModel, quant: Quant) -> dict[str, Quant]:
     if problems:
         raise ConfigError(problems)
     scheme = SCHEMES[quant.scheme]
-    own = dict.fromkeys(_replaceable(model, quant), quant) if _is_quantizing(quant) else {}
+    own = dict.fromkeys(_own_layers(model, quant), quant)
     for name in _replaceable(model, quant):
         pattern = next((p for p in quant.layers if fits(p, name)), None)
         if pattern is not None:
@@ -53,14 +53,16 @@ def unknown_layers(model: PreTrainedModel, quant: Quant) -> list[str]:
     return problems
 
 
-def _is_quantizing(quant: Quant) -> bool:
-    return quant.scheme not in ("none", "checkpoint")
+def _own_layers(model: PreTrainedModel, quant: Quant) -> list[str]:
+    """Layers that the scheme replaces."""
+    if quant.scheme in ("none", "checkpoint"):
+        return []
+    return list(candidates(model, SCHEMES[quant.scheme].replaces))
 
 
 def _replaceable(model: PreTrainedModel, quant: Quant) -> list[str]:
-    """Layers that the scheme replaces, or that others would where it replaces none."""
-    own = list(candidates(model, SCHEMES[quant.scheme].replaces)) if _is_quantizing(quant) else []
-    return own or list(candidates(model, SCHEMES["none"].replaces))
+    """These, or where there are none what other schemes would replace."""
+    return _own_layers(model, quant) or list(candidates(model, SCHEMES["none"].replaces))
 
 
 def candidates(model: PreTrainedModel, replaces: Any) -> Iterator[str]:
