@@ -42,6 +42,7 @@ class Comparison:
     speedups: Mapping[str, Mapping[str, Change]]  # by metric, then cell_id; empty without a pair
     bound_by: Mapping[str, Bottleneck]  # by cell_id
     deep: tuple[Configuration, ...]  # measured at several lengths of prompt
+    fitted_crossovers: tuple[Crossover, ...]  # where lines through these cross
     findings: tuple[Finding, ...]
 
     @property
@@ -74,16 +75,18 @@ class Comparison:
         """From where on which value of the compared axis is faster: by fits where these tell, else
         between two measured points."""
         axes = self.against.values if self.against is not None else ()
-        by_fits = _crossings(self.deep, self.against, self.columns)
-        told = {_pair(change) for change in by_fits}
+        told = {_pair(change) for change in self.fitted_crossovers}
         between = [
             change for axis in axes for change in crossovers(self.plausible, axis, self.columns)
         ]
-        return by_fits + [
-            change
-            for change in between
-            if (change.metric, change.along) != ("tpot_s", "prompt_tokens")
-            or _pair(change) not in told
+        return [
+            *self.fitted_crossovers,
+            *(
+                change
+                for change in between
+                if (change.metric, change.along) != ("tpot_s", "prompt_tokens")
+                or _pair(change) not in told
+            ),
         ]
 
     @cached_property
@@ -115,13 +118,6 @@ class Comparison:
         return " ".join(f"{column}={value}" for column, value in values)
 
 
-def _crossings(
-    deep: Sequence[Configuration], against: BaselineAxes | None, columns: Sequence[str]
-) -> list[Crossover]:
-    axes = against.values if against is not None else ()
-    return [change for axis in axes for change in crossings(deep, axis, columns)]
-
-
 def _pair(change: Crossover) -> tuple[str, str, frozenset[str]]:
     return change.where, change.axis, frozenset((change.first, change.second))
 
@@ -149,8 +145,10 @@ def compare(
     measured = [result for result in results if result.measurements]
     matched = pairs(measured, against) if against is not None else []
     changes = speedups(results, matched, sweep.margin, sweep.calibration)
+    axes = against.values if against is not None else ()
+    fitted = tuple(change for axis in axes for change in crossings(deep, axis, columns))
     of_depth = [
-        *growth.sentences(deep, _crossings(deep, against, columns), columns),
+        *growth.sentences(deep, fitted, columns),
         *growth.scored(results, earlier or {}, columns),
     ]
     return Comparison(
@@ -162,5 +160,6 @@ def compare(
         speedups=changes,
         bound_by=bottlenecks(results),
         deep=deep,
+        fitted_crossovers=fitted,
         findings=tuple(findings(results, values, changes, against, predictions or {}, of_depth)),
     )

@@ -60,13 +60,7 @@ def compare(session: Any, names: tuple[str, ...], ids: Ids, new_tokens: int, rou
         print(
             f"{session.cell.quant.name:>10} batch {len(ids)} {name:>14} {least_ms:7.2f} ms a token"
         )
-        print(
-            f"{'':>26} {ratio:.2f} times as fast as {first}, {same} {dict(run_details(runs[name]))}"
-        )
-
-
-def run_details(run: Any) -> Any:
-    return run.ran().details
+        print(f"{'':>26} {ratio:.2f} times as fast as {first}, {same} {runs[name].ran().details}")
 
 
 def main(rounds: int) -> None:
