@@ -227,11 +227,12 @@ def _attentions() -> list[str]:
 
 
 def _quants() -> list[str]:
-    """Of any model: what a checkpoint holds is in its folder, and single layers are a certain
-    model's."""
+    """Of any model and this engine: what a checkpoint holds is in its folder, single layers are a
+    certain model's, and GGUF's types are llama.cpp's."""
     files = sorted((CONF / "quant").glob("*.yaml"))
     values = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
-    return [v["name"] for v in values if v["scheme"] != "checkpoint" and not v.get("layers")]
+    others = ("checkpoint", "gguf")
+    return [v["name"] for v in values if v["scheme"] not in others and not v.get("layers")]
 
 
 CHECKS: Mapping[str, Callable[[Here], Check]] = {

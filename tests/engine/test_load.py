@@ -49,8 +49,9 @@ def test_tied_weights_stay_one() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_a_quantized_random_model_never_holds_the_unquantized_one() -> None:
-    # 8 layers of GPT-2 medium with a small vocabulary: 194 MiB in bf16, 52 MiB in nf4.
+@pytest.mark.parametrize("quant", ["nf4", "int4_g64"])
+def test_a_quantized_random_model_never_holds_the_unquantized_one(quant: str) -> None:
+    # 8 layers of GPT-2 medium with a small vocabulary: 194 MiB in bf16, 52 MiB in 4 bits.
     code = (
         "from bench.engine.transformers.load import load\n"
         "from bench.meter.memory import reset_peak, rss_bytes\n"
@@ -59,10 +60,10 @@ def test_a_quantized_random_model_never_holds_the_unquantized_one() -> None:
         "values = fakes.group('model', 'gpt2', weights='random')\n"
         "values['architecture'] |= {'n_layer': 8, 'n_head': 16, 'n_embd': 1024}\n"
         "values['architecture'] |= {'vocab_size': 999}\n"
-        "load(fakes.resolved(model='tiny', quant='nf4'), None)\n"  # imports done
+        f"load(fakes.resolved(model='tiny', quant='{quant}'), None)\n"  # imports done
         "reset_peak()\n"
         "before = rss_bytes()\n"
-        "model = load(fakes.resolved(model=values, quant='nf4'), None)\n"
+        f"model = load(fakes.resolved(model=values, quant='{quant}'), None)\n"
         "peak = [line for line in open('/proc/self/status') if line.startswith('VmHWM')][0]\n"
         "print(int(peak.split()[1]) * 1024 - before, rss_bytes() - before)\n"
     )

@@ -14,7 +14,7 @@ from bench.record.result import Findings, Host
 from tests import fakes
 
 PLACE = ENGINES["transformers"]
-LIMITS_S = {"prepare": 120.0, "load": 300.0, "warm-up": 400.0, "measure": 300.0}
+LIMITS_S = {"prepare": 600.0, "load": 300.0, "warm-up": 400.0, "measure": 300.0}
 RANDOM_GPT2 = fakes.group("model", "gpt2", weights="random")
 QUICK = fakes.group("workload", "quick")
 

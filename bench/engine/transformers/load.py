@@ -5,8 +5,8 @@ Random weights are built here: memory and the speed of dense kernels do not depe
 any architecture can be measured without a download. ``from_config`` would hold the whole model in
 its dtype first and refuses quantization; instead the model is laid out on the meta device (no
 storage), prepared by transformers' own quantizer (bitsandbytes' replaces layers), and then each
-module is materialized, initialized by the model's own rule, moved and quantized before the next one
-is touched: the peak is the final size plus one layer.
+module is materialized, initialized by the model's own rule and quantized before the next one is
+touched: the peak is the final size plus one layer.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +34,8 @@ from bench.engine.transformers.own.packing import load_packed
 from bench.engine.transformers.packed import is_packed
 from bench.engine.transformers.schemes import SCHEMES, checkpoint, packs, torch_dtype
 from bench.errors import CellFailure
+
+Made = WeakValueDictionary[int, nn.Parameter]
 
 
 def load(
@@ -167,16 +170,19 @@ def _random(cell: Cell, source: Path | None) -> PreTrainedModel:
         quantizer.preprocess_model(model, device_map={"": cell.device})
     model.tie_weights()
     torch.manual_seed(cell.seed)
-    # By identity on the meta device, so that tied weights stay one
-    made: dict[int, nn.Parameter] = {}
-    for name, module in model.named_modules():
+    # By identity on the meta device, so that tied weights stay one; gone with the last layer
+    made: Made = WeakValueDictionary()
+    # By name: the generator remembers each module, and with it what was swapped
+    for name in [name for name, _ in model.named_modules()]:
+        module = model.get_submodule(name)
         laid_out = getattr(module, "weight", None)
         _materialize(model, module, made, dtype, torch.device(cell.device))
         if quantizer is not None and _quantize(quantizer, model, name, module):
             made[id(laid_out)] = module.weight  # nothing keeps what it was made of
         if name in layers:
             swap(model, {name: layers[name]}, torch.device(cell.device))
-            del laid_out
+            del module  # the plain layer, of which the heap keeps a hole
+            release_heap()
     return model
 
 
@@ -194,31 +200,35 @@ def _quantize(quantizer: HfQuantizer, model: PreTrainedModel, name: str, module:
 def _materialize(
     model: PreTrainedModel,
     module: nn.Module,
-    made: dict[int, nn.Parameter],
+    made: Made,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Give the module's own parameters and buffers storage and values, quantize them, move them to
-    the device."""
+    """Give the module's own parameters and buffers storage and values on the device, quantized.
+
+    The device draws the values: a CPU takes minutes for 7 billion.
+    """
     fresh: dict[str, nn.Parameter] = {}
     for name, meta in list(module.named_parameters(recurse=False)):
-        if id(meta) not in made:
-            fresh[name] = meta
+        parameter = made.get(id(meta))
+        if parameter is None:
             # bitsandbytes lays its layers out in fp32 whatever the model's dtype is.
-            made[id(meta)] = _same_kind(meta, torch.empty(meta.shape, dtype=dtype))
-        setattr(module, name, made[id(meta)])
+            parameter = _same_kind(meta, torch.empty(meta.shape, dtype=dtype, device=device))
+            fresh[name] = made[id(meta)] = parameter
+        setattr(module, name, parameter)
     buffers = dict(module.named_buffers(recurse=False))
     for name, buffer in buffers.items():
-        setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        setattr(module, name, torch.empty_like(buffer, device=device))
     if fresh or buffers:
         with torch.no_grad():
             model._init_weights(module)
-    for name, meta in fresh.items():
-        moved = made[id(meta)].to(device)  # bitsandbytes' parameters quantize themselves here
-        made[id(meta)] = moved if isinstance(moved, nn.Parameter) else nn.Parameter(moved)
-        setattr(module, name, made[id(meta)])
-    for name in buffers:
-        setattr(module, name, getattr(module, name).to(device))
+    for name, parameter in fresh.items():
+        if type(parameter) is not nn.Parameter:  # bitsandbytes', which moving quantizes
+            from bitsandbytes.nn import Int8Params  # touches CUDA, so only where it is in use
+
+            if isinstance(parameter, Int8Params):  # from a CPU only
+                parameter.data = parameter.data.cpu()
+            setattr(module, name, parameter.to(device))
     if fresh:
         release_heap()  # quantizing leaves holes: 0.06 GB for each layer of mistral-7b in nf4
 
