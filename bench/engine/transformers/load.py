@@ -227,7 +227,7 @@ def _materialize(
             from bitsandbytes.nn import Int8Params  # touches CUDA, so only where it is in use
 
             if isinstance(parameter, Int8Params):  # from a CPU only
-                parameter.data = parameter.data.cpu()
+                parameter.data = parameter.data.to("cpu")
             setattr(module, name, parameter.to(device))
     if fresh:
         release_heap()  # quantizing leaves holes: 0.06 GB for each layer of mistral-7b in nf4
