@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Engines whose pins clash with ours live in environments of their own: make engine-NAME
-ENGINES := llama_cpp
+ENGINES := llama_cpp vllm
 
 .PHONY: setup model sweep ui test test-fast test-models lint $(ENGINES:%=engine-%)
 
@@ -16,13 +16,15 @@ setup: .venv/.installed model
 	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	@touch $@
 
-# llama.cpp is compiled for this processor, without its image models: a C++ compiler, some minutes
+# llama.cpp is compiled for this processor, without its image models: a C++ compiler, some minutes. torch comes with what its
+# build needs, all else exactly as listed.
 $(ENGINES:%=engine-%): engine-%: .engines/%/.installed
 
 $(ENGINES:%=.engines/%/.installed): .engines/%/.installed: bench/engine/%/requirements.txt
 	@echo "setting up .engines/$*, some minutes"
 	@$(PYTHON) -m venv .engines/$*
-	@CMAKE_ARGS=-DLLAVA_BUILD=OFF .engines/$*/bin/python -m pip install --quiet --requirement $<
+	@grep '^torch==' $< | xargs -r .engines/$*/bin/python -m pip install --quiet
+	@CMAKE_ARGS=-DLLAVA_BUILD=OFF .engines/$*/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
 model: .venv/.installed

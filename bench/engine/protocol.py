@@ -35,6 +35,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 ENGINES = {
     "transformers": "bench.engine.transformers:ENGINE",
     "llama_cpp": "bench.engine.llama_cpp:ENGINE",
+    "vllm": "bench.engine.vllm:ENGINE",
     "scripted": "bench.engine.scripted:ENGINE",
 }
 
