@@ -223,12 +223,11 @@ def advise(
     if not draws.results:
         return Advice("nothing measured", goal, None, 0.0, (), (), draws.is_assumed)
     is_assumed = draws.is_energy_assumed if goal == "energy" else draws.is_assumed
-    score = _score(draws, goal)  # (cells, draws), higher is better, on logarithms
+    score = scores(draws, goal)
     kept = _kept(draws, limits)
-    keeps_all = np.logical_and.reduce([np.ones(score.shape, dtype=np.bool_), *kept.values()])
-    contending = np.where(keeps_all, score, -np.inf)
+    contending = contenders(draws, limits, goal)
     best = contending.max(axis=0)
-    good = ((contending >= best - math.log1p(margin)) & np.isfinite(contending)).mean(axis=1)
+    good = good_in(contending, margin).mean(axis=1)
     typical = np.median(score, axis=1)
     if np.isfinite(best).mean() < _IN_QUESTION:
         everything = _excluded(draws, kept, typical, -math.inf)
@@ -249,7 +248,23 @@ def advise(
     )
 
 
-def _score(draws: Plausible, goal: Goal) -> Array:
+def contenders(draws: Plausible, limits: Limits, goal: Goal) -> Array:
+    """The scores of what keeps every limit, -inf for what does not. Shapes: (cells, DRAWS)."""
+    score = scores(draws, goal)
+    kept = _kept(draws, limits).values()
+    keeps_all = np.logical_and.reduce([np.ones(score.shape, dtype=np.bool_), *kept])
+    return np.where(keeps_all, score, -np.inf)
+
+
+def good_in(contending: Array, margin: float) -> Flags:
+    """In which draws a cell keeps the limits and no other that does is better by more than the
+    margin. Shapes: (cells, DRAWS)."""
+    good: Flags = contending >= contending.max(axis=0) - math.log1p(margin)
+    return good & np.isfinite(contending)
+
+
+def scores(draws: Plausible, goal: Goal) -> Array:
+    """On logarithms, higher is better. Shapes: (cells, DRAWS)."""
     if goal == "throughput":
         return np.log(draws.output_tok_s)
     if goal == "cost":  # whatever the hour costs, the most tokens of it

@@ -100,6 +100,17 @@ def more_certain(own: Spread | None, calibration: Spread | None) -> Spread | Non
     return max(spreads, key=lambda noise: noise.df, default=None)
 
 
+def pooled(own: Spread | None, prior: Spread) -> Spread:
+    """The noise found so far together with what was believed before, each by its degrees of
+    freedom (the posterior of a variance under a scaled inverse chi-squared prior; Gelman et al.,
+    Bayesian Data Analysis, section 2.6)."""
+    if own is None:
+        return prior
+    df = own.df + prior.df
+    variance = (own.df * own.deviation**2 + prior.df * prior.deviation**2) / df
+    return Spread(math.sqrt(variance), df)
+
+
 def change(
     cell: Sequence[float],
     base: Sequence[float],

@@ -11,12 +11,14 @@ import yaml
 
 from bench.commands.parsers import (
     command_parser,
+    limits_of,
     plain_parser,
     sweep_parser,
+    take_limits,
     take_price,
     typed_path,
 )
-from bench.commands.quantities import count, positive, share, size_bytes, time_s
+from bench.commands.quantities import count, share
 from bench.config.settings import Settings, parse_config
 from bench.errors import ConfigError, StoreError, TrackingError
 from bench.paths import CONF, from_here
@@ -37,6 +39,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         "push": _push,
         "fetch": _fetch,
         "gate": _gate,
+        "choose": _choose,
         "advise": _advise,
         "report": _report,
         "reproduce": _reproduce,
@@ -101,34 +104,13 @@ def _gate(arguments: list[str]) -> int:
 
 def _advise(arguments: list[str]) -> int:
     # Imports numpy, which no other command line needs to wait for
-    from bench.analysis.advice import Goal, Limits
+    from bench.analysis.advice import Goal
 
     parser = sweep_parser("advise", "Which configuration to take, and how sure that is.")
     parser.add_argument(
         "--goal", choices=get_args(Goal), help="without it the usual questions are answered"
     )
-    parser.add_argument(
-        "--max-memory",
-        type=size_bytes,
-        metavar="SIZE",
-        help="of the GPU, or of the process: 8GiB, 500MB",
-    )
-    parser.add_argument(
-        "--max-ttft", type=time_s, metavar="TIME", help="time to first token: 200ms, 1.5s"
-    )
-    parser.add_argument("--max-tpot", type=time_s, metavar="TIME", help="time per output token")
-    parser.add_argument(
-        "--max-kl",
-        type=positive,
-        metavar="NATS",
-        help="divergence from the unquantized model: 0.05",
-    )
-    parser.add_argument(
-        "--min-throughput",
-        type=positive,
-        metavar="TOK_S",
-        help="output tokens per second of the batch",
-    )
+    take_limits(parser)
     parser.add_argument(
         "--json", action="store_true", help="for programs, as bench/data/advice.schema.json has it"
     )
@@ -136,10 +118,8 @@ def _advise(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from bench.commands.advise import advise
 
-    limits = Limits(
-        given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
-    )
-    return advise(_sweep_folder(given), limits, given.goal, given.price_per_hour, given.json)
+    folder, limits = _sweep_folder(given), limits_of(given)
+    return advise(folder, limits, given.goal, given.price_per_hour, given.json)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -275,6 +255,12 @@ def _export(arguments: list[str]) -> int:
 
 def _sensitivity(arguments: list[str]) -> int:
     from bench.commands.sensitivity import command
+
+    return command(arguments)
+
+
+def _choose(arguments: list[str]) -> int:
+    from bench.commands.choose import command
 
     return command(arguments)
 

@@ -2,15 +2,19 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.commands.quantities import positive
+from bench.commands.quantities import positive, size_bytes, time_s
 from bench.paths import whole_path
+
+if TYPE_CHECKING:  # it imports numpy, which most command lines need not wait for
+    from bench.analysis.advice import Limits
 
 _EXAMPLES = {
     "push": "push outputs/sweeps/2026-01-31_12-00-00",
     "fetch": "fetch smollm2-135m qwen2.5-3b",
     "gate": "gate 2026-02-01_12-00-00 --baseline 2026-01-31_12-00-00 --threshold 5%",
+    "choose": "choose model=smollm2-135m quant=bf16,nf4 --goal chat --max-kl 0.05 --budget 20min",
     "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
     "report": "report 2026-01-31_12-00-00",
     "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
@@ -59,6 +63,42 @@ def take_price(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="PRICE",
         help="what an hour of that machine costs, like 2.50; default: as the sweep was run with",
+    )
+
+
+def take_limits(parser: argparse.ArgumentParser) -> None:
+    """The options of what a configuration must keep."""
+    parser.add_argument(
+        "--max-memory",
+        type=size_bytes,
+        metavar="SIZE",
+        help="of the GPU, or of the process: 8GiB, 500MB",
+    )
+    parser.add_argument(
+        "--max-ttft", type=time_s, metavar="TIME", help="time to first token: 200ms, 1.5s"
+    )
+    parser.add_argument("--max-tpot", type=time_s, metavar="TIME", help="time per output token")
+    parser.add_argument(
+        "--max-kl",
+        type=positive,
+        metavar="NATS",
+        help="divergence from the unquantized model: 0.05",
+    )
+    parser.add_argument(
+        "--min-throughput",
+        "--min-tok-s",
+        type=positive,
+        metavar="TOK_S",
+        help="output tokens per second of the batch",
+    )
+
+
+def limits_of(given: argparse.Namespace) -> "Limits":
+    """What these options say."""
+    from bench.analysis.advice import Limits
+
+    return Limits(
+        given.max_memory, given.max_ttft, given.max_tpot, given.max_kl, given.min_throughput
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 1e9, "MB": 1e6}
 _TIMES = {"ms": 1e-3, "s": 1.0}
+_DURATIONS = {"min": 60.0, "s": 1.0, "h": 3600.0}
 
 
 def size_bytes(text: str) -> float:
@@ -16,6 +17,11 @@ def size_bytes(text: str) -> float:
 def time_s(text: str) -> float:
     """Like 200ms."""
     return _with_unit(text, _TIMES)
+
+
+def duration_s(text: str) -> float:
+    """Like 20min."""
+    return _with_unit(text, _DURATIONS)
 
 
 def bits_or_bytes(text: str) -> tuple[float, Literal["bits", "bytes"], str]:

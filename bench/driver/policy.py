@@ -78,12 +78,12 @@ def grid(records: Records, wants_profiles: bool) -> Iterator[Job]:
             yield from largest_batch(records, cell_id)
     for cell_id in list(records.results):  # those that an earlier sweep has timed
         if is_timed(records.results[cell_id]):
-            yield from _besides(records, cell_id, wants_profiles)
+            yield from besides(records, cell_id, wants_profiles)
     for index in range(max(r.cell.measure.passes for r in records.results.values())):
         for cell_id in due(list(records.results.values()), index):
             if not is_timed(records.results[cell_id]):  # an earlier pass of it may have failed
                 yield Job("time", cell_id, records.results[cell_id].cell)
-                yield from _besides(records, cell_id, wants_profiles)
+                yield from besides(records, cell_id, wants_profiles)
 
 
 def due(results: Sequence[Result], index: int) -> list[str]:
@@ -97,7 +97,7 @@ def due(results: Sequence[Result], index: int) -> list[str]:
     return cells
 
 
-def _besides(records: Records, cell_id: str, wants_profiles: bool) -> Iterator[Job]:
+def besides(records: Records, cell_id: str, wants_profiles: bool) -> Iterator[Job]:
     """What a cell with a number is asked for besides being timed, as far as it is not known."""
     result = records.results[cell_id]
     if not result.measurements:

@@ -7,7 +7,7 @@ same cells takes up from there.
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,8 @@ from bench.store.database import tracking_uri
 if TYPE_CHECKING:  # it imports mlflow, which takes over a second: only once the input is checked
     from bench.store.recorder import Recorder
 
+Policy = Callable[[Records], Iterator[Job]]
+
 _MAX_WARNINGS_SHOWN = 3
 _SUCCESS_STATUSES = {"ok", "skipped", "oom"}  # outcomes with exit code 0
 
@@ -86,7 +88,30 @@ def run_sweep(
         ConfigError: before anything runs.
     """
     settings = common_settings(configs)
-    asked = list({cell_id(config.cell): config.cell for config in configs}.values())
+    ended = run(settings, [config.cell for config in configs], overrides, worker, report)
+    if isinstance(ended, int):
+        return ended
+    show(ended)
+    return 130 if ended.interrupted else _exit_code(ended)
+
+
+def run(
+    settings: Settings,
+    cells: Sequence[Cell],
+    overrides: Sequence[str],
+    worker: Worker,
+    report: Report = page.try_report,
+    policy: Policy | None = None,
+) -> "Ended | int":
+    """Measure cells; the exit code where nothing was measured.
+
+    Args:
+        overrides: as typed.
+        policy: which process next, where it is not every cell as often as it says.
+    Raises:
+        ConfigError: before anything runs.
+    """
+    asked = list({cell_id(cell): cell for cell in cells}.values())
     outputs = Path(settings.output_dir)
     check_places(settings, outputs)
     request = Request(settings, outputs, tuple(overrides), provenance(asked))
@@ -101,12 +126,10 @@ def run_sweep(
                 if settings.dry_run:
                     show_plan(records, request)
                     return 0
-                ended = measure(records, request, runner)
+                return measure(records, request, runner, policy)
         except KeyboardInterrupt:
             say("interrupted before the first cell")
             return 130
-    show(ended)
-    return 130 if ended.interrupted else _exit_code(ended)
 
 
 def show_only(index: int) -> None:
@@ -256,15 +279,18 @@ class Ended:
     interrupted: bool
 
 
-def measure(records: Records, request: Request, runner: Runner) -> Ended:
-    """Run what is missing in ``records`` and record everything."""
+def measure(
+    records: Records, request: Request, runner: Runner, policy: Policy | None = None
+) -> Ended:
+    """Run what is missing in ``records``, or what a policy wants, and record everything."""
     add_peaks(records, runner.probe)
     recorder, folder = open_sweep(records, request)
     settings, progress = request.settings, runner.progress
     with recording_of(records, recorder, folder, runner.report) as recording:
         recording.begin()
-        progress.plan(sum(_processes_left(result) for result in records.results.values()))
-        for job in grid(records, settings.profile):
+        if policy is None:
+            progress.plan(sum(_processes_left(result) for result in records.results.values()))
+        for job in grid(records, settings.profile) if policy is None else policy(records):
             result = records.results[job.cell_id]
             log = files.cell_folder(folder, job.cell_id) / "log.txt"
             progress.cell(_label(job))

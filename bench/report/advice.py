@@ -59,7 +59,7 @@ class Answer:
 def answer(comparison: Comparison, advice: Advice, limits: Limits) -> Answer:
     """What to take, why, what binds and how sure that is."""
     results = {result.cell_id: result for result in comparison.results}
-    question = f"{_GOALS[advice.goal]}{_limits_in_words(limits)}"
+    question = asked_in_words(advice.goal, limits)
     if advice.word == "nothing measured":
         which = "no cell with batch 1" if comparison.measured else "no cell"
         return Answer(question, f"{which} has a number", ())
@@ -82,6 +82,11 @@ def answer(comparison: Comparison, advice: Advice, limits: Limits) -> Answer:
         ),
         best,
     )
+
+
+def asked_in_words(goal: Goal, limits: Limits) -> str:
+    """A goal with its limits."""
+    return f"{_GOALS[goal]}{_limits_in_words(limits)}"
 
 
 def _how_sure(

@@ -20,7 +20,7 @@ class ProgressLine:
         console = Console(stderr=True, highlight=False)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._quiet = not console.is_terminal or "CI" in os.environ
-        self._cells = 0
+        self._cells: int | None = None
         self._done = 0
         self._label = ""
         self._started = time.monotonic()
@@ -35,7 +35,7 @@ class ProgressLine:
         self._live.stop()
 
     def plan(self, cells: int) -> None:
-        """How many cells will run, once it is known."""
+        """How many cells will run, once it is known; where it never is, none are left to tell."""
         self._cells, self._first_cell = cells, time.monotonic()
 
     def cell(self, label: str) -> None:
@@ -50,12 +50,13 @@ class ProgressLine:
         """Redraw the line."""
         if self._quiet:
             return
-        parts = [f"cell {self._done + 1}/{self._cells}", self._label] if self._label else []
+        of_all = "" if self._cells is None else f"/{self._cells}"
+        parts = [f"cell {self._done + 1}{of_all}", self._label] if self._label else []
         parts += [
             " ".join(filter(None, (phase, detail))),
             f"{_clock(time.monotonic() - self._started)} elapsed",
         ]
-        if self._done:
+        if self._done and self._cells is not None:
             a_cell = (time.monotonic() - self._first_cell) / self._done
             parts.append(f"about {_clock(a_cell * (self._cells - self._done))} left")
         self._live.update(Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"), refresh=True)

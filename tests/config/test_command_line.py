@@ -105,7 +105,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("+hydra.launcher.y=z", [f"+hydra.launcher.y=z: {LAUNCHER}"]),
     (
         "engine.name=magic",
-        ["engine.name=magic: no such engine; there are transformers, llama_cpp, scripted"],
+        ["engine.name=magic: no such engine; there are transformers, llama_cpp, vllm, scripted"],
     ),
     (
         "frobnicate",

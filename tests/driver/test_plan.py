@@ -285,7 +285,7 @@ def test_weights_and_cache_must_fit_the_memory_as_far_as_they_are_known() -> Non
     [
         (
             {"engine": {"name": "magic"}},
-            "engine.name=magic: no such engine; there are transformers, llama_cpp, scripted",
+            "engine.name=magic: no such engine; there are transformers, llama_cpp, vllm, scripted",
         ),
         (
             {"engine": {"name": "transformers", "options": {"speed": 9}}},

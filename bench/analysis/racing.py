@@ -1,0 +1,193 @@
+"""Which configuration is the best, found with few processes: what is known after each of them.
+
+Best-arm identification with a fixed confidence (Kaufmann and Kalyanakrishnan, Information
+Complexity in Bandit Subset Selection, COLT 2013): arms are configurations, a pull is one fresh
+process. Like LUCB it spends pulls on the leader and on what may still beat it, and stops when
+nothing may, at the confidence asked for. Unlike it, the bounds are not Hoeffding's, which know
+nothing of how alike processes are, but counts over draws of plausible true values, as ``advice``
+makes them: Student's t around the mean of the logarithms of a configuration's least times, with
+one spread for all configurations. That spread is pooled from what the processes read so far and a
+prior (``PRIOR``), so that a single process each already drops what is twice as slow, and 5 % take a
+few more.
+
+A configuration is *good* in a draw when it keeps every limit there and none that does is better by
+more than the margin; its *chance* is the share of draws. The race is decided when the likeliest
+one's chance reaches the confidence, and over when nothing keeps the limits with that confidence.
+What is good in fewer draws than the doubt that is left, divided among all configurations, runs no
+more. So two equal ones both end good, and neither has to beat the other.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from bench.analysis.advice import (
+    Goal,
+    Limits,
+    Plausible,
+    contenders,
+    good_in,
+    plausible,
+    scores,
+)
+from bench.analysis.readings import fewest_requests, least_times_s
+from bench.analysis.verdict import COMPARED, pooled, spread
+from bench.record.result import Result
+from bench.record.sweep import Spread
+
+# Of the logarithms of a process's least times: 3 times what two sittings of a quiet virtual machine
+# found (tests/data/process_noise.json), believed as firmly as three readings
+PRIOR = Spread(0.05, 3)
+
+State = Literal["decided", "open", "nothing fits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is wanted, and how sure one has to be."""
+
+    goal: Goal
+    limits: Limits
+    margin: float  # what counts as no difference: 0.03 for 3 %
+    confidence: float  # 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The race after some processes. Configurations by cell_id."""
+
+    state: State
+    leader: str | None  # the likeliest; None where nothing keeps the limits
+    chances: Mapping[str, float]
+    running: tuple[str, ...]  # those that more processes may tell apart, likeliest first
+    behind: Mapping[str, float]  # how many times worse than the leader, typically
+
+
+@dataclass(slots=True)
+class Course:
+    """How a choice goes: the policy writes it, who reports reads it."""
+
+    question: Question
+    budget_s: float
+    twins: Mapping[str, str]  # by cell_id of what is searched: what confirms it
+    labels: Mapping[str, str]  # of what is searched, for people
+    began_s: float = field(default_factory=time.monotonic)
+    dropped: dict[str, str] = field(default_factory=dict)  # by cell_id: when and why
+    floors_s: dict[str, float] = field(default_factory=dict)  # by cell_id: no step takes less
+    search: Standing | None = None
+    confirmed: tuple[str, ...] = ()  # twins, of the leader first
+    final: Standing | None = None  # of the twins
+
+    def left_s(self) -> float:
+        """Of the budget."""
+        return self.budget_s - (time.monotonic() - self.began_s)
+
+
+def standing(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+    question: Question,
+    unasked: frozenset[str],
+) -> Standing:
+    """Who leads, and who may still win.
+
+    Args:
+        results: those that have a number.
+        values: derived, by cell_id.
+        unasked: cell_ids whose quality is not known yet: they keep its limit until it is.
+    """
+    draws = drawn(results, values)
+    known = np.array([[r.cell_id not in unasked] for r in draws.results])
+    draws = replace(draws, kl_nats=np.where(known, draws.kl_nats, 0.0))
+    contending = contenders(draws, question.limits, question.goal)
+    good = good_in(contending, question.margin).mean(axis=1)
+    ids = [result.cell_id for result in draws.results]
+    chances = dict(zip(ids, map(float, good), strict=True))
+    doubt = 1 - question.confidence
+    if np.isfinite(contending).any(axis=0).mean() < doubt:
+        return Standing("nothing fits", None, chances, (), {})
+    typical = np.median(scores(draws, question.goal), axis=1)
+    order = sorted(range(len(ids)), key=lambda i: (-round(chances[ids[i]], 2), -typical[i]))
+    leader = order[0]
+    running = tuple(ids[i] for i in order if chances[ids[i]] >= doubt / len(ids))
+    return Standing(
+        state="decided" if chances[ids[leader]] >= question.confidence else "open",
+        leader=ids[leader],
+        chances=chances,
+        running=running,
+        behind={ids[i]: math.exp(float(typical[leader] - typical[i])) for i in range(len(ids))},
+    )
+
+
+def drawn(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+) -> Plausible:
+    """Draws whose spread of times is what was read and believed, together."""
+    requests = fewest_requests(results)
+    times = [least_times_s(result.measurements, requests) for result in results]
+    noise = {
+        metric: pooled(
+            spread([[math.log(s) for s in of_cell[metric]] for of_cell in times], blocked=False),
+            PRIOR,
+        )
+        for metric in COMPARED
+    }
+    return plausible(results, values, noise)
+
+
+def missed(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+    question: Question,
+    confirmed: frozenset[str],
+) -> float:
+    """The chance that what was left out of the confirmation holds something better, by more than
+    the margin, than all that was in it."""
+    draws = drawn(results, values)
+    contending = contenders(draws, question.limits, question.goal)
+    inside = np.array([result.cell_id in confirmed for result in draws.results])
+    if inside.all():
+        return 0.0
+    best_in, best_out = contending[inside].max(axis=0), contending[~inside].max(axis=0)
+    better = best_out > best_in + math.log1p(question.margin)
+    return float(better.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A plausible value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ranges(
+    results: Sequence[Result],
+    values: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, Range]]:
+    """TTFT, TPOT and throughput of each, by cell_id and metric."""
+    draws = drawn(results, values)
+    found: dict[str, dict[str, Range]] = {result.cell_id: {} for result in draws.results}
+    for metric in ("ttft_s", "tpot_s", "output_tok_s"):
+        ends = np.quantile(getattr(draws, metric), (0.5, 0.025, 0.975), axis=1).T
+        for result, (middle, low, high) in zip(draws.results, ends, strict=True):
+            found[result.cell_id][metric] = Range(float(middle), float(low), float(high))
+    return found
+
+
+def simplest(results: Sequence[Result]) -> Result:
+    """Of equivalent configurations the one that asks least of a person: no engine of its own, no
+    quantization, the plain loop; the first of those alike."""
+
+    def effort(result: Result) -> tuple[bool, bool, bool]:
+        cell, found = result.cell, result.attestation
+        is_quantized = found is None or found.is_quantized
+        return cell.engine.python is not None, is_quantized, cell.decode.strategy != "loop"
+
+    return min(results, key=effort)

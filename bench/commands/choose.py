@@ -1,0 +1,155 @@
+"""``python -m bench choose``: the configuration to use, found with as few processes as it takes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+from bench.analysis.advice import USUAL_KL_NATS, Goal
+from bench.analysis.racing import Course, Question, missed, ranges, simplest
+from bench.commands.parsers import limits_of, plain_parser, take_limits
+from bench.commands.quantities import duration_s, share
+from bench.config.compose import collect, parsed
+from bench.config.settings import Config
+from bench.driver.process import run_isolated
+from bench.driver.race import arm_of, course_of, race, twin_of
+from bench.driver.sweep import Ended, common_settings, run, say_what_next
+from bench.driver.worker import Worker
+from bench.errors import ConfigError
+from bench.report.choice import Choice, as_mapping, lines
+
+UseName = Literal["chat", "batch", "edge", "api", "cost"]
+_GOALS: dict[UseName, Goal] = {
+    "chat": "tpot",
+    "batch": "throughput",
+    "edge": "memory",
+    "api": "ttft",
+    "cost": "cost",
+}
+_ALTERNATIVES = ("quant", "attn", "decode", "engine")  # axes that one chooses from
+_USUAL_QUANTS = "quant=bf16,fp16,int8_nodecomp,int8_channel,nf4,int4_g64"
+_USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line."""
+
+    overrides: tuple[str, ...]
+    question: Question
+    budget_s: float
+    is_json: bool
+
+
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = plain_parser(
+        "choose", "Which configuration to use, and how sure that is: measures what it takes."
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUES",
+        help="what to choose from, as for a sweep: model=gpt2 quant=bf16,nf4 batch=1,8; without"
+        " any, usual quantizations of the default model",
+    )
+    parser.add_argument(
+        "--goal",
+        choices=get_args(UseName),
+        default="chat",
+        help="chat: time per token; batch: tokens per second; edge: memory; api: time to first"
+        " token; cost: of a million tokens (default chat)",
+    )
+    take_limits(parser)
+    parser.add_argument(
+        "--budget", type=duration_s, default=1200.0, metavar="TIME", help="like 20min (default)"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=share,
+        default=0.95,
+        metavar="SHARE",
+        help="the chance to be right that it stops at (default 0.95)",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_intermixed_args(arguments)
+    configs = _configs(given.overrides, given.goal)
+    limits = limits_of(given)
+    if limits.max_kl_nats is None and any(config.cell.quality.texts for config in configs):
+        limits = replace(limits, max_kl_nats=USUAL_KL_NATS)
+    margin = configs[0].settings.margin
+    question = Question(_GOALS[given.goal], limits, margin, given.confidence)
+    asked = Asked(tuple(given.overrides), question, given.budget, given.json)
+    return choose(asked, configs, run_isolated)
+
+
+def _configs(overrides: Sequence[str], goal: UseName) -> list[Config]:
+    keys = {override.partition("=")[0] for override in overrides}
+    more = [] if keys & {*_ALTERNATIVES, "sweeps"} else [_USUAL_QUANTS]
+    more += [] if "batch" in keys or goal not in _USUAL_BATCHES else [_USUAL_BATCHES[goal]]
+    configs = parsed(collect(["-m", *more, *overrides]))
+    if any(config.cell.batch == "max" for config in configs):
+        raise ConfigError(["batch=max: choose wants numbers, like batch=1,8,32"])
+    if len(configs) < 2:
+        raise ConfigError(["nothing to choose from; want several values, like quant=bf16,nf4"])
+    return configs
+
+
+def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
+    """Search, confirm, print the answer; returns the exit code: 0 for an answer, 1 where nothing
+    keeps the limits, 4 where the budget does not suffice to tell.
+
+    Raises:
+        ConfigError: before anything runs.
+    """
+    settings = common_settings(configs)
+    cells = [config.cell for config in configs]
+    course = course_of(cells, asked.question, asked.budget_s)
+    arms = [arm_of(cell) for cell in cells]
+    ended = run(
+        settings,
+        [*arms, *map(twin_of, arms)],
+        ("choose", *asked.overrides),
+        worker,
+        policy=partial(race, course=course),
+    )
+    if isinstance(ended, int):
+        return ended
+    choice = chosen(course, ended)
+    if asked.is_json:
+        print(json.dumps(as_mapping(choice, course, ended.comparison), indent=2))
+    else:
+        print("\n".join(lines(choice, course, ended.comparison)))
+        say_what_next(ended)
+    if ended.interrupted:
+        return 130
+    return choice.exit_code
+
+
+def chosen(course: Course, ended: Ended) -> Choice:
+    """The answer that the confirmation gives."""
+    results = {result.cell_id: result for result in ended.comparison.results}
+    measured = {cell: r for cell, r in results.items() if r.measurements}
+    if course.search is None or course.search.leader is None:
+        return Choice(None, 0.0, (), (), {}, 1)
+    searched = [measured[cell] for cell in course.search.chances]
+    values, question = ended.comparison.values, course.question
+    final = course.final
+    if final is None:
+        return Choice(measured[course.search.leader], 0.0, (), (), {}, 4)
+    confirmed = [measured[cell] for cell in final.chances]
+    if final.leader is None:
+        return Choice(None, 0.0, (), tuple(confirmed), ranges(confirmed, values), 1)
+    equal = [r for r in confirmed if final.chances[r.cell_id] >= question.confidence]
+    best = simplest(equal) if equal else results[final.leader]
+    inside = frozenset(arm for arm, twin in course.twins.items() if twin in final.chances)
+    chance = final.chances[best.cell_id] * (1 - missed(searched, values, question, inside))
+    return Choice(
+        best,
+        chance,
+        tuple(result for result in equal if result is not best),
+        tuple(confirmed),
+        ranges(confirmed, values),
+        0 if chance >= question.confidence else 4,
+    )

@@ -1,0 +1,159 @@
+"""What ``bench choose`` found, in words and for programs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.analysis.columns import coordinate
+from bench.analysis.comparison import Comparison
+from bench.analysis.metrics import MIB, peak_memory_bytes
+from bench.analysis.racing import Course, Range
+from bench.record.result import Result
+from bench.report.advice import asked_in_words
+
+# The axes of a configuration; the workload and its seed tell a search from its confirmation
+_NO_CHOICE = ("workload", "workload.text", "seed", "measure", "measure.passes")
+_SHOWN_DROPPED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer, from the confirmation alone."""
+
+    best: Result | None  # None: nothing keeps the limits; with exit code 4 a guess
+    chance: float  # that it keeps the limits and nothing in the race beats it by over the margin
+    equivalent: tuple[Result, ...]
+    confirmed: tuple[Result, ...]
+    ranges: Mapping[str, Mapping[str, Range]]  # of what was confirmed, by cell_id and metric
+    exit_code: int
+
+
+def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
+    """The answer, what comes next and by how much, why the others lose, and what to run."""
+    question = course.question
+    yield f"asked for: {asked_in_words(question.goal, question.limits)}"
+    yield _headline(choice, course, comparison)
+    for result in choice.confirmed:
+        yield f"  {name_of(comparison, result)}: {_figures(choice, course, comparison, result)}"
+    if choice.confirmed:
+        processes = min(len(result.measurements) for result in choice.confirmed)
+        text = choice.confirmed[0].cell.workload.text
+        prompts = (
+            "the search's prompts" if text is None else f"prompts that it did not read ({text})"
+        )
+        yield f"  of {processes} processes each after the search, on {prompts}; 95 % intervals"
+    if course.dropped:
+        yield "dropped:"
+    for line in list(_dropped(course, comparison))[:_SHOWN_DROPPED]:
+        yield f"  {line}"
+    if len(course.dropped) > _SHOWN_DROPPED:
+        yield f"  and {len(course.dropped) - _SHOWN_DROPPED} more: see the report"
+    if choice.exit_code == 4:
+        yield (
+            f"more time would tell: --budget {2 * course.budget_s / 60:.0f}min; what stands in"
+            " question gets further processes"
+        )
+    if choice.best is not None:
+        yield f"measure it again: {_command(comparison, choice.best)}"
+        yield from _how_to_run(choice.best)
+
+
+def _headline(choice: Choice, course: Course, comparison: Comparison) -> str:
+    if choice.best is None:
+        searched = course.search is not None
+        return "nothing keeps these limits" if searched else "nothing could be measured"
+    name = name_of(comparison, choice.best)
+    if choice.exit_code != 0:
+        chance = f", {choice.chance:.0%} likely" if choice.chance else ""
+        return f"the budget does not suffice to tell; best guess {name}{chance}"
+    chance = "over 99 %" if choice.chance > 0.99 else f"{choice.chance:.0%}"
+    margin = course.question.margin
+    alike = ", ".join(name_of(comparison, result) for result in choice.equivalent)
+    also = f"; equivalent, and no simpler: {alike}" if alike else ""
+    return f"use {name} ({chance} sure that nothing here beats it by over {margin:.0%}{also})"
+
+
+def name_of(comparison: Comparison, result: Result) -> str:
+    """What tells configurations apart, like ``quant=nf4 batch=8``."""
+    columns = [column for column in comparison.columns if column not in _NO_CHOICE]
+    return " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
+
+
+def _figures(choice: Choice, course: Course, comparison: Comparison, result: Result) -> str:
+    found = choice.ranges[result.cell_id]
+    parts = [
+        f"TPOT {_interval(found['tpot_s'], 1e3, 'ms')}",
+        f"TTFT {_interval(found['ttft_s'], 1e3, 'ms')}",
+        f"{_interval(found['output_tok_s'], 1, 'tok/s')}",
+    ]
+    values = comparison.values[result.cell_id]
+    memory = peak_memory_bytes(result, values)
+    if memory == memory:  # not nan
+        parts.append(f"{memory / MIB:,.0f} MiB")
+    if "kl_nats" in values:
+        parts.append(f"KL {values['kl_nats']:.3g} nat")
+    arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
+    if arm in course.floors_s:
+        parts.append(f"reading its weights alone would take {course.floors_s[arm] * 1e3:.1f} ms")
+    return ", ".join(parts)
+
+
+def _interval(found: Range, factor: float, unit: str) -> str:
+    value, low, high = (each * factor for each in (found.value, found.low, found.high))
+    digits = 1 if value < 100 else 0
+    return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f}) {unit}"
+
+
+def _dropped(course: Course, comparison: Comparison) -> Iterator[str]:
+    """When and why, with what bounds it; those that ran longest last."""
+    results = {result.cell_id: result for result in comparison.results}
+    behind = course.search.behind if course.search is not None else {}
+    for cell, why in course.dropped.items():
+        result = results.get(cell)
+        if result is None:
+            yield f"{course.labels[cell]}: {why}"
+            continue
+        parts = [why]
+        if (times := behind.get(cell)) is not None:
+            parts.append(f"{times:.2f} times the leader's" if times > 1 else "breaks a limit")
+        if (bound := comparison.bound_by.get(cell)) is not None:
+            parts.append(f"bound by {bound.text}")
+        yield f"{name_of(comparison, result)}: {', '.join(parts)}"
+
+
+def _command(comparison: Comparison, result: Result) -> str:
+    columns = [column for column in comparison.columns if column not in _NO_CHOICE]
+    axes = [f"{column}={coordinate(result.cell, column)}" for column in columns]
+    typed = [word for word in comparison.sweep.overrides if "=" in word and "," not in word]
+    keys = {word.partition("=")[0] for word in axes}
+    kept = [word for word in typed if word.partition("=")[0] not in keys]
+    return " ".join(["python -m bench", *axes, *kept, "measure=standard"])
+
+
+def _how_to_run(result: Result) -> Iterator[str]:
+    if result.lines:
+        yield "load it yourself:"
+        yield from (f"  {line}" for line in result.lines.rstrip().splitlines())
+
+
+def as_mapping(choice: Choice, course: Course, comparison: Comparison) -> dict[str, Any]:
+    """The same for programs. Units: SI."""
+    best = choice.best
+    return {
+        "schema": 1,
+        "sweep": comparison.sweep.sweep_id,
+        "answer": {0: "chosen", 1: "nothing fits", 4: "cannot tell"}[choice.exit_code],
+        "best": None if best is None else best.cell_id,
+        "configuration": None if best is None else name_of(comparison, best),
+        "chance": choice.chance,
+        "equivalent": [result.cell_id for result in choice.equivalent],
+        "goal": course.question.goal,
+        "limits": course.question.limits.set_ones(),
+        "confidence": course.question.confidence,
+        "confirmed": {
+            cell: {name: (r.value, r.low, r.high) for name, r in metrics.items()}
+            for cell, metrics in choice.ranges.items()
+        },
+        "dropped": dict(course.dropped),
+        "load": None if best is None else best.lines or None,
+    }
