@@ -49,12 +49,28 @@ def predict(cell: Cell, description: Description) -> Footprint:
 def max_batch(cell: Cell, description: Description, available_bytes: int) -> int:
     """The largest batch whose ``total_bytes`` fit; 0 if not even one row does. The cell's own batch
     does not matter, and may be ``max``."""
+    return max_size(replace(cell, batch="max"), description, available_bytes)
 
-    def total_bytes(batch: int) -> int:
-        return predict(replace(cell, batch=batch), description).total_bytes
 
-    # A row takes a byte and more
-    return bisect_right(range(1, available_bytes + 1), available_bytes, key=total_bytes)
+def max_size(cell: Cell, description: Description, available_bytes: int) -> int:
+    """The largest number for the ``max`` of a cell whose ``total_bytes`` fit; 0 if not even 1
+    does."""
+
+    def total_bytes(size: int) -> int:
+        return predict(cell.sized(size), description).total_bytes
+
+    # A row or a token takes a byte and more
+    most = min(longest_prompt(cell, description) or available_bytes, available_bytes)
+    return bisect_right(range(1, most + 1), available_bytes, key=total_bytes)
+
+
+def longest_prompt(cell: Cell, description: Description | None) -> int | None:
+    """The most tokens that ``workload.prompt_tokens=max`` can be, with the answer in the model's
+    context; None for any other cell, and where the context is not known."""
+    if description is None or cell.workload.prompt_tokens != "max":
+        return None
+    positions = description.context_tokens
+    return None if positions is None else max(1, positions - cell.workload.new_tokens)
 
 
 def _kv_bytes(description: Description, rows: int, tokens: int) -> int:

@@ -78,6 +78,7 @@ class Course:
     began_s: float = field(default_factory=time.monotonic)
     dropped: dict[str, str] = field(default_factory=dict)  # by cell_id: when and why
     floors_s: dict[str, float] = field(default_factory=dict)  # by cell_id: no step takes less
+    is_cut_short: bool = False  # the budget was over before each had run once
     search: Standing | None = None
     confirmed: tuple[str, ...] = ()  # twins, of the leader first
     final: Standing | None = None  # of the twins

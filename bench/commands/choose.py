@@ -12,6 +12,7 @@ from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
+from bench.driver.policy import wants_divergence
 from bench.driver.process import run_isolated
 from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import Ended, common_settings, run, say_what_next
@@ -76,7 +77,10 @@ def command(arguments: list[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     configs = _configs(given.overrides, given.goal)
     limits = limits_of(given)
-    if limits.max_kl_nats is None and any(config.cell.quality.texts for config in configs):
+    has_divergence = all(wants_divergence(config.cell) for config in configs)
+    if limits.max_kl_nats is not None and not has_divergence:
+        raise ConfigError(["--max-kl: wants weights that are not random, and quality.texts"])
+    if limits.max_kl_nats is None and has_divergence:
         limits = replace(limits, max_kl_nats=USUAL_KL_NATS)
     margin = configs[0].settings.margin
     question = Question(_GOALS[given.goal], limits, margin, given.confidence)
@@ -89,8 +93,8 @@ def _configs(overrides: Sequence[str], goal: UseName) -> list[Config]:
     more = [] if keys & {*_ALTERNATIVES, "sweeps"} else [_USUAL_QUANTS]
     more += [] if "batch" in keys or goal not in _USUAL_BATCHES else [_USUAL_BATCHES[goal]]
     configs = parsed(collect(["-m", *more, *overrides]))
-    if any(config.cell.batch == "max" for config in configs):
-        raise ConfigError(["batch=max: choose wants numbers, like batch=1,8,32"])
+    if any(config.cell.is_to_be_sized for config in configs):
+        raise ConfigError(["max: choose wants numbers, like batch=1,8,32"])
     if len(configs) < 2:
         raise ConfigError(["nothing to choose from; want several values, like quant=bf16,nf4"])
     return configs
@@ -116,15 +120,16 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
     )
     if isinstance(ended, int):
         return ended
+    if ended.interrupted:
+        say_what_next(ended)
+        return 130
     choice = chosen(course, ended)
     if asked.is_json:
         print(json.dumps(as_mapping(choice, course, ended.comparison), indent=2))
     else:
         print("\n".join(lines(choice, course, ended.comparison)))
         say_what_next(ended)
-    if ended.interrupted:
-        return 130
-    return choice.exit_code
+    return choice.exit_code or (3 if ended.recorder.untracked else 0)
 
 
 def chosen(course: Course, ended: Ended) -> Choice:
@@ -151,5 +156,5 @@ def chosen(course: Course, ended: Ended) -> Choice:
         tuple(result for result in equal if result is not best),
         tuple(confirmed),
         ranges(confirmed, values),
-        0 if chance >= question.confidence else 4,
+        0 if chance >= question.confidence and not course.is_cut_short else 4,
     )

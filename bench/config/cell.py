@@ -164,8 +164,8 @@ class Workload:
 
     name: str
     new_tokens: int = field(metadata=within(minimum=2))  # with one there is no decode step
-    # Null: as long as ``prompt`` is, or the shortest prompt of the bucket
-    prompt_tokens: int | None = field(default=None, metadata=COUNT)
+    # Null: as long as ``prompt`` is, or the shortest prompt of the bucket; max: as many as fit
+    prompt_tokens: int | Literal["max"] | None = field(default=None, metadata=COUNT)
     text: str | None = None  # a shipped text, cut or extended to ``prompt_tokens``
     prompt: str | None = None  # or this very prompt
     path: str | None = field(default=None, metadata=_NOT_IDENTITY)  # or a file of prompts
@@ -186,12 +186,15 @@ class Workload:
             raise ValueError("prompt=: want at least a character")
         if self.prompt_tokens is None and self.text is not None:
             raise ValueError("prompt_tokens=null goes with prompt or path, whose length it then is")
+        if self.prompt_tokens == "max" and self.text is None:
+            raise ValueError("prompt_tokens=max goes with text, which is extended to that length")
         if self.path is None and (self.sha256 is not None or self.bucket is not None):
             raise ValueError("sha256 and bucket go with path")
 
     @property
     def least_prompt_tokens(self) -> int:
         """How many tokens a prompt has; of what is not cut or extended, about how many at least."""
+        assert self.prompt_tokens != "max", "prompt_tokens=max has been found before a cell runs"
         if self.prompt_tokens is not None:
             return self.prompt_tokens
         if self.bucket is not None:  # to64, or to64+128
@@ -285,11 +288,27 @@ class Cell:
             raise ValueError(
                 f"cpus={list(self.cpus)}: want all, or different CPU numbers like [0,1]"
             )
+        if self.batch == "max" and self.workload.prompt_tokens == "max":
+            raise ValueError(
+                "batch=max and workload.prompt_tokens=max: want a number for one of them"
+            )
         if self.workload.prompt is not None and not self.quality.store_prompts:
             raise ValueError(
                 "workload.prompt is part of the configuration, which is tracked; with"
                 " quality.store_prompts=false put it in a file: workload=prompts workload.path=FILE"
             )
+
+    @property
+    def is_to_be_sized(self) -> bool:
+        """Whether its batch or the length of its prompts is found by trying."""
+        return self.batch == "max" or self.workload.prompt_tokens == "max"
+
+    def sized(self, size: int) -> "Cell":
+        """With a number in place of ``max``."""
+        if self.batch == "max":
+            return dataclasses.replace(self, batch=size)
+        workload = dataclasses.replace(self.workload, prompt_tokens=size)
+        return dataclasses.replace(self, workload=workload)
 
     @property
     def label(self) -> str:

@@ -98,6 +98,8 @@ def why_not(cell: Cell, host: Host, description: Description | None) -> Outcome 
     """The outcome of a resolved cell that cannot run here, or None: it may."""
     for name in engine_of(cell).unknown_names(cell):
         return Outcome("skipped", name)
+    if cell.workload.prompt_tokens == "max":
+        cell = cell.sized(1)  # what does not run with one token runs with none
     for rule in RULES:
         reason = rule(cell, host, description)
         if reason is not None:
@@ -194,7 +196,7 @@ def _memory(cell: Cell, host: Host, description: Description | None) -> str | No
     available = available_bytes(cell, host)
     if description is None or available is None:
         return None
-    least = replace(cell, batch=1) if cell.batch == "max" else cell
+    least = cell.sized(1) if cell.is_to_be_sized else cell
     needs = footprint.predict(least, description)
     if needs.least_bytes <= available:
         return None

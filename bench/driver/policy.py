@@ -1,10 +1,10 @@
 """Which process next: a policy is a generator of jobs that looks at what is known so far.
 
 ``grid`` runs every cell in a fresh process, pass by pass, each pass in an order of its own, so that
-a drift of the machine falls on all cells alike. A cell with ``batch=max`` is preceded by the tries
-that find its batch. The first process that gives a cell a number is followed by what is asked of it
-besides: a profile, and a quality job if no cell with the same sample key has been asked yet. What
-ends a job ends no other.
+a drift of the machine falls on all cells alike. A cell with ``batch=max`` or
+``workload.prompt_tokens=max`` is preceded by the tries that find the number. The first process that
+gives a cell a number is followed by what is asked of it besides: a profile, and a quality job if no
+cell with the same sample key has been asked yet. What ends a job ends no other.
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from bench.analysis.footprint import max_batch
+from bench.analysis.footprint import longest_prompt, max_size
 from bench.config.cell import (
     Attn,
     Cell,
@@ -32,7 +32,7 @@ from bench.paths import TEXTS, cache_folder
 from bench.record.description import Description
 from bench.record.result import Answers, Host, Outcome, Result, is_timed
 
-# From the first try of batch=max to the second: where the model's needs are known, and where not
+# From the first try of a max to the second: where the model's needs are known, and where not
 _FACTOR, _BLIND_FACTOR = 1.25, 4.0
 
 Kind = Literal["time", "profile", "quality", "reference", "try"]
@@ -74,8 +74,8 @@ def described_as(cell: Cell) -> str:
 def grid(records: Records, wants_profiles: bool) -> Iterator[Job]:
     """Every job of a sweep."""
     for cell_id, result in list(records.results.items()):
-        if result.cell.batch == "max" and result.outcome.status == "ok":
-            yield from largest_batch(records, cell_id)
+        if result.cell.is_to_be_sized and result.outcome.status == "ok":
+            yield from largest(records, cell_id)
     for cell_id in list(records.results):  # those that an earlier sweep has timed
         if is_timed(records.results[cell_id]):
             yield from besides(records, cell_id, wants_profiles)
@@ -185,49 +185,51 @@ def reference_file(reference: Cell, host: Host) -> Path:
     return cache_folder() / "references" / name
 
 
-def largest_batch(records: Records, cell_id: str) -> Iterator[Job]:
-    """Tries until the largest batch is known to within a fiftieth; the record then has it.
+def largest(records: Records, cell_id: str) -> Iterator[Job]:
+    """Tries until the largest batch, or the longest prompt, is known to within a fiftieth; the
+    record then has it.
 
     The prediction is where the search begins; then real processes decide, each with one whole
-    request, because kernels and allocators differ from any arithmetic. The batch grows, or shrinks,
-    by factors that double, until one fits and another does not; then the bracket is halved on a
-    logarithmic scale. What is too large for the memory or for the time limits is an answer; a try
-    that fails otherwise is the end of the cell. A cell of which not even one row fits gets batch 1,
-    so that this is recorded.
+    request, because kernels and allocators differ from any arithmetic. The number grows, or
+    shrinks, by factors that double, until one fits and another does not; then the bracket is halved
+    on a logarithmic scale. What is too large for the memory or for the time limits is an answer; a
+    try that fails otherwise is the end of the cell. A prompt ends at the model's context. A cell of
+    which not even one row or token fits gets 1, so that this is recorded.
     """
     result = records.results[cell_id]
-    fits, too_many = 0, None
-    batch = predicted_batch(records, result.cell, result.host)
+    most = longest_prompt(result.cell, records.description(result.cell))
+    fits, too_many = 0, None if most is None else most + 1
+    size = predicted_size(records, result.cell, result.host)
     factor = _FACTOR if records.description(result.cell) is not None else _BLIND_FACTOR
     while too_many is None or too_many - fits > max(1, fits // 50):
-        yield Job("try", cell_id, replace(result.cell, batch=batch))
+        yield Job("try", cell_id, result.cell.sized(size))
         if records.results[cell_id].outcome.status != "ok":  # a try failed otherwise
             return
-        if records.fits[cell_id, batch]:
-            fits = batch
+        if records.fits[cell_id, size]:
+            fits = size
         else:
-            too_many = batch
+            too_many = size
         if fits and too_many is not None:
-            batch = round(math.sqrt(fits * too_many))
-            batch = min(max(batch, fits + 1), too_many - 1)
+            size = round(math.sqrt(fits * too_many))
+            size = min(max(size, fits + 1), too_many - 1)
             continue
-        batch = max(1, int(batch / factor)) if too_many else math.ceil(batch * factor)
+        size = max(1, int(size / factor)) if too_many else math.ceil(size * factor)
         factor *= 2
     settle(records, cell_id, max(1, fits))
 
 
-def predicted_batch(records: Records, cell: Cell, host: Host) -> int:
-    """The largest batch that should fit, by description; 1 for a model that is not known."""
+def predicted_size(records: Records, cell: Cell, host: Host) -> int:
+    """The largest batch, or longest prompt, that should fit, by description; 1 for a model that is
+    not known."""
     description = records.description(cell)
     if description is None:
         return 1
-    one_row = replace(cell, batch=1)
-    return max(1, max_batch(one_row, description, available_bytes(cell, host) or 0))
+    return max(1, max_size(cell, description, available_bytes(cell, host) or 0))
 
 
-def settle(records: Records, cell_id: str, batch: int) -> None:
-    """``batch=max`` is this number, or why the cell cannot run with it after all."""
+def settle(records: Records, cell_id: str, size: int) -> None:
+    """The cell's ``max`` is this number, or why it cannot run with it after all."""
     result = records.results[cell_id]
-    cell = replace(result.cell, batch=batch)
+    cell = result.cell.sized(size)
     outcome = why_not(cell, result.host, None) or Outcome("ok")
     records.results[cell_id] = replace(result, cell=cell, outcome=outcome)

@@ -3,15 +3,16 @@
 Every configuration is two cells: one whose prompts the search reads, and its *unseen* twin, the
 same with another text. The search runs one process of each configuration that is still in the race,
 round by round, in an order of its own each time (``analysis.racing`` says who is), until no more
-are left than the confirmation takes. Before its first
-process a configuration may be dropped on a prediction alone: its weights break the limit of memory,
-or reading them once takes longer than a step may, or twice as long as the leader's step needs
-(twice, since small weights may lie in a cache). A prediction never chooses. Quality is asked of
+are left than the confirmation takes. Before its first process a configuration may be dropped on a
+prediction alone: its weights break the limit of memory, or reading them once takes longer than a
+step may, or twice as long as the leader's step needs (twice, since small weights may lie in a
+cache). A prediction never chooses. Quality is asked of
 what is in the race, once for all cells that share it.
 
 The confirmation then runs the twins of the leader and of its nearest rivals, three fresh processes
-each and more while they do not tell; the answer is read off these alone, because the winner of a
-search owes part of its lead to luck. The search leaves time for it in the budget.
+each and more while they do not tell which is the best, or, up to six, whether another equals it;
+the answer is read off these alone, because the winner of a search owes part of its lead to luck.
+The search leaves time for it in the budget.
 """
 
 import random
@@ -29,6 +30,7 @@ from bench.record.result import Result
 
 MOST_PROCESSES = 12  # of one configuration in the search, and again in the confirmation
 _CONFIRMING = 3  # processes of each that is confirmed, at least
+_SETTLING = 6  # and at most, once the best is known, to tell whether others equal it
 _RIVALS = 2
 _NEAR = 1.25  # times worse than the leader: what is further behind is no near rival
 _CACHED = 2.0  # how many times as fast as from memory small weights may be read
@@ -74,11 +76,13 @@ def _search(records: Records, course: Course) -> Iterator[Job]:
         if index:
             random.Random(f"{index}").shuffle(in_race)
         for cell in in_race:
+            if len(records.results[cell].replicates) > index:  # by an earlier race of the same
+                continue
             if index == 0 and (why := _too_slow(records, course, cell)):
                 course.dropped[cell] = why
                 continue
             if not _has_time(records, course, cell):
-                course.search = _stand(records, course, list(course.twins))
+                _cut_short(records, course)
                 return
             yield Job("time", cell, records.results[cell].cell)
             if records.results[cell].outcome.status != "ok":
@@ -89,6 +93,15 @@ def _search(records: Records, course: Course) -> Iterator[Job]:
         in_race = [cell for cell in course.search.running if cell not in course.dropped]
         if len(in_race) <= 1 + _RIVALS:  # the confirmation tells them apart
             return
+
+
+def _cut_short(records: Records, course: Course) -> None:
+    """The budget is over: what is known so far has to do."""
+    course.search = _stand(records, course, list(course.twins))
+    for cell in course.twins:
+        if cell not in course.dropped and not records.results[cell].measurements:
+            course.dropped[cell] = "did not run: the budget was over"
+            course.is_cut_short = True
 
 
 def _judge(records: Records, course: Course, processes: int) -> Iterator[Job]:
@@ -127,15 +140,26 @@ def _confirm(records: Records, course: Course) -> Iterator[Job]:
         cells = list(course.confirmed)
         random.Random(f"confirm {index}").shuffle(cells)
         for cell in cells:
-            if records.results[cell].outcome.status != "ok":
+            result = records.results[cell]
+            if result.outcome.status != "ok" or len(result.replicates) > index:
                 continue
-            if index and course.left_s() < _wall_s(records.results[cell]):
+            if index and course.left_s() < _wall_s(result):
                 return
-            yield Job("time", cell, records.results[cell].cell)
+            yield Job("time", cell, result.cell)
             yield from besides(records, cell, wants_profiles=False)
         course.final = _stand(records, course, course.confirmed)
-        if index + 1 >= _CONFIRMING and course.final is not None and course.final.state != "open":
+        if index + 1 >= _CONFIRMING and _is_settled(course, index + 1):
             return
+
+
+def _is_settled(course: Course, processes: int) -> bool:
+    """Whether the confirmation has an answer, and has told whether the others equal it."""
+    final = course.final
+    if final is None or final.state == "open":
+        return False
+    confidence = course.question.confidence
+    sure = [not 1 - confidence < chance < confidence for chance in final.chances.values()]
+    return all(sure) or processes >= _SETTLING
 
 
 def _stand(records: Records, course: Course, cells: Sequence[str]) -> Standing | None:

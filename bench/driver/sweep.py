@@ -28,7 +28,7 @@ from bench.driver.policy import (
     Job,
     Records,
     grid,
-    predicted_batch,
+    predicted_size,
     wants_divergence,
 )
 from bench.driver.probe import (
@@ -244,7 +244,7 @@ def _begin(
         here = replace(earlier.cell, measure=limits, workload=cell.workload, quality=cell.quality)
         return replace(earlier, asked=asked, cell=here)
     result = replace(begin(asked, cell, host), lines=plan.engine_of(cell).lines(cell))
-    if description is None or cell.batch == "max":
+    if description is None or cell.is_to_be_sized:
         return result
     return replace(result, predicted_bytes=predict(cell, description).least_bytes)
 
@@ -256,9 +256,9 @@ def show_plan(records: Records, request: Request) -> None:
     wall_s: dict[str, float] = {}
     for key, result in records.results.items():
         cell, host, description = result.cell, result.host, records.description(result.cell)
-        if cell.batch == "max" and result.outcome.status == "ok":
-            cell = replace(cell, batch=predicted_batch(records, cell, host))
-        if description is not None and cell.batch != "max":
+        if cell.is_to_be_sized and result.outcome.status == "ok":
+            cell = cell.sized(predicted_size(records, cell, host))
+        if description is not None and not cell.is_to_be_sized:
             footprint = predict(cell, description)
             needs[key] = footprint.least_bytes, footprint.total_bytes
         seconds = files.last_wall_s(request.outputs, key, host)
@@ -315,7 +315,8 @@ def _processes_left(result: Result) -> int:
 
 def _label(job: Job) -> str:
     if job.kind == "try":
-        return f"{job.cell.label.rpartition('/')[0]}, does batch {job.cell.batch} fit?"
+        size = f"batch {job.cell.batch} of {job.cell.workload.prompt_tokens} tokens"
+        return f"{job.cell.label.rpartition('/')[0]}, does {size} fit?"
     if job.kind == "reference":
         return f"{job.cell.model.name} in {job.cell.quant.name}, to compare with"
     return job.cell.label if job.kind == "time" else f"{job.cell.label}, {job.kind}"

@@ -103,12 +103,13 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
     if isinstance(value, KeyboardInterrupt):
         return []
     if job.kind == "try":
+        what, size = _tried(result.cell, job.cell)
         if isinstance(value, CellFailure) and value.status not in _TOO_MANY:
             outcome = outcome_of(value)
-            reason = f"a try of batch {job.cell.rows}: {outcome.reason}"
+            reason = f"a try of {what} {size}: {outcome.reason}"
             records.results[job.cell_id] = replace(result, outcome=replace(outcome, reason=reason))
             return [job.cell_id]
-        records.fits[job.cell_id, job.cell.rows] = not isinstance(value, CellFailure)
+        records.fits[job.cell_id, size] = not isinstance(value, CellFailure)
         return []
     if job.kind == "profile":
         profile = None if isinstance(value, CellFailure) else value
@@ -125,6 +126,13 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
     key = sample_key(result.cell)
     records.answers[key] = answers
     return _share_answers(records, key)
+
+
+def _tried(asked: Cell, cell: Cell) -> tuple[str, int]:
+    """Which ``max`` of a cell a try has a number for, and the number."""
+    if asked.batch == "max":
+        return "batch", cell.rows
+    return "prompt_tokens", cell.workload.least_prompt_tokens
 
 
 def _share_answers(records: Records, key: str) -> list[str]:

@@ -121,6 +121,7 @@ def prompt_ids(cell: Cell, tokenizer: Tokenizer | None, vocabulary: int) -> Ids:
             f"the tokenizer makes token {largest}, model={cell.model.name} has {vocabulary}:"
             " another model's tokenizer lies in its folder",
         )
+    assert workload.prompt_tokens != "max", "it has been found before a cell runs"
     length = workload.prompt_tokens or min(map(len, rings))
     return _rows(rings, rows, length, vocabulary, np.random.default_rng(cell.seed))
 

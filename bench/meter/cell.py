@@ -17,7 +17,7 @@ from bench.analysis.stopping import is_warm
 from bench.config.cell import Cell
 from bench.engine.prompts import Ids, prompt_ids, prompt_lengths
 from bench.engine.protocol import Announce, Engine, Files, Session, Untimed, engine_at
-from bench.errors import BenchError
+from bench.errors import BenchError, CellFailure
 from bench.meter import nvml, rapl
 from bench.meter.canary import read_canary
 from bench.meter.gpu_state import gpu_state
@@ -176,11 +176,15 @@ def try_cell(announce: Announce, place: str, cell: Cell) -> None:
     """Load a cell and answer one request, measuring nothing: does it fit?
 
     Raises:
-        CellFailure: when it does not, or fails otherwise.
+        CellFailure: when it does not, ``oom`` for more tokens than the model has positions too; or
+            as it fails otherwise.
     """
     session = opened(announce, place, cell)
     announce("warm-up")
-    one_request(cell, session, ids_of(cell, session))
+    ids, positions = ids_of(cell, session), session.context_tokens
+    if positions is not None and ids.shape[1] + cell.workload.new_tokens > positions:
+        raise CellFailure("oom", f"model={cell.model.name} has {positions} positions")
+    one_request(cell, session, ids)
 
 
 def probe_host(announce: Announce, place: str) -> Host:

@@ -1,5 +1,6 @@
 """What ``bench choose`` found, in words and for programs."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +34,15 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
     question = course.question
     yield f"asked for: {asked_in_words(question.goal, question.limits)}"
     yield _headline(choice, course, comparison)
-    for result in choice.confirmed:
-        yield f"  {name_of(comparison, result)}: {_figures(choice, course, comparison, result)}"
     if choice.confirmed:
+        yield from _table(choice, course, comparison)
         processes = min(len(result.measurements) for result in choice.confirmed)
         text = choice.confirmed[0].cell.workload.text
         prompts = (
             "the search's prompts" if text is None else f"prompts that it did not read ({text})"
         )
+        margin = course.question.margin
+        yield f"  chance: that no other here is better by over {margin:.0%}, limits kept"
         yield f"  of {processes} processes each after the search, on {prompts}; 95 % intervals"
     if course.dropped:
         yield "dropped:"
@@ -79,29 +81,43 @@ def name_of(comparison: Comparison, result: Result) -> str:
     return " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
 
 
-def _figures(choice: Choice, course: Course, comparison: Comparison, result: Result) -> str:
-    found = choice.ranges[result.cell_id]
-    parts = [
-        f"TPOT {_interval(found['tpot_s'], 1e3, 'ms')}",
-        f"TTFT {_interval(found['ttft_s'], 1e3, 'ms')}",
-        f"{_interval(found['output_tok_s'], 1, 'tok/s')}",
-    ]
-    values = comparison.values[result.cell_id]
+_HEADS = ("", "chance", "TPOT ms", "TTFT ms", "tok/s", "memory MiB", "KL nat", "TPOT at least ms")
+
+
+def _table(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
+    """What was confirmed, the answer first; the last column is what was predicted: no step is
+    quicker than its weights are read."""
+    best = choice.best
+    ordered = sorted(choice.confirmed, key=lambda result: result is not best)
+    rows = [_HEADS, *(_row(choice, course, comparison, result) for result in ordered)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = [i for i, head in enumerate(_HEADS) if not head or any(row[i] for row in rows[1:])]
+    for row in rows:
+        cells = (row[i].rjust(widths[i]) if i else row[i].ljust(widths[i]) for i in shown)
+        yield f"  {'  '.join(cells)}".rstrip()
+
+
+def _row(choice: Choice, course: Course, comparison: Comparison, result: Result) -> tuple[str, ...]:
+    found, values = choice.ranges[result.cell_id], comparison.values[result.cell_id]
     memory = peak_memory_bytes(result, values)
-    if memory == memory:  # not nan
-        parts.append(f"{memory / MIB:,.0f} MiB")
-    if "kl_nats" in values:
-        parts.append(f"KL {values['kl_nats']:.3g} nat")
     arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
-    if arm in course.floors_s:
-        parts.append(f"reading its weights alone would take {course.floors_s[arm] * 1e3:.1f} ms")
-    return ", ".join(parts)
+    floor_s = course.floors_s.get(arm)
+    return (
+        name_of(comparison, result),
+        "" if course.final is None else f"{course.final.chances[result.cell_id]:.0%}",
+        _interval(found["tpot_s"], 1e3),
+        _interval(found["ttft_s"], 1e3),
+        _interval(found["output_tok_s"], 1),
+        "" if math.isnan(memory) else f"{memory / MIB:,.0f}",
+        f"{values['kl_nats']:.3g}" if "kl_nats" in values else "",
+        "" if floor_s is None else f"{floor_s * 1e3:.1f}",
+    )
 
 
-def _interval(found: Range, factor: float, unit: str) -> str:
+def _interval(found: Range, factor: float) -> str:
     value, low, high = (each * factor for each in (found.value, found.low, found.high))
     digits = 1 if value < 100 else 0
-    return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f}) {unit}"
+    return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def _dropped(course: Course, comparison: Comparison) -> Iterator[str]:
@@ -114,9 +130,14 @@ def _dropped(course: Course, comparison: Comparison) -> Iterator[str]:
             yield f"{course.labels[cell]}: {why}"
             continue
         parts = [why]
-        if (times := behind.get(cell)) is not None:
-            parts.append(f"{times:.2f} times the leader's" if times > 1 else "breaks a limit")
-        if (bound := comparison.bound_by.get(cell)) is not None:
+        limit = course.question.limits.max_kl_nats
+        kl_nats = comparison.values[cell].get("kl_nats", 0.0)
+        if limit is not None and kl_nats > limit:
+            parts.append(f"KL {kl_nats:.3g} nat")
+        elif (times := behind.get(cell)) is not None:
+            parts.append(f"{times:.2f} times the leader's")
+        bound = comparison.bound_by.get(cell)
+        if bound is not None and bound.name != "unclear":
             parts.append(f"bound by {bound.text}")
         yield f"{name_of(comparison, result)}: {', '.join(parts)}"
 

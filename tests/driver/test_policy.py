@@ -14,8 +14,8 @@ from bench.driver.policy import (
     described_as,
     due,
     grid,
-    largest_batch,
-    predicted_batch,
+    largest,
+    predicted_size,
     reference_cells,
     reference_file,
     wants_answers,
@@ -64,7 +64,7 @@ def tries(known: Records, limit: int) -> list[int]:
     """The batches that are tried where ``limit`` rows fit."""
     (key,) = known.results
     tried = []
-    for job in largest_batch(known, key):
+    for job in largest(known, key):
         assert (job.kind, job.cell_id) == ("try", key)
         tried.append(job.cell.rows)
         known.fits[key, job.cell.rows] = job.cell.rows <= limit
@@ -76,7 +76,7 @@ def predicting(batch: int) -> Records:
     cell, description = fakes.cell(batch="max"), fakes.description()
     room = predict(replace(cell, batch=batch), description).total_bytes
     known = records(cell, description=description, host=fakes.host(memory_bytes=room))
-    assert predicted_batch(known, cell, fakes.host(memory_bytes=room)) == batch
+    assert predicted_size(known, cell, fakes.host(memory_bytes=room)) == batch
     return known
 
 
@@ -114,20 +114,37 @@ def test_when_nothing_fits_one_row_is_what_will_fail() -> None:
 def test_a_try_that_fails_for_another_reason_ends_the_search() -> None:
     known = records(fakes.cell(batch="max"))
     ((key, result),) = known.results.items()
-    search = largest_batch(known, key)
+    search = largest(known, key)
     next(search)
     known.results[key] = replace(result, outcome=Outcome("failed", "no kernel"))
     assert list(search) == []
     assert known.results[key].outcome == Outcome("failed", "no kernel")
 
 
+@pytest.mark.parametrize(("limit", "found"), [(700, 700), (10**6, 4092)])
+def test_the_longest_prompt_is_found_and_ends_at_the_context(limit: int, found: int) -> None:
+    workload = {"name": "long", "text": "prose", "prompt_tokens": "max", "new_tokens": 4}
+    cell, description = fakes.cell(workload=workload), fakes.description(context_tokens=4096)
+    known = records(cell, description=description, host=fakes.host(memory_bytes=10**9))
+    (key,) = known.results
+    tried = []
+    for job in largest(known, key):
+        tried.append(job.cell.workload.least_prompt_tokens)
+        known.fits[key, tried[-1]] = tried[-1] <= limit
+    (result,) = known.results.values()
+    assert result.cell.rows == 1
+    assert found / 1.02 <= result.cell.workload.least_prompt_tokens <= found
+    assert len(tried) <= 14
+    assert (result.asked.workload.prompt_tokens, result.outcome) == ("max", Outcome("ok"))
+
+
 def test_the_prediction_follows_the_memory() -> None:
     cell = fakes.cell(batch="max")
     known = records(cell, description=fakes.description())
     sizes = [fakes.host(memory_bytes=size) for size in (1, 10_000, 100_000)]
-    predicted = [predicted_batch(known, cell, host) for host in sizes]
+    predicted = [predicted_size(known, cell, host) for host in sizes]
     assert predicted[0] == 1 < predicted[1] < predicted[2]
-    assert predicted_batch(records(cell), cell, fakes.host()) == 1  # of a model nobody described
+    assert predicted_size(records(cell), cell, fakes.host()) == 1  # of a model nobody described
 
 
 def test_the_search_comes_before_the_first_timed_process() -> None:

@@ -273,6 +273,16 @@ def test_its_predictions_are_those_of_transformers(weights: str, tmp_path: Path)
 
 
 @built
+def test_its_lines_load_the_very_file(tmp_path: Path) -> None:
+    of = cell()
+    run("tests.engine.foreign:greedy_tokens", tmp_path, of)  # which makes the file
+    code = ENGINE.lines(of)
+    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
+    assert "'finish_reason': 'length'" in done.stdout
+    assert ENGINE.lines(cell(quant="gguf_native")) == ""
+
+
+@built
 def test_logits_of_several_rows_and_of_the_other_attention(tmp_path: Path) -> None:
     same, positions, apart = run("tests.engine.foreign:logits_twice", tmp_path, cell())
     assert same

@@ -155,6 +155,19 @@ def test_each_row_of_a_batch_gets_the_tokens_that_transformers_chooses(tmp_path:
 
 
 @installed
+def test_its_lines_load_the_very_model() -> None:
+    of = cell()
+    done = subprocess.run(
+        [str(of.engine.python), "-c", ENGINE.lines(of)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "RequestOutput(" in done.stdout
+
+
+@installed
 def test_its_predictions_are_those_of_transformers(tmp_path: Path) -> None:
     quality = fakes.group("quality", "samples", text_tokens=256, window_tokens=128, prompts=None)
     reference, file = cell("transformers", quality=quality), str(tmp_path / "reference")

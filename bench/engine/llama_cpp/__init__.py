@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.config.cell import Cell
+from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
 from bench.engine.llama_cpp.types import NATIVE, file_type, unknown_types
 from bench.engine.protocol import Accelerator, Files, Session
@@ -76,7 +77,16 @@ class LlamaCpp:
         return None  # a prediction of memory would need the file's header: it is tried instead
 
     def lines(self, cell: Cell) -> str:
-        return ""  # the file that it loads is made in its own interpreter
+        """The file is there once the cell has run; llama.cpp's server takes it too."""
+        place, kind = sources.place(cell.model), file_type(cell.quant)
+        if place is None or kind == NATIVE:
+            return ""
+        file = f"{place}-{kind}.gguf"
+        return (
+            "from llama_cpp import Llama  # or: llama-server -m FILE\n"
+            f"llm = Llama({file!r}, n_threads={cell.threads}, n_threads_batch={cell.threads})\n"
+            'print(llm("Once", max_tokens=16, temperature=0))\n'
+        )
 
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
         from bench.engine.llama_cpp.files import provide

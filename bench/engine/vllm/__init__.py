@@ -90,12 +90,19 @@ class Vllm:
         return None  # its memory is what it is told to take, beside weights in forms of its own
 
     def lines(self, cell: Cell) -> str:
-        """vLLM's own offline use, which is what people run."""
+        """vLLM's own offline use in this process, with 1 GiB for keys and values: by itself it asks
+        for most of the memory and may not start."""
+        place = sources.place(cell.model)
+        if place is None:
+            return ""
         dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(cell.quant.dtype)
         return (
+            "import os\n"
+            'os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"\n'
             "from vllm import LLM, SamplingParams\n"
-            f"llm = LLM({sources.place(cell.model)!r}, dtype={dtype or 'auto'!r})\n"
-            "print(llm.generate('...', SamplingParams(temperature=0, max_tokens=64)))\n"
+            f"llm = LLM({place!r}, dtype={dtype or 'auto'!r}, enforce_eager=True,"
+            " kv_cache_memory_bytes=2**30)\n"
+            'print(llm.generate("Once", SamplingParams(temperature=0, max_tokens=16))[0])\n'
         )
 
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:
