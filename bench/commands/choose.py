@@ -15,10 +15,11 @@ from bench.config.settings import Config
 from bench.driver.policy import wants_divergence
 from bench.driver.process import run_isolated
 from bench.driver.race import arm_of, course_of, race, twin_of
-from bench.driver.sweep import Ended, common_settings, run, say_what_next
+from bench.driver.sweep import Ended, common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
 from bench.errors import ConfigError
 from bench.report.choice import Choice, as_mapping, lines
+from bench.report.terminal import say
 
 UseName = Literal["chat", "batch", "edge", "api", "cost"]
 _GOALS: dict[UseName, Goal] = {
@@ -111,15 +112,14 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
     cells = [config.cell for config in configs]
     course = course_of(cells, asked.question, asked.budget_s)
     arms = [arm_of(cell) for cell in cells]
-    ended = run(
-        settings,
-        [*arms, *map(twin_of, arms)],
-        ("choose", *asked.overrides),
-        worker,
-        policy=partial(race, course=course),
-    )
-    if isinstance(ended, int):
-        return ended
+    typed = ("choose", *asked.overrides)
+    try:
+        with on_this_machine(settings, [*arms, *map(twin_of, arms)], typed, worker) as here:
+            policy = partial(race, course=course)
+            ended = measure(here.records, here.request, here.runner, policy)
+    except KeyboardInterrupt:
+        say("interrupted before the first process")
+        return 130
     if ended.interrupted:
         say_what_next(ended)
         return 130

@@ -5,6 +5,7 @@ ends the sweep (Ctrl-C, SIGTERM) never loses a process that is finished, and a l
 same cells takes up from there.
 """
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,26 +89,41 @@ def run_sweep(
         ConfigError: before anything runs.
     """
     settings = common_settings(configs)
-    ended = run(settings, [config.cell for config in configs], overrides, worker, report)
-    if isinstance(ended, int):
-        return ended
+    cells = [config.cell for config in configs]
+    try:
+        with on_this_machine(settings, cells, overrides, worker, report) as here:
+            if settings.dry_run:
+                show_plan(here.records, here.request)
+                return 0
+            ended = measure(here.records, here.request, here.runner)
+    except KeyboardInterrupt:
+        say("interrupted before the first cell")
+        return 130
     show(ended)
     return 130 if ended.interrupted else _exit_code(ended)
 
 
-def run(
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Everything that is known and held before the first cell runs."""
+
+    records: Records
+    request: Request
+    runner: Runner
+
+
+@contextlib.contextmanager
+def on_this_machine(
     settings: Settings,
     cells: Sequence[Cell],
     overrides: Sequence[str],
     worker: Worker,
     report: Report = page.try_report,
-    policy: Policy | None = None,
-) -> "Ended | int":
-    """Measure cells; the exit code where nothing was measured.
+) -> Iterator[Ready]:
+    """Look around, and hold the machine meanwhile.
 
     Args:
         overrides: as typed.
-        policy: which process next, where it is not every cell as often as it says.
     Raises:
         ConfigError: before anything runs.
     """
@@ -117,19 +133,10 @@ def run(
     request = Request(settings, outputs, tuple(overrides), provenance(asked))
     if settings.cuda_device is not None:
         show_only(settings.cuda_device)
-    with signals_as_interrupts():
-        try:
-            with machine_lock(say), ProgressLine() as progress:
-                runner = Runner(worker, progress, report)
-                machine = look_around(asked, runner.probe, not settings.dry_run)
-                records = machine.records(asked, settings, request.outputs)
-                if settings.dry_run:
-                    show_plan(records, request)
-                    return 0
-                return measure(records, request, runner, policy)
-        except KeyboardInterrupt:
-            say("interrupted before the first cell")
-            return 130
+    with signals_as_interrupts(), machine_lock(say), ProgressLine() as progress:
+        runner = Runner(worker, progress, report)
+        machine = look_around(asked, runner.probe, not settings.dry_run)
+        yield Ready(machine.records(asked, settings, request.outputs), request, runner)
 
 
 def show_only(index: int) -> None:

@@ -130,9 +130,9 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
 
 def _tried(asked: Cell, cell: Cell) -> tuple[str, int]:
     """Which ``max`` of a cell a try has a number for, and the number."""
-    if asked.batch == "max":
-        return "batch", cell.rows
-    return "prompt_tokens", cell.workload.least_prompt_tokens
+    if asked.workload.prompt_tokens == "max":
+        return "prompt_tokens", cell.workload.least_prompt_tokens
+    return "batch", cell.rows
 
 
 def _share_answers(records: Records, key: str) -> list[str]:

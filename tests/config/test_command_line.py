@@ -110,8 +110,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (
         "frobnicate",
         [
-            "frobnicate: no such command; there are push, fetch, gate, advise, report, reproduce,"
-            " sensitivity, doctor, export, and key=value starts a sweep"
+            "frobnicate: no such command; there are push, fetch, gate, choose, advise, report,"
+            " reproduce, sensitivity, doctor, export, and key=value starts a sweep"
         ],
     ),
     ("overrides=workload.prompt=it's", ["No closing quotation"]),
