@@ -164,7 +164,6 @@ def measuring() -> dict[str, set[str]]:
         ("engine/transformers/strategies.py", ("transformers",)),  # named by its place alone
         ("engine/transformers/probes.py", ("transformers",)),  # imported within functions
         ("engine/transformers/schemes/bitsandbytes.py", ("transformers",)),
-        ("engine/vllm/session.py", ("vllm",)),
         ("engine/scripted.py", ("scripted",)),
         ("report/page.py", ()),
         ("analysis/metrics.py", ()),
