@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal, get_args
 
 from bench.analysis.advice import USUAL_KL_NATS, Goal
+from bench.analysis.comparison import Comparison
 from bench.analysis.racing import Course, Question, missed, ranges, simplest
 from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
@@ -15,10 +17,11 @@ from bench.config.settings import Config
 from bench.driver.policy import wants_divergence
 from bench.driver.process import run_isolated
 from bench.driver.race import arm_of, course_of, race, twin_of
-from bench.driver.sweep import Ended, common_settings, measure, on_this_machine, say_what_next
+from bench.driver.sweep import common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
 from bench.errors import ConfigError
 from bench.report.choice import Choice, as_mapping, lines
+from bench.report.page import try_report
 from bench.report.terminal import say
 
 UseName = Literal["chat", "batch", "edge", "api", "cost"]
@@ -113,8 +116,9 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
     course = course_of(cells, asked.question, asked.budget_s)
     arms = [arm_of(cell) for cell in cells]
     typed = ("choose", *asked.overrides)
+    both, report = [*arms, *map(twin_of, arms)], partial(_report, course)
     try:
-        with on_this_machine(settings, [*arms, *map(twin_of, arms)], typed, worker) as here:
+        with on_this_machine(settings, both, typed, worker, report) as here:
             policy = partial(race, course=course)
             ended = measure(here.records, here.request, here.runner, policy)
     except KeyboardInterrupt:
@@ -123,7 +127,7 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
     if ended.interrupted:
         say_what_next(ended)
         return 130
-    choice = chosen(course, ended)
+    choice = chosen(course, ended.comparison)
     if asked.is_json:
         print(json.dumps(as_mapping(choice, course, ended.comparison), indent=2))
     else:
@@ -132,14 +136,20 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
     return choice.exit_code or (3 if ended.recorder.untracked else 0)
 
 
-def chosen(course: Course, ended: Ended) -> Choice:
+def _report(course: Course, folder: Path, comparison: Comparison) -> list[Path]:
+    """The sweep's report, with the answer in it."""
+    answer = lines(chosen(course, comparison), course, comparison)
+    return try_report(folder, comparison, "\n".join(answer))
+
+
+def chosen(course: Course, comparison: Comparison) -> Choice:
     """The answer that the confirmation gives."""
-    results = {result.cell_id: result for result in ended.comparison.results}
+    results = {result.cell_id: result for result in comparison.results}
     measured = {cell: r for cell, r in results.items() if r.measurements}
     if course.search is None or course.search.leader is None:
         return Choice(None, 0.0, (), (), {}, 1)
     searched = [measured[cell] for cell in course.search.chances]
-    values, question = ended.comparison.values, course.question
+    values, question = comparison.values, course.question
     final = course.final
     if final is None:
         return Choice(measured[course.search.leader], 0.0, (), (), {}, 4)

@@ -1,16 +1,18 @@
 """What ``bench choose`` found, in words and for programs."""
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.analysis.advice import advise
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import MIB, peak_memory_bytes
 from bench.analysis.racing import Course, Range
 from bench.record.result import Result
-from bench.report.advice import asked_in_words
+from bench.report.advice import answer, asked_in_words
 
 # The axes of a configuration; the workload and its seed tell a search from its confirmation
 _NO_CHOICE = ("workload", "workload.text", "seed", "measure", "measure.passes")
@@ -34,6 +36,9 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
     question = course.question
     yield f"asked for: {asked_in_words(question.goal, question.limits)}"
     yield _headline(choice, course, comparison)
+    if choice.best is None:
+        advice = advise(comparison.plausible, question.limits, question.goal, question.margin)
+        yield from (f"  {why}" for why in answer(comparison, advice, question.limits).why)
     if choice.confirmed:
         yield from _table(choice, course, comparison)
         processes = min(len(result.measurements) for result in choice.confirmed)
@@ -148,7 +153,7 @@ def _command(comparison: Comparison, result: Result) -> str:
     typed = [word for word in comparison.sweep.overrides if "=" in word and "," not in word]
     keys = {word.partition("=")[0] for word in axes}
     kept = [word for word in typed if word.partition("=")[0] not in keys]
-    return " ".join(["python -m bench", *axes, *kept, "measure=standard"])
+    return f"python -m bench {shlex.join([*axes, *kept, 'measure=standard'])}"
 
 
 def _how_to_run(result: Result) -> Iterator[str]:

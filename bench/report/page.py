@@ -29,22 +29,27 @@ from bench.report.advice import to_run, turning_points, use_cases
 from bench.report.answers import side_by_side
 from bench.report.grid import Grid
 from bench.report.terminal import as_text
-from bench.store.files import write_aside
+from bench.store.files import CHOICE, write_aside
 
 _AS_FILES = ("throughput", "tradeoffs", "depth")  # charts that are PNG files too
 
 
-def write_report(folder: Path, comparison: Comparison) -> list[Path]:
+def write_report(folder: Path, comparison: Comparison, choice: str | None = None) -> list[Path]:
     """Write the report of a sweep into a folder; returns the files, the page first.
 
+    Args:
+        choice: the answer of ``bench choose``; None: the one that the folder has, if any.
     Raises:
         StoreError: when the folder cannot be written to.
     """
     pictures = list(charts.charts(comparison))
+    if choice is None and (folder / CHOICE).is_file():
+        choice = (folder / CHOICE).read_text(encoding="utf-8")
     files: dict[str, bytes] = {
-        "report.html": page(comparison, pictures).encode(),
-        "report.md": markdown(comparison).encode(),
+        "report.html": page(comparison, pictures, choice).encode(),
+        "report.md": markdown(comparison, choice).encode(),
         "report.csv": table(comparison).encode(),
+        **({} if choice is None else {CHOICE: choice.encode()}),
         **{
             f"{chart.name}.png": drawing.png(chart) for chart in pictures if chart.name in _AS_FILES
         },
@@ -54,10 +59,10 @@ def write_report(folder: Path, comparison: Comparison) -> list[Path]:
     return [folder / name for name in files]
 
 
-def try_report(folder: Path, comparison: Comparison) -> list[Path]:
+def try_report(folder: Path, comparison: Comparison, choice: str | None = None) -> list[Path]:
     """The same at the end of a sweep, which no report may lose: a failure is printed."""
     try:
-        return write_report(folder, comparison)
+        return write_report(folder, comparison, choice)
     # A full disk, or a mistake of ours: the results are kept, the command shows it whole.
     except Exception as error:
         print(
@@ -68,12 +73,18 @@ def try_report(folder: Path, comparison: Comparison) -> list[Path]:
         return []
 
 
-def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
-    """The whole page, with its pictures in it."""
+def page(
+    comparison: Comparison, pictures: Sequence[drawing.Chart], choice: str | None = None
+) -> str:
+    """The whole page, with its pictures in it.
+
+    Args:
+        choice: the answer of ``bench choose``, which stands instead of the usual advice.
+    """
     results, sweep, against = comparison.results, comparison.sweep, comparison.against
     profiles, published = grid.profiles(comparison), grid.published(comparison)
     growth, prompts = depth.grid(comparison), side_by_side(comparison)
-    answers = use_cases(comparison)
+    answers = use_cases(comparison) if choice is None else []
     sections = [
         ("advice", "What to use", True),
         ("grid", "Every cell", True),
@@ -92,7 +103,8 @@ def page(comparison: Comparison, pictures: Sequence[drawing.Chart]) -> str:
         ),
         conditions=grid.conditions(comparison),
         sections=[(id_, name) for id_, name, is_there in sections if is_there],
-        usual_kl=USUAL_KL_NATS if any(result.divergence for result in results) else None,
+        choice=choice,
+        usual_kl=USUAL_KL_NATS if answers and any(r.divergence for r in results) else None,
         use_cases=answers,
         to_run=to_run(comparison, [answer for _, answer in answers]),
         turning_points=turning_points(comparison),
@@ -151,11 +163,12 @@ def _environment(results: Sequence[Result]) -> list[tuple[str, str]]:
     return rows
 
 
-def markdown(comparison: Comparison) -> str:
-    """Advice, the table and what others published, for a ticket."""
+def markdown(comparison: Comparison, choice: str | None = None) -> str:
+    """Advice, the table and what others published, for a ticket. ``choice``: as of ``page``."""
     asked = " ".join(word for word in comparison.sweep.overrides if "=" in word)
     lines = [f"# {asked or comparison.sweep.sweep_id}", "", "## What to use", ""]
-    for name, answer in use_cases(comparison):
+    lines += [] if choice is None else ["```", choice.rstrip(), "```"]
+    for name, answer in use_cases(comparison) if choice is None else []:
         lines.append(f"- **{name}: {answer.headline}**")
         lines += [f"  - {sentence}" for sentence in answer.why]
     lines += [f"- {sentence}" for sentence in turning_points(comparison)]

@@ -30,6 +30,7 @@ TRACE = "trace.json.gz"  # of a cell's profiled request
 INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
 REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
 GROWTH = "growth.json"  # how its configurations grow with the context, for sweeps to come
+CHOICE = "choice.txt"  # the answer of ``bench choose``, of a sweep that it ran
 DIFF = "changes.patch"  # what was not committed, if that was asked for
 
 
