@@ -75,6 +75,7 @@ class Course:
     budget_s: float
     twins: Mapping[str, str]  # by cell_id of what is searched: what confirms it
     labels: Mapping[str, str]  # of what is searched, for people
+    columns: tuple[str, ...]  # what tells the configurations apart
     began_s: float = field(default_factory=time.monotonic)
     dropped: dict[str, str] = field(default_factory=dict)  # by cell_id: when and why
     floors_s: dict[str, float] = field(default_factory=dict)  # by cell_id: no step takes less

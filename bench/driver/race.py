@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
+from bench.analysis.columns import varying_columns
 from bench.analysis.footprint import predict
 from bench.analysis.metrics import derive
 from bench.analysis.racing import Course, Question, Standing, standing
@@ -277,4 +278,5 @@ def course_of(cells: Sequence[Cell], question: Question, budget_s: float) -> Cou
     """Before anything has run. ``cells``: as they were asked for."""
     arms = [arm_of(cell) for cell in cells]
     twins = {cell_id(arm): cell_id(twin_of(arm)) for arm in arms}
-    return Course(question, budget_s, twins, {cell_id(arm): arm.label for arm in arms})
+    labels = {cell_id(arm): arm.label for arm in arms}
+    return Course(question, budget_s, twins, labels, tuple(varying_columns(arms)))

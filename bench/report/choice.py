@@ -14,8 +14,6 @@ from bench.analysis.racing import Course, Range
 from bench.record.result import Result
 from bench.report.advice import answer, asked_in_words
 
-# The axes of a configuration; the workload and its seed tell a search from its confirmation
-_NO_CHOICE = ("workload", "workload.text", "seed", "measure", "measure.passes")
 _SHOWN_DROPPED = 12
 
 
@@ -35,7 +33,7 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
     """The answer, what comes next and by how much, why the others lose, and what to run."""
     question = course.question
     yield f"asked for: {asked_in_words(question.goal, question.limits)}"
-    yield _headline(choice, course, comparison)
+    yield _headline(choice, course)
     if choice.best is None:
         advice = advise(comparison.plausible, question.limits, question.goal, question.margin)
         yield from (f"  {why}" for why in answer(comparison, advice, question.limits).why)
@@ -61,29 +59,28 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
             " question gets further processes"
         )
     if choice.best is not None:
-        yield f"measure it again: {_command(comparison, choice.best)}"
+        yield f"measure it again: {_command(course, comparison, choice.best)}"
         yield from _how_to_run(choice.best)
 
 
-def _headline(choice: Choice, course: Course, comparison: Comparison) -> str:
+def _headline(choice: Choice, course: Course) -> str:
     if choice.best is None:
         searched = course.search is not None
         return "nothing keeps these limits" if searched else "nothing could be measured"
-    name = name_of(comparison, choice.best)
+    name = name_of(course, choice.best)
     if choice.exit_code != 0:
         chance = f", {choice.chance:.0%} likely" if choice.chance else ""
         return f"the budget does not suffice to tell; best guess {name}{chance}"
     chance = "over 99 %" if choice.chance > 0.99 else f"{choice.chance:.0%}"
     margin = course.question.margin
-    alike = ", ".join(name_of(comparison, result) for result in choice.equivalent)
+    alike = ", ".join(name_of(course, result) for result in choice.equivalent)
     also = f"; equivalent, and no simpler: {alike}" if alike else ""
     return f"use {name} ({chance} sure that nothing here beats it by over {margin:.0%}{also})"
 
 
-def name_of(comparison: Comparison, result: Result) -> str:
+def name_of(course: Course, result: Result) -> str:
     """What tells configurations apart, like ``quant=nf4 batch=8``."""
-    columns = [column for column in comparison.columns if column not in _NO_CHOICE]
-    return " ".join(f"{column}={coordinate(result.cell, column)}" for column in columns)
+    return " ".join(f"{column}={coordinate(result.cell, column)}" for column in course.columns)
 
 
 _HEADS = ("", "chance", "TPOT ms", "TTFT ms", "tok/s", "memory MiB", "KL nat", "TPOT at least ms")
@@ -108,7 +105,7 @@ def _row(choice: Choice, course: Course, comparison: Comparison, result: Result)
     arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
     floor_s = course.floors_s.get(arm)
     return (
-        name_of(comparison, result),
+        name_of(course, result),
         "" if course.final is None else f"{course.final.chances[result.cell_id]:.0%}",
         _interval(found["tpot_s"], 1e3),
         _interval(found["ttft_s"], 1e3),
@@ -144,12 +141,11 @@ def _dropped(course: Course, comparison: Comparison) -> Iterator[str]:
         bound = comparison.bound_by.get(cell)
         if bound is not None and bound.name != "unclear":
             parts.append(f"bound by {bound.text}")
-        yield f"{name_of(comparison, result)}: {', '.join(parts)}"
+        yield f"{name_of(course, result)}: {', '.join(parts)}"
 
 
-def _command(comparison: Comparison, result: Result) -> str:
-    columns = [column for column in comparison.columns if column not in _NO_CHOICE]
-    axes = [f"{column}={coordinate(result.cell, column)}" for column in columns]
+def _command(course: Course, comparison: Comparison, result: Result) -> str:
+    axes = [f"{column}={coordinate(result.cell, column)}" for column in course.columns]
     typed = [word for word in comparison.sweep.overrides if "=" in word and "," not in word]
     keys = {word.partition("=")[0] for word in axes}
     kept = [word for word in typed if word.partition("=")[0] not in keys]
@@ -170,7 +166,7 @@ def as_mapping(choice: Choice, course: Course, comparison: Comparison) -> dict[s
         "sweep": comparison.sweep.sweep_id,
         "answer": {0: "chosen", 1: "nothing fits", 4: "cannot tell"}[choice.exit_code],
         "best": None if best is None else best.cell_id,
-        "configuration": None if best is None else name_of(comparison, best),
+        "configuration": None if best is None else name_of(course, best),
         "chance": choice.chance,
         "equivalent": [result.cell_id for result in choice.equivalent],
         "goal": course.question.goal,
