@@ -6,8 +6,8 @@ round by round, in an order of its own each time (``analysis.racing`` says who i
 are left than the confirmation takes. Before its first process a configuration may be dropped on a
 prediction alone: its weights break the limit of memory, or reading them once takes longer than a
 step may, or twice as long as the leader's step needs (twice, since small weights may lie in a
-cache). A prediction never chooses. Quality is asked of
-what is in the race, once for all cells that share it.
+cache). A prediction never chooses. Quality is asked of what is in the race, once for all cells that
+share it.
 
 The confirmation then runs the twins of the leader and of its nearest rivals, three fresh processes
 each and more while they do not tell which is the best, or, up to six, whether another equals it;
@@ -18,7 +18,6 @@ The search leaves time for it in the budget.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from statistics import fmean
 
 from bench.analysis.columns import varying_columns
@@ -35,7 +34,6 @@ _SETTLING = 6  # and at most, once the best is known, to tell whether others equ
 _RIVALS = 2
 _NEAR = 1.25  # times worse than the leader: what is further behind is no near rival
 _CACHED = 2.0  # how many times as fast as from memory small weights may be read
-_UNSEEN_TEXT = {"alice": "prose"}  # else alice
 
 
 def arm_of(cell: Cell) -> Cell:
@@ -49,7 +47,7 @@ def twin_of(cell: Cell) -> Cell:
     text = cell.workload.text
     if text is None:
         return replace(cell, measure=replace(cell.measure, name=f"{cell.measure.name}, again"))
-    unseen = _UNSEEN_TEXT.get(text, "alice")
+    unseen = "prose" if text == "alice" else "alice"
     name = f"{cell.workload.name}, unseen"
     return replace(cell, workload=replace(cell.workload, name=name, text=unseen))
 
@@ -107,8 +105,8 @@ def _cut_short(records: Records, course: Course) -> None:
 
 def _judge(records: Records, course: Course, processes: int) -> Iterator[Job]:
     """Where the race stands; what is in it is asked for its quality first."""
-    asked = partial(_stand, records, course, list(course.twins))
-    while (found := asked()) is not None:
+    arms = list(course.twins)
+    while (found := _stand(records, course, arms)) is not None:
         unasked = [
             cell
             for cell in found.running

@@ -31,10 +31,7 @@ NO_QUALITY = fakes.group("quality", "none")
 
 
 def cells(count: int, **changes: Any) -> list[Cell]:
-    return [
-        fakes.resolved(quality=NO_QUALITY, seed=seed, **changes)
-        for seed in range(0, 2 * count, 2)  # odd ones are nobody's, so that twins are other cells
-    ]
+    return [fakes.resolved(quality=NO_QUALITY, seed=seed, **changes) for seed in range(count)]
 
 
 def reading(step_s: float) -> Measurement:
@@ -81,8 +78,8 @@ def play(
 
 def noisy(true_s: Sequence[float], given: Sequence[Cell], seed: int, noise: float = QUIET) -> Any:
     generator = np.random.default_rng(seed)
-    at = {cell.seed // 2: s for cell, s in zip(given, true_s, strict=True)}
-    return lambda cell: at[cell.seed // 2] * float(np.exp(noise * generator.standard_normal()))
+    at = {cell.seed: s for cell, s in zip(given, true_s, strict=True)}
+    return lambda cell: at[cell.seed] * float(np.exp(noise * generator.standard_normal()))
 
 
 def processes(jobs: Sequence[Job], of: str) -> int:
@@ -172,7 +169,7 @@ def test_a_budget_that_is_over_ends_the_search_with_what_is_known() -> None:
 
 def test_what_fails_is_dropped_with_its_reason_and_ends_nothing() -> None:
     given = cells(2)
-    course, _, _ = play(given, noisy((1.0, 2.0), given, 7), fails=lambda cell: cell.seed // 2 == 0)
+    course, _, _ = play(given, noisy((1.0, 2.0), given, 7), fails=lambda cell: cell.seed == 0)
     first, second = course.twins
     assert course.dropped[first] == "it fell"
     assert course.search is not None

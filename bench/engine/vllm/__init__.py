@@ -23,7 +23,8 @@ from bench.paths import interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Outcome
 
-DTYPES = ("fp32", "fp16", "bf16")
+# vLLM's names
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "saved": "auto", "auto": "auto"}
 _METHOD = "compressed-tensors"  # of quantized folders: the one that vLLM's CPU build was tried with
 _ENVIRONMENT = {
     # The engine's core in this process: in one of its own nobody can step it, and it is bound to
@@ -95,12 +96,11 @@ class Vllm:
         place = sources.place(cell.model)
         if place is None:
             return ""
-        dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(cell.quant.dtype)
         return (
             "import os\n"
             'os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"\n'
             "from vllm import LLM, SamplingParams\n"
-            f"llm = LLM({place!r}, dtype={dtype or 'auto'!r}, enforce_eager=True,"
+            f"llm = LLM({place!r}, dtype={DTYPES[cell.quant.dtype]!r}, enforce_eager=True,"
             " kv_cache_memory_bytes=2**30)\n"
             'print(llm.generate("Once", SamplingParams(temperature=0, max_tokens=16))[0])\n'
         )

@@ -25,16 +25,15 @@ from vllm.sampling_params import RequestOutputKind
 from bench.config.cell import Cell, Quality, Quant
 from bench.engine.prompts import Ids, load_tokenizer, prompt_ids
 from bench.engine.protocol import Clock, Files, Floats, Head, HostClock, Untimed
+from bench.engine.vllm import DTYPES
 from bench.engine.vllm.attest import attest, head_dim, kv_heads
 from bench.errors import CellFailure
 from bench.record.measurement import PhaseProfile, Profile, TaskScore
 from bench.record.result import Attestation
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "saved": "auto", "auto": "auto"}
 BLOCK_TOKENS = 128  # of keys and values that are kept together
-_LEAST_TOKENS = (
-    2048  # of a sequence, so that texts and answers fit too; untouched room is no memory
-)
+# Of a sequence, so that texts and answers fit too; untouched room is no memory
+_LEAST_TOKENS = 2048
 _POSITIONS = 16  # of which logits exist at once on the host
 
 
