@@ -30,6 +30,10 @@ def main() -> int:
         if not collected:  # --help, --cfg, --info: Hydra has answered
             return 0
         configs = parsed(collected)
+        if configs[0].settings.where.name != "here":
+            from bench.driver.elsewhere import run_elsewhere
+
+            return run_elsewhere(configs, arguments)
         from bench.driver.sweep import run_sweep
 
         return run_sweep(configs, arguments)

@@ -10,7 +10,7 @@
 A message reads *where = value: what was expected; what to do*.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 FailureStatus = Literal["oom", "not_engaged", "timeout", "failed", "skipped"]
 
@@ -34,6 +34,14 @@ class CellFailure(BenchError):
         super().__init__(reason)
         self.status: FailureStatus = status
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which would call it with the message alone: it travels between machines."""
+        return (
+            CellFailure,
+            (self.status, self.reason),
+            {"__notes__": getattr(self, "__notes__", [])},
+        )
 
 
 class StoreError(BenchError):

@@ -7,8 +7,11 @@ cells different in 47 % of sweeps (simulated). So the whole grid runs R times, e
 order and every cell in a fresh process. With y the logarithm of a process's minimum time
 (``readings.least_times_s``), each pass is a block: what is left of y after its cell's and its
 block's mean is noise, pooled over all cells, with (C - 1)(R - 1) degrees of freedom (randomized
-complete block design, Montgomery, Design and Analysis of Experiments, ch. 4). Where passes are no
-blocks (some came from another sweep) only the cells' means are taken out. The difference of two
+complete block design, Montgomery, Design and Analysis of Experiments, ch. 4). On a cluster the
+cells that are compared with each other go through their passes together, each pass on one node:
+they have blocks of their own, and the noise of all such groups is pooled. Where passes are no
+blocks (some came from another sweep, or were lost) only the cells' means are taken out. The
+difference of two
 cells is uncertain by t x s x sqrt(1/Ra + 1/Rb), where t takes all comparisons of the table together
 (Bonferroni). One process a cell has no noise to estimate, and few have little; then a calibration
 of this host stands in: the spread of one cell over several processes.
@@ -26,7 +29,7 @@ What an earlier sweep ran at another time has no blocks in common with this one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
 from typing import Literal
@@ -78,20 +81,25 @@ def spread(logs: Sequence[Sequence[float]], blocked: bool) -> Spread | None:
         blocked: the k-th readings of all cells were taken in the same pass; the rows are of equal
             length.
     """
-    means = [fmean(row) for row in logs]
-    if blocked and len(logs) > 1:
-        overall = fmean(means)
-        blocks = [fmean(column) - overall for column in zip(*logs, strict=True)]
-        residuals = [
-            y - mean - block
+    return spread_of_groups([logs] if blocked else [[row] for row in logs])
+
+
+def spread_of_groups(groups: Sequence[Sequence[Sequence[float]]]) -> Spread | None:
+    """The noise in readings of groups of cells, each of which has blocks of its own; a cell alone
+    has none. None where every cell has a single reading."""
+    squares, df = 0.0, 0
+    for logs in groups:
+        means = [fmean(row) for row in logs]
+        blocks = [fmean(column) - fmean(means) for column in zip(*logs, strict=True)]
+        if len(logs) == 1:
+            blocks = [0.0] * len(blocks)
+        squares += sum(
+            (y - mean - block) ** 2
             for row, mean in zip(logs, means, strict=True)
             for y, block in zip(row, blocks, strict=True)
-        ]
-        df = (len(logs) - 1) * (len(blocks) - 1)
-    else:
-        residuals = [y - mean for row, mean in zip(logs, means, strict=True) for y in row]
-        df = sum(len(row) - 1 for row in logs)
-    return Spread(math.sqrt(sum(r * r for r in residuals) / df), df) if df else None
+        )
+        df += max(1, len(logs) - 1) * (len(blocks) - 1)
+    return Spread(math.sqrt(squares / df), df) if df else None
 
 
 def more_certain(own: Spread | None, calibration: Spread | None) -> Spread | None:
@@ -156,7 +164,7 @@ def compare_pairs(
     logs: Mapping[str, Sequence[float]],
     pairs: Sequence[tuple[str, str]],
     *,
-    blocked: bool,
+    groups: Sequence[Sequence[str]],
     margin: float,
     comparisons: int,
     calibration: Spread | None = None,
@@ -166,12 +174,32 @@ def compare_pairs(
     Args:
         logs: logarithms of times, one a process, of every cell of the sweep; more cells tell more
             about the noise.
+        groups: the cells of each group whose passes are blocks (``groups_with_blocks``).
         comparisons: how many are read side by side, in all metrics together.
     """
-    noise = more_certain(spread(list(logs.values()), blocked), calibration)
+    own = spread_of_groups([[logs[cell] for cell in group] for group in groups])
+    noise = more_certain(own, calibration)
     each_side = 1 - ALPHA / (2 * comparisons)
     levels = Levels(each_side, each_side, 1 - ALPHA / comparisons)
     return {cell: change(logs[cell], logs[base], noise, margin, levels) for cell, base in pairs}
+
+
+def groups_with_blocks(measured: Sequence[Result]) -> list[list[str]]:
+    """cell_ids of the cells whose k-th processes ran in the same block, group by group; a cell
+    whose passes are no blocks is a group of its own."""
+    on_nodes = [r for r in measured if any(each.origin is not None for each in r.replicates)]
+    here = [r for r in measured if r not in on_nodes]
+    passes = {len(result.measurements) for result in here}
+    groups: dict[Hashable, list[str]] = {}
+    if len(passes) == 1 and all(result.reused_from is None for result in here):
+        groups[""] = [result.cell_id for result in here]
+    else:
+        groups |= {result.cell_id: [result.cell_id] for result in here}
+    for result in on_nodes:
+        origins = tuple(each.origin for each in result.replicates)
+        key = result.cell_id if None in origins or result.reused_from else origins
+        groups.setdefault(key, []).append(result.cell_id)
+    return list(groups.values())
 
 
 def speedups(
@@ -191,15 +219,14 @@ def speedups(
     measured = [result for result in results if result.measurements]
     requests = fewest_requests(measured)
     times = {r.cell_id: least_times_s(r.measurements, requests) for r in measured}
-    passes = {len(result.measurements) for result in measured}
-    blocked = len(passes) == 1 and all(result.reused_from is None for result in measured)
+    groups = groups_with_blocks(measured)
     typical = {r.cell_id: typical_times_s(r.measurements) for r in measured}
     found = {}
     for metric in COMPARED:
         changes = compare_pairs(
             {cell: _logs(of_cell[metric]) for cell, of_cell in times.items()},
             pairs,
-            blocked=blocked,
+            groups=groups,
             margin=margin,
             comparisons=len(pairs) * len(COMPARED),
             calibration=calibration.get(metric),

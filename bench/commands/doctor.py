@@ -136,7 +136,7 @@ def _calibrate(default: Cell, host: Host, progress: ProgressLine) -> None:
         progress.cell(f"calibration {index + 1}/{_PROCESSES}, {cell.label}")
         job, times = Job("time", key, cell), PhaseTimes(progress.show)
         findings = run_isolated(task_of(job, host, folder), times.on_phase, folder / "log.txt")
-        take(records, job, findings, times)
+        take(records, job, findings, times.until_now())
         outcome = records.results[key].outcome
         if outcome.status != "ok":
             text = f"{cell.label}: {outcome.status}: {outcome.reason}"

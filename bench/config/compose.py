@@ -242,8 +242,8 @@ def _scratch() -> "tempfile.TemporaryDirectory[str]":
 def _other_launchers(arguments: Sequence[str]) -> list[str]:
     """A sentence for each override that would have Hydra run jobs in processes of its own."""
     return [
-        f"{argument}: cells run one after another in processes of this tool, so that none disturbs"
-        " another; leave Hydra's launcher alone"
+        f"{argument}: cells run in processes of this tool, so that none disturbs another; use"
+        " where=ray or where=slurm for a cluster"
         for argument in arguments
         if argument.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
     ]

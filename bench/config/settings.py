@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bench.config.cell import Cell
-from bench.config.parse import POSITIVE, parse, unknown_key
+from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, parse, unknown_key
 from bench.errors import ConfigError
 
 
@@ -39,6 +39,22 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """Which machines measure: this one, or nodes of a cluster that is there already."""
+
+    name: Literal["here", "ray", "slurm"] = "here"
+    address: str | None = None  # of a running Ray; null: RAY_ADDRESS, or one of this machine
+    # What a node must have: a resource of Ray's, a feature of Slurm's
+    constraint: str | None = None
+    cpus: int = field(default=1, metadata=COUNT)  # that a job asks for
+    # Likewise; null: one where the cluster has any
+    gpus: int | None = field(default=None, metadata=NOT_NEGATIVE)
+    limit_min: int = field(default=60, metadata=COUNT)  # of a job of Slurm's
+    retries: int = field(default=2, metadata=NOT_NEGATIVE)  # of a job whose node was lost
+    options: Mapping[str, Any] = field(default_factory=dict)  # more for sbatch, like partition
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a sweep does with its cells; changes no number."""
 
@@ -52,12 +68,22 @@ class Settings:
     profile: bool  # after measuring, one more request of each cell under torch's profiler
     dry_run: bool  # show the grid, measure nothing
     cuda_device: int | None = None  # which of the visible ones; of device=cuda:1
+    where: Where = Where()
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir=: want the name of a folder")
         if not 0 < self.margin < 1:
             raise ValueError(f"margin={self.margin:g}: want a share like 0.03 for 3 %")
+        if self.where.name == "here":
+            return
+        if self.profile:
+            raise ValueError("profile=true goes with where=here: a trace stays on its machine")
+        if self.cuda_device is not None:
+            raise ValueError(
+                f"device=cuda:{self.cuda_device} goes with where=here: a cluster says itself which"
+                " GPU a job has"
+            )
 
 
 @dataclass(frozen=True, slots=True)

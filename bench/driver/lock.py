@@ -5,14 +5,12 @@ import fcntl
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.errors import ConfigError
 
-_POLL_S = 5  # the sweep that runs is being timed
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,8 +38,7 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
                 f"another sweep is running on this machine (lock file {file});"
                 " waiting for it to end, Ctrl-C to give up"
             )
-        while not _takes(descriptor):
-            time.sleep(_POLL_S)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # asleep: the sweep that runs is being timed
         yield
     finally:
         os.close(descriptor)  # which unlocks it

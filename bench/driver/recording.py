@@ -19,7 +19,7 @@ from bench.config.settings import Settings, Tracking
 from bench.driver.lock import ignore_signals, signals_deferred
 from bench.driver.policy import Job, Records, wants_answers
 from bench.driver.provenance import diff
-from bench.driver.worker import PhaseTimes, take
+from bench.driver.worker import Timing, take
 from bench.meter.nvml import other_processes, used_bytes, wait_until_free
 from bench.record.redact import redacted
 from bench.record.result import Result, is_timed
@@ -147,11 +147,11 @@ class Recording:
             who = other.name or "a process"
             say(f"{name} is in use by {who} (pid {other.pid}): it disturbs what is measured")
 
-    def keep(self, job: Job, value: Any, times: PhaseTimes, log: Path) -> None:
+    def keep(self, job: Job, value: Any, timing: Timing, log: Path) -> None:
         """What came out of a job."""
         files.hide_secrets(log)
         with signals_deferred():
-            for key in take(self.records, job, value, times):
+            for key in take(self.records, job, value, timing):
                 self._keep(key)
         uuid, name = self._device
         if held := wait_until_free(uuid, self._held_before):
@@ -159,6 +159,11 @@ class Recording:
             say(f"{held / 2**20:.0f} MiB of {name} stay in use after {label}: other processes?")
             assert self._held_before is not None
             self._held_before += held  # the new level: no later cell waits for it again
+
+    def changed(self, key: str) -> None:
+        """Write the record of a cell that is another now."""
+        with signals_deferred():
+            self._keep(key)
 
     def _keep(self, key: str) -> None:
         result = self.records.results[key]

@@ -41,7 +41,7 @@ from bench.driver.probe import (
     start_server,
 )
 from bench.driver.process import run_isolated
-from bench.driver.provenance import provenance, resume_key, weights_of
+from bench.driver.provenance import provenance, weights_of
 from bench.driver.recording import Report, Request, open_sweep, recording_of
 from bench.driver.worker import PhaseTimes, Worker, begin, task_of
 from bench.engine import sources
@@ -100,7 +100,7 @@ def run_sweep(
         say("interrupted before the first cell")
         return 130
     show(ended)
-    return 130 if ended.interrupted else _exit_code(ended)
+    return 130 if ended.interrupted else exit_code(ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +178,8 @@ def common_settings(configs: Sequence[Config]) -> Settings:
     if any(replace(config.settings, cuda_device=device) != settings for config in configs):
         raise ConfigError(
             [
-                "tracking, baseline, output_dir, margin, price_per_hour, resume, profile and"
-                " dry_run cannot vary within a sweep; give one value"
+                "tracking, where, baseline, output_dir, margin, price_per_hour, resume, profile"
+                " and dry_run cannot vary within a sweep; give one value"
             ]
         )
     cells = [config.cell for config in configs]
@@ -197,14 +197,23 @@ class Machine:
     hosts: Mapping[str, Host]  # by engine
     descriptions: Mapping[str, Any]
 
-    def records(self, asked: Sequence[Cell], settings: Settings, outputs: Path) -> Records:
-        """What is known of each cell before this sweep."""
+    def begun(self, asked: Sequence[Cell]) -> Records:
+        """What is known of each cell before anything has run."""
         records = Records({}, self.hosts, self.descriptions)
         for cell, here in zip(asked, resolved(asked, self.hosts), strict=True):
-            host = self.hosts[cell.engine.name]
             here = with_attention(here, records.description(here))
-            result = _begin(cell, here, host, records, settings, outputs)
+            result = _begun(cell, here, records)
             records.results[result.cell_id] = result
+        return records
+
+    def records(self, asked: Sequence[Cell], settings: Settings, outputs: Path) -> Records:
+        """What is known of each cell before this sweep, by earlier ones too."""
+        records = self.begun(asked)
+        for key, result in records.results.items():
+            resume = result.cell.measure.resume if settings.resume is None else settings.resume
+            if result.outcome.status == "ok" and resume:
+                result = _resumed(result, outputs)
+                records.results[key] = result
             if result.answers is not None:
                 records.answers.setdefault(sample_key(result.cell), result.answers)
         return records
@@ -232,24 +241,24 @@ def look_around(asked: Sequence[Cell], probe: Probe, with_mlflow: bool) -> Machi
     return Machine(hosts, descriptions_of(cells, hosts, probe))
 
 
-def _begin(
-    asked: Cell, cell: Cell, host: Host, records: Records, settings: Settings, outputs: Path
-) -> Result:
-    """What is known of a cell before this sweep: nothing, why it cannot run here, or what an
-    earlier sweep measured."""
-    description = records.description(cell)
+def _resumed(begun: Result, outputs: Path) -> Result:
+    """What an earlier sweep measured of the cell, or the cell as it is."""
+    earlier = files.find_earlier(outputs, begun.cell_id, begun.resume_key)
+    if earlier is None:
+        return begun
+    # What does not make it another cell is as it is now: limits, where files lie, what is kept
+    cell = begun.cell
+    limits = replace(earlier.cell.measure, limits_s=cell.measure.limits_s)
+    here = replace(earlier.cell, measure=limits, workload=cell.workload, quality=cell.quality)
+    return replace(earlier, asked=begun.asked, cell=here)
+
+
+def _begun(asked: Cell, cell: Cell, records: Records) -> Result:
+    """A cell of which nothing is known, or why it cannot run."""
+    host, description = records.hosts[cell.engine.name], records.description(cell)
     obstacle = plan.why_not(cell, host, description)
     if obstacle is not None:
         return begin(asked, cell, host, outcome=obstacle)
-    resume = cell.measure.resume if settings.resume is None else settings.resume
-    earlier = None
-    if resume:
-        earlier = files.find_earlier(outputs, cell_id(asked), resume_key(asked, host))
-    if earlier is not None:
-        # What does not make it another cell is as it is now: limits, where files lie, what is kept
-        limits = replace(earlier.cell.measure, limits_s=cell.measure.limits_s)
-        here = replace(earlier.cell, measure=limits, workload=cell.workload, quality=cell.quality)
-        return replace(earlier, asked=asked, cell=here)
     result = replace(begin(asked, cell, host), lines=plan.engine_of(cell).lines(cell))
     if description is None or cell.is_to_be_sized:
         return result
@@ -307,7 +316,7 @@ def measure(
                 value: Any = runner.worker(task, times.on_phase, log)
             except (CellFailure, KeyboardInterrupt) as ending:
                 value = ending
-            recording.keep(job, value, times, log)
+            recording.keep(job, value, times.until_now(), log)
             if job.kind == "time":
                 progress.finished()
             if isinstance(value, KeyboardInterrupt):
@@ -352,7 +361,8 @@ def show(ended: Ended) -> None:
     say_what_next(ended)
 
 
-def _exit_code(ended: Ended) -> int:
+def exit_code(ended: Ended) -> int:
+    """What a sweep's outcomes come to."""
     statuses = {result.outcome.status for result in ended.recorder.results}
     if statuses == {"skipped"}:
         say("no cell of this sweep can run here")

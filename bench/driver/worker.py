@@ -9,8 +9,8 @@ only asks (quality, profile) can fail without costing the cell its number.
 
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from bench.driver.process import OnPhase, Task
 from bench.driver.provenance import resume_key
 from bench.engine.protocol import ENGINES
 from bench.errors import CellFailure
-from bench.record.result import SCHEMA, Answers, Findings, Host, Outcome, Replicate, Result
+from bench.record.result import (
+    SCHEMA,
+    Answers,
+    Findings,
+    Host,
+    Origin,
+    Outcome,
+    Replicate,
+    Result,
+)
 from bench.report.terminal import say
 from bench.store.files import TRACE
 
@@ -77,17 +86,24 @@ class PhaseTimes:
             self._marks.append((phase, time.monotonic()))
         self._show(phase, detail)
 
-    def wall_s(self) -> float:
-        """Until now."""
-        return time.monotonic() - self._began
-
-    def seconds(self) -> dict[str, float]:
-        """By phase, until now."""
+    def until_now(self) -> "Timing":
+        """What a process took that has just ended."""
         marks = [*self._marks, ("", time.monotonic())]
-        return {phase: end - at for (phase, at), (_, end) in itertools.pairwise(marks)}
+        phases = {phase: end - at for (phase, at), (_, end) in itertools.pairwise(marks)}
+        return Timing(self.started_at, time.monotonic() - self._began, phases)
 
 
-def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a process began, and how long it and each of its phases took."""
+
+    started_at: float  # seconds since 1970
+    wall_s: float
+    phases_s: Mapping[str, float]
+    origin: Origin | None = None
+
+
+def take(records: Records, job: Job, value: Any, timing: Timing) -> list[str]:
     """Write what came out of a job into the records.
 
     Args:
@@ -97,7 +113,7 @@ def take(records: Records, job: Job, value: Any, times: PhaseTimes) -> list[str]
     """
     result = records.results[job.cell_id]
     if job.kind == "time":
-        records.results[job.cell_id] = grown(result, value, times)
+        records.results[job.cell_id] = grown(result, value, timing)
         _share_answers(records, sample_key(job.cell))
         return [job.cell_id]
     if isinstance(value, KeyboardInterrupt):
@@ -151,8 +167,8 @@ def _share_answers(records: Records, key: str) -> list[str]:
     return [result.cell_id for result in changed]
 
 
-def grown(result: Result, value: Any, times: PhaseTimes) -> Result:
-    """The record with one timed process more."""
+def grown(result: Result, value: Any, timing: Timing) -> Result:
+    """The record with one timed process more; those of a cluster in the order of their passes."""
     findings = value if isinstance(value, Findings) else None
     outcome = result.outcome
     if isinstance(value, CellFailure):
@@ -162,16 +178,20 @@ def grown(result: Result, value: Any, times: PhaseTimes) -> Result:
     elif findings is not None and findings.measurement is None:
         outcome = Outcome("not_engaged", "; ".join(findings.attestation.mismatches))
     ended = Replicate(
-        started_at=times.started_at,
-        wall_s=times.wall_s(),
-        phases_s=times.seconds(),
+        started_at=timing.started_at,
+        wall_s=timing.wall_s,
+        phases_s=timing.phases_s,
         measurement=None if findings is None else findings.measurement,
+        origin=timing.origin,
     )
+    replicates = [*result.replicates, ended]
+    if timing.origin is not None:
+        replicates.sort(key=lambda each: -1 if each.origin is None else each.origin.pass_index)
     result = replace(
         result,
         outcome=outcome,
-        started_at=result.started_at if result.replicates else times.started_at,
-        replicates=(*result.replicates, ended),
+        started_at=min(r.started_at for r in replicates),
+        replicates=tuple(replicates),
     )
     if findings is None:
         return result

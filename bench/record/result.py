@@ -31,7 +31,7 @@ _READABLE = (6, SCHEMA)  # 6 has neither, and nothing else is different
 
 _BF16_CAPABILITY = 8.0
 
-Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed"]
+Status = Literal["ok", "skipped", "oom", "timeout", "not_engaged", "failed", "killed", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,17 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a process ran that a cluster was asked for, and which processes of other cells ran
+    beside it."""
+
+    node: str  # its name
+    pass_index: int = field(metadata=NOT_NEGATIVE)
+    # Which cells go through their passes together: these share a node, one after another
+    block: int = field(metadata=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True, slots=True)
 class Replicate:
     """One timed process of a cell: an independent reading. ``measurement`` is None if it gave
     none."""
@@ -166,6 +177,7 @@ class Replicate:
     wall_s: float = field(metadata=NOT_NEGATIVE)
     phases_s: Mapping[str, float] = field(metadata=within(each=NOT_NEGATIVE))
     measurement: Measurement | None
+    origin: Origin | None = None  # None: on the machine that the sweep was started on
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def verdict(
     found = compare_pairs(
         {"base": [0.0], "cell": [-gain]},
         [("cell", "base")],
-        blocked=True,
+        groups=[["base", "cell"]],
         margin=0.03,
         comparisons=comparisons,
         calibration=noise,
@@ -87,7 +87,7 @@ def test_more_comparisons_ask_for_more() -> None:
 
 def test_nothing_to_judge_by_is_uncalibrated() -> None:
     found = compare_pairs(
-        {"a": [0.0], "b": [-1.0]}, [("b", "a")], blocked=True, margin=0.03, comparisons=1
+        {"a": [0.0], "b": [-1.0]}, [("b", "a")], groups=[["a", "b"]], margin=0.03, comparisons=1
     )["b"]
     assert (found.word, found.low, found.high) == ("uncalibrated", None, None)
     assert found.ratio == pytest.approx(math.e)
@@ -121,7 +121,7 @@ def sweeps_with(kind: str, passes: int, planted: float, times: str = "least") ->
             logs[3] += math.log1p(planted) if metric == "ttft_s" else 0.0
             rows = {str(i): list(map(float, row)) for i, row in enumerate(logs)}
             found = compare_pairs(
-                rows, PAIRS, blocked=True, margin=0.03, comparisons=2 * len(PAIRS)
+                rows, PAIRS, groups=[list(rows)], margin=0.03, comparisons=2 * len(PAIRS)
             )
             words[-1] += [found[cell].word for cell, _ in PAIRS]
     return np.array(words)
@@ -169,7 +169,7 @@ def test_real_sweeps_of_equal_cells_rarely_alarm(kind: str, passes: int) -> None
         for logs in recorded:
             rows = {n: logs[i, list(chosen)].tolist() for i, n in enumerate(names)}
             verdicts = compare_pairs(
-                rows, pairs, blocked=True, margin=0.03, comparisons=2 * len(pairs)
+                rows, pairs, groups=[list(rows)], margin=0.03, comparisons=2 * len(pairs)
             )
             words += [verdicts[cell].word for cell, _ in pairs]
         wrong += any(word in ALARMS for word in words)
@@ -180,14 +180,14 @@ def test_real_sweeps_of_equal_cells_rarely_alarm(kind: str, passes: int) -> None
 
 def test_a_calibration_counts_where_it_knows_more_than_the_sweep() -> None:
     logs = {"base": [0.0, 0.5], "cell": [-1.0, -0.9]}  # one degree of freedom
-    alone = compare_pairs(logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=400)[
-        "cell"
-    ]
+    alone = compare_pairs(
+        logs, [("cell", "base")], groups=[list(logs)], margin=0.03, comparisons=400
+    )["cell"]
     assert alone.word == "cannot tell"
     assert alone.high is not None
     assert math.isfinite(alone.high)
     calm = Spread(0.01, 7)
     helped = compare_pairs(
-        logs, [("cell", "base")], blocked=True, margin=0.03, comparisons=4, calibration=calm
+        logs, [("cell", "base")], groups=[list(logs)], margin=0.03, comparisons=4, calibration=calm
     )["cell"]
     assert helped.word == "faster"

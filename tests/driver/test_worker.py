@@ -9,7 +9,7 @@ import pytest
 
 from bench.config.cell import Cell, cell_id, sample_key
 from bench.driver.policy import Job, Kind, Records
-from bench.driver.worker import PhaseTimes, begin, grown, outcome_of, take, task_of
+from bench.driver.worker import PhaseTimes, Timing, begin, grown, outcome_of, take, task_of
 from bench.errors import CellFailure
 from bench.record.measurement import Profile
 from bench.record.result import Answers, Findings, Outcome, Result, is_timed
@@ -20,8 +20,8 @@ ASKED = fakes.group("quality", "samples", texts=[])
 FINDINGS = Findings("0.1.2", fakes.attestation(), fakes.measurement())
 
 
-def times() -> PhaseTimes:
-    return PhaseTimes(lambda phase, detail: None)
+def times() -> Timing:
+    return PhaseTimes(lambda phase, detail: None).until_now()
 
 
 def after(*endings: Any) -> Result:
@@ -77,7 +77,7 @@ def test_phases_last_until_the_next_one_is_announced() -> None:
     phases = PhaseTimes(lambda *phase: shown.append(phase))
     for phase in (("load", ""), ("measure", "1/2"), ("measure", "2/2")):
         phases.on_phase(*phase)
-    assert list(phases.seconds()) == ["load", "measure"]
+    assert list(phases.until_now().phases_s) == ["load", "measure"]
     assert shown == [("load", ""), ("measure", "1/2"), ("measure", "2/2")]
 
 

@@ -1,0 +1,165 @@
+"""On a node: take one order from standard input, answer on standard output, end.
+
+What runs is what runs on the driver's own machine: the machine's lock, the fork server, a fresh
+process for each job, and the same policies; only that the records are kept elsewhere. A node of
+another kind than the sweep was planned for refuses: its readings would be another machine's.
+"""
+
+import os
+import pickle
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from bench.config.cell import EngineChoice
+from bench.driver.launch import read_frame, write_frame
+from bench.driver.lock import machine_lock
+from bench.driver.orders import (
+    Answer,
+    Block,
+    Done,
+    Look,
+    Looked,
+    Order,
+    Refused,
+    Sized,
+    Step,
+    unpacked,
+)
+from bench.driver.plan import USUAL_ENGINE
+from bench.driver.policy import Job, Records, besides, largest
+from bench.driver.probe import Probe, hosts_of, start_server
+from bench.driver.process import run_isolated
+from bench.driver.sweep import add_peaks, look_around
+from bench.driver.worker import PhaseTimes, take, task_of
+from bench.errors import BenchError, CellFailure
+from bench.meter.nvml import used_bytes, wait_until_free
+from bench.record.redact import redacted
+from bench.record.result import Host, Origin, is_timed
+
+Send = Callable[[Answer], None]
+
+
+def main() -> int:
+    """Returns the exit code; what goes wrong in a job is an answer, not an exit."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no answer
+    order = read_frame(sys.stdin.buffer)
+    if order is None:
+        return 1
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    answer(order, lambda each: write_frame(out, pickle.dumps(each)))
+    return 0
+
+
+def _end_with_input() -> None:
+    # Nothing more is ever sent: this returns when whoever started us is gone. Not by sys.stdin,
+    # whose lock the interpreter wants at its end.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)  # and with us, by their lifelines, what we started
+
+
+def answer(order: bytes, send: Send) -> None:
+    """Carry out an order."""
+    try:
+        asked = unpacked(order)
+        with machine_lock(lambda text: None):  # its holder is as likely another job of this sweep
+            _carry_out(asked, send)
+        send(Done())
+    except BenchError as error:
+        send(Refused(f"{socket.gethostname()} {error}"))
+
+
+def _carry_out(order: Order, send: Send) -> None:
+    probe = Probe(run_isolated, lambda text: None)
+    if isinstance(order, Look):
+        send(_looked(order, probe))
+        return
+    cells = [result.cell for result in order.results]
+    engines = list({cell.engine.name: cell.engine for cell in cells}.values())
+    if order.asks and USUAL_ENGINE in order.hosts and USUAL_ENGINE not in {e.name for e in engines}:
+        engines.append(EngineChoice(USUAL_ENGINE))  # of references
+    start_server(engines, probe.show, with_mlflow=False)
+    here = hosts_of(engines, probe)
+    for name, host in here.items():
+        if kind(host) != kind(order.hosts[name]):
+            raise BenchError(
+                f"is another kind of machine: {_what_differs(order.hosts[name], host)}"
+            )
+    folder = Path(tempfile.mkdtemp(prefix="bench-node-"))
+    try:
+        _run(order, here, folder, send)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _looked(order: Look, probe: Probe) -> Looked:
+    machine = look_around(order.asked, probe, with_mlflow=False)
+    peaks = {}
+    if order.wants_peaks:
+        records = machine.begun(order.asked)
+        add_peaks(records, probe)
+        peaks = {key: result.peaks for key, result in records.results.items()}
+    hosts = {name: kind(host) for name, host in machine.hosts.items()}
+    return Looked(hosts, machine.descriptions, peaks)
+
+
+def kind(host: Host) -> Host:
+    """What a machine shares with others of its kind."""
+    return replace(host, device_uuid=None)
+
+
+def _what_differs(wanted: Host, here: Host) -> str:
+    from bench.analysis.differences import hosts
+
+    return "; ".join(map(str, hosts(kind(wanted), kind(here)))) or "other optional packages"
+
+
+def _run(order: Block, hosts: dict[str, Host], folder: Path, send: Send) -> None:
+    records = Records(
+        {result.cell_id: result for result in order.results}, order.hosts, order.descriptions
+    )
+    uuid = next((host.device_uuid for host in hosts.values() if host.device_uuid), None)
+    held_before = used_bytes(uuid)
+    origin = Origin(socket.gethostname(), order.pass_index, order.number)
+    for index, job in enumerate(_jobs(order, records, send)):
+        log = folder / f"{index}.txt"
+        log.touch()
+        times = PhaseTimes(lambda *_: None)
+        host = hosts.get(job.cell.engine.name, records.results[job.cell_id].host)
+        try:
+            value = run_isolated(task_of(job, host, folder), times.on_phase, log)
+        except CellFailure as failure:
+            value = failure
+        timing = replace(times.until_now(), origin=origin)
+        take(records, job, value, timing)
+        send(Step(job, value, timing, str(redacted(log.read_text(errors="replace")))))
+        wait_until_free(uuid, held_before)
+
+
+def _jobs(order: Block, records: Records, send: Send) -> Iterator[Job]:
+    for result in order.results:
+        cell_id = result.cell_id
+        if result.cell.is_to_be_sized and result.outcome.status == "ok":
+            yield from largest(records, cell_id)
+            sized = records.results[cell_id]
+            if not sized.cell.is_to_be_sized:
+                send(Sized(cell_id, sized.cell, sized.outcome))
+    cells = [result.cell_id for result in order.results]
+    random.Random(f"{order.results[0].cell.seed}/{order.pass_index}").shuffle(cells)
+    for cell_id in cells:
+        if order.is_timed and not is_timed(records.results[cell_id]):
+            yield Job("time", cell_id, records.results[cell_id].cell)
+        if cell_id in order.asks:
+            yield from besides(records, cell_id, wants_profiles=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
