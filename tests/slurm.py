@@ -72,7 +72,7 @@ def slurm(folder: Path, most: int = 1001) -> Iterator[Path]:
     own = _munge(folder)
     try:
         subprocess.run(["slurmctld", "-f", str(file)], check=True)
-        subprocess.run(["slurmd", "-f", str(file), "-N", host], check=True)
+        start_node(folder)
         _wait_for_idle()
         yield folder
     finally:
@@ -85,6 +85,12 @@ def slurm(folder: Path, most: int = 1001) -> Iterator[Path]:
         del os.environ["SLURM_CONF"]
         if before is not None:
             os.environ["SLURM_CONF"] = before
+
+
+def start_node(folder: Path) -> None:
+    """The daemon of the one node."""
+    file = str(folder / "slurm.conf")
+    subprocess.run(["slurmd", "-f", file, "-N", socket.gethostname()], check=True)
 
 
 def end(pid_file: Path, number: signal.Signals = signal.SIGTERM) -> None:

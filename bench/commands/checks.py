@@ -19,12 +19,13 @@ from bench.config.cell import Cell
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
 from bench.driver.lock import signals_as_interrupts
+from bench.driver.machine import look_around
 from bench.driver.plan import resolve, why_not, with_attention
 from bench.driver.probe import Probe, find_peaks
 from bench.driver.process import OnPhase, Task
 from bench.driver.provenance import provenance
 from bench.driver.recording import Request
-from bench.driver.sweep import Runner, common_settings, look_around, measure
+from bench.driver.sweep import Runner, common_settings, measure
 from bench.driver.worker import Worker, outcome_of
 from bench.engine import sources
 from bench.engine.protocol import ENGINES

@@ -25,6 +25,7 @@ from bench.config.compose import missing_files
 from bench.config.prompt_file import changed_files
 from bench.config.settings import Settings
 from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.machine import look_around
 from bench.driver.plan import why_not
 from bench.driver.policy import Records
 from bench.driver.process import run_isolated
@@ -34,7 +35,6 @@ from bench.driver.sweep import (
     Ended,
     Runner,
     check_places,
-    look_around,
     measure,
     say_what_next,
 )

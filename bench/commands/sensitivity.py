@@ -18,12 +18,13 @@ from bench.config.cell import Cell, Quant
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config, Tracking
 from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.machine import look_around
 from bench.driver.plan import resolve, unknown_names, why_not, with_attention
 from bench.driver.policy import described_as
 from bench.driver.probe import Probe
 from bench.driver.process import Task, run_isolated
 from bench.driver.provenance import provenance
-from bench.driver.sweep import check_places, look_around
+from bench.driver.sweep import check_places, only_here
 from bench.engine.protocol import ENGINES
 from bench.errors import BenchError, CellFailure, ConfigError, TrackingError
 from bench.meter.sensitivity import PLAIN, Plan
@@ -203,6 +204,7 @@ def _keep(asked: Asked, study: Study, found: Sequence[Mixed], outputs: Path) -> 
 def _configs(asked: Asked) -> list[Config]:
     """A cell for each scheme, the one that is looked at closely first."""
     first = parsed(collect(asked.overrides))[:1]
+    only_here(first[0].settings)
     close = first[0].cell.quant
     if close.scheme == PLAIN:
         raise ConfigError(

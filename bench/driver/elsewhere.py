@@ -24,6 +24,7 @@ from bench.config.cell import cell_id, sample_key
 from bench.config.settings import Config, Where
 from bench.driver.cluster import Cluster, Lost, cluster_of
 from bench.driver.lock import signals_as_interrupts
+from bench.driver.machine import Machine
 from bench.driver.orders import (
     Answer,
     Block,
@@ -40,7 +41,6 @@ from bench.driver.provenance import provenance
 from bench.driver.recording import Recording, Report, Request, open_sweep, recording_of
 from bench.driver.sweep import (
     Ended,
-    Machine,
     check_places,
     common_settings,
     exit_code,

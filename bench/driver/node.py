@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from bench.analysis import differences
 from bench.config.cell import EngineChoice
 from bench.driver.launch import read_frame, write_frame
 from bench.driver.lock import machine_lock
+from bench.driver.machine import add_peaks, look_around
 from bench.driver.orders import (
     Answer,
     Block,
@@ -37,7 +39,6 @@ from bench.driver.plan import USUAL_ENGINE
 from bench.driver.policy import Job, Records, besides, largest
 from bench.driver.probe import Probe, hosts_of, start_server
 from bench.driver.process import run_isolated
-from bench.driver.sweep import add_peaks, look_around
 from bench.driver.worker import PhaseTimes, take, task_of
 from bench.errors import BenchError, CellFailure
 from bench.meter.nvml import used_bytes, wait_until_free
@@ -89,10 +90,10 @@ def _carry_out(order: Order, send: Send) -> None:
     start_server(engines, probe.show, with_mlflow=False)
     here = hosts_of(engines, probe)
     for name, host in here.items():
-        if kind(host) != kind(order.hosts[name]):
-            raise BenchError(
-                f"is another kind of machine: {_what_differs(order.hosts[name], host)}"
-            )
+        wanted = order.hosts[name]
+        if kind(host) != kind(wanted):
+            what = "; ".join(map(str, differences.hosts(kind(wanted), kind(host))))
+            raise BenchError(f"is another kind of machine than the sweep is planned for: {what}")
     folder = Path(tempfile.mkdtemp(prefix="bench-node-"))
     try:
         _run(order, here, folder, send)
@@ -107,19 +108,24 @@ def _looked(order: Look, probe: Probe) -> Looked:
         records = machine.begun(order.asked)
         add_peaks(records, probe)
         peaks = {key: result.peaks for key, result in records.results.items()}
-    hosts = {name: kind(host) for name, host in machine.hosts.items()}
+    # Which device of its kind it was does not matter: resume finds what any of them has measured
+    hosts = {name: replace(host, device_uuid=None) for name, host in machine.hosts.items()}
     return Looked(hosts, machine.descriptions, peaks)
 
 
 def kind(host: Host) -> Host:
-    """What a machine shares with others of its kind."""
-    return replace(host, device_uuid=None)
-
-
-def _what_differs(wanted: Host, here: Host) -> str:
-    from bench.analysis.differences import hosts
-
-    return "; ".join(map(str, hosts(kind(wanted), kind(here)))) or "other optional packages"
+    """What a machine shares with others of its kind, as far as it can change a number. Which CPUs
+    a job gets, and how many megabytes a node leaves to jobs, is different each time."""
+    return replace(
+        host,
+        device_uuid=None,
+        cpu_ids=(),
+        os="",
+        memory_bytes=0,
+        device_memory_bytes=None,
+        missing={},
+        unsupported={},
+    )
 
 
 def _run(order: Block, hosts: dict[str, Host], folder: Path, send: Send) -> None:

@@ -8,7 +8,7 @@ same cells takes up from there.
 import contextlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,38 +16,21 @@ from typing import TYPE_CHECKING, Any
 from bench.analysis.columns import unknown_baseline
 from bench.analysis.comparison import Comparison, compare
 from bench.analysis.footprint import predict
-from bench.config.cell import Cell, EngineChoice, cell_id, sample_key
+from bench.config.cell import Cell, cell_id
 from bench.config.settings import Config, Settings
 from bench.driver import plan
-from bench.driver.lock import (
-    machine_lock,
-    signals_as_interrupts,
-)
+from bench.driver.lock import machine_lock, signals_as_interrupts
+from bench.driver.machine import add_peaks, look_around
 from bench.driver.places import try_places
-from bench.driver.plan import with_attention
-from bench.driver.policy import (
-    Job,
-    Records,
-    grid,
-    predicted_size,
-    wants_divergence,
-)
-from bench.driver.probe import (
-    Probe,
-    descriptions_of,
-    find_peaks,
-    hosts_of,
-    resolved,
-    start_server,
-)
+from bench.driver.policy import Job, Records, grid, predicted_size
+from bench.driver.probe import Probe
 from bench.driver.process import run_isolated
-from bench.driver.provenance import provenance, weights_of
+from bench.driver.provenance import provenance
 from bench.driver.recording import Report, Request, open_sweep, recording_of
-from bench.driver.worker import PhaseTimes, Worker, begin, task_of
-from bench.engine import sources
+from bench.driver.worker import PhaseTimes, Worker, task_of
 from bench.errors import CellFailure, ConfigError
-from bench.paths import cache_folder, from_here
-from bench.record.result import Host, Peaks, Result, is_timed
+from bench.paths import from_here
+from bench.record.result import Result, is_timed
 from bench.report import advice, page, terminal
 from bench.report.progress import ProgressLine
 from bench.report.terminal import say
@@ -127,6 +110,7 @@ def on_this_machine(
     Raises:
         ConfigError: before anything runs.
     """
+    only_here(settings)
     asked = list({cell_id(cell): cell for cell in cells}.values())
     outputs = Path(settings.output_dir)
     check_places(settings, outputs)
@@ -137,6 +121,14 @@ def on_this_machine(
         runner = Runner(worker, progress, report)
         machine = look_around(asked, runner.probe, not settings.dry_run)
         yield Ready(machine.records(asked, settings, request.outputs), request, runner)
+
+
+def only_here(settings: Settings) -> None:
+    """Raises: ConfigError where a cluster is asked for."""
+    if settings.where.name != "here":
+        raise ConfigError(
+            [f"where={settings.where.name} goes with sweeps; this command measures on this machine"]
+        )
 
 
 def show_only(index: int) -> None:
@@ -188,81 +180,6 @@ def common_settings(configs: Sequence[Config]) -> Settings:
     if problems:
         raise ConfigError(problems)
     return settings
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """This machine as the engines of a sweep see it, and what the models are."""
-
-    hosts: Mapping[str, Host]  # by engine
-    descriptions: Mapping[str, Any]
-
-    def begun(self, asked: Sequence[Cell]) -> Records:
-        """What is known of each cell before anything has run."""
-        records = Records({}, self.hosts, self.descriptions)
-        for cell, here in zip(asked, resolved(asked, self.hosts), strict=True):
-            here = with_attention(here, records.description(here))
-            result = _begun(cell, here, records)
-            records.results[result.cell_id] = result
-        return records
-
-    def records(self, asked: Sequence[Cell], settings: Settings, outputs: Path) -> Records:
-        """What is known of each cell before this sweep, by earlier ones too."""
-        records = self.begun(asked)
-        for key, result in records.results.items():
-            resume = result.cell.measure.resume if settings.resume is None else settings.resume
-            if result.outcome.status == "ok" and resume:
-                result = _resumed(result, outputs)
-                records.results[key] = result
-            if result.answers is not None:
-                records.answers.setdefault(sample_key(result.cell), result.answers)
-        return records
-
-
-def look_around(asked: Sequence[Cell], probe: Probe, with_mlflow: bool) -> Machine:
-    """Start what starts processes, and ask in throwaway ones what is here."""
-    for cell in asked:
-        if cell.model.path is not None:
-            probe.show(f"reading {cell.model.path}")
-        elif sources.is_hub(cell.model):
-            probe.show(f"asking the hub for {cell.model.repo}")
-        weights_of(cell)
-        if sources.is_gguf(cell.model) and sources.cached(cell.model) is None:
-            say(
-                f"{cell.model.path} is converted to fp32 safetensors once, kept in {cache_folder()}"
-            )
-    engines = list({cell.engine.name: cell.engine for cell in asked}.values())
-    if any(map(wants_divergence, asked)) and plan.USUAL_ENGINE not in {e.name for e in engines}:
-        engines.append(EngineChoice(plan.USUAL_ENGINE))
-    if probe.worker is run_isolated:
-        start_server(engines, probe.show, with_mlflow)
-    hosts = hosts_of(engines, probe)
-    cells = resolved(asked, hosts)
-    return Machine(hosts, descriptions_of(cells, hosts, probe))
-
-
-def _resumed(begun: Result, outputs: Path) -> Result:
-    """What an earlier sweep measured of the cell, or the cell as it is."""
-    earlier = files.find_earlier(outputs, begun.cell_id, begun.resume_key)
-    if earlier is None:
-        return begun
-    # What does not make it another cell is as it is now: limits, where files lie, what is kept
-    cell = begun.cell
-    limits = replace(earlier.cell.measure, limits_s=cell.measure.limits_s)
-    here = replace(earlier.cell, measure=limits, workload=cell.workload, quality=cell.quality)
-    return replace(earlier, asked=begun.asked, cell=here)
-
-
-def _begun(asked: Cell, cell: Cell, records: Records) -> Result:
-    """A cell of which nothing is known, or why it cannot run."""
-    host, description = records.hosts[cell.engine.name], records.description(cell)
-    obstacle = plan.why_not(cell, host, description)
-    if obstacle is not None:
-        return begin(asked, cell, host, outcome=obstacle)
-    result = replace(begin(asked, cell, host), lines=plan.engine_of(cell).lines(cell))
-    if description is None or cell.is_to_be_sized:
-        return result
-    return replace(result, predicted_bytes=predict(cell, description).least_bytes)
 
 
 def show_plan(records: Records, request: Request) -> None:
@@ -336,20 +253,6 @@ def _label(job: Job) -> str:
     if job.kind == "reference":
         return f"{job.cell.model.name} in {job.cell.quant.name}, to compare with"
     return job.cell.label if job.kind == "time" else f"{job.cell.label}, {job.kind}"
-
-
-def add_peaks(records: Records, probe: Probe) -> None:
-    """What the device can do at most, beside each cell that will run; asked once for each number of
-    threads."""
-    known: dict[tuple[str, str, int], Peaks | None] = {}
-    for key, result in records.results.items():
-        if is_timed(result):
-            continue
-        cell = result.cell
-        place = cell.engine.name, cell.device, int(cell.threads)
-        if place not in known:
-            known[place] = find_peaks(cell.engine, result.host, *place[1:], probe)
-        records.results[key] = replace(result, peaks=known[place])
 
 
 def show(ended: Ended) -> None:
