@@ -76,7 +76,7 @@ class SideBySide:
     sides: tuple[Side, ...]
     margin: float
     columns: tuple[str, ...]  # what tells the cells apart
-    rows: tuple[Row, ...]  # cells that two or more have
+    rows: tuple[Row, ...]  # cells that two or more have, damaged ones too
     alone: tuple[tuple[str, ...], ...]  # of each sweep, labels of the cells that no other has
 
     @cached_property
@@ -110,13 +110,21 @@ class SideBySide:
         return median(moved)
 
     def _within(self, index: int) -> list[tuple[Difference, int]]:
-        found: dict[Difference, int] = {}
+        found: dict[str, list[Difference]] = {}
         for row in self.rows:
             then, now = row.results[0], row.results[index]
             if index and then is not None and now is not None:
                 for difference in (*_resolved(then, now), *in_memory(then, now)):
-                    found[difference] = found.get(difference, 0) + 1
-        return list(found.items())
+                    found.setdefault(difference.what, []).append(difference)
+        return [(_in_one(of), len(of)) for of in found.values()]
+
+
+def _in_one(differences: Sequence[Difference]) -> Difference:
+    """Of several cells, which need not have the same values."""
+    first, unique = differences[0], set(differences)
+    if len(unique) == 1:
+        return first
+    return replace(first, then=f"{first.then} and others", now=f"{first.now} and others")
 
 
 def _elsewhere(first: Side, side: Side) -> list[Difference]:
@@ -143,7 +151,11 @@ def side_by_side(sides: Sequence[Side], margin: float) -> SideBySide:
     of_sides = [side.by_cell for side in sides]
     order = list(dict.fromkeys(cell for results in of_sides for cell in results))
     cells = {cell: tuple(results.get(cell) for results in of_sides) for cell in order}
-    shared = {cell: each for cell, each in cells.items() if sum(r is not None for r in each) > 1}
+    had = {
+        cell: sum(cell in r or cell in s.damaged for r, s in zip(of_sides, sides, strict=True))
+        for cell in order
+    }
+    shared = {cell: each for cell, each in cells.items() if had[cell] > 1}
     matches = [match for each in shared.values() for match in _matches(each)]
     times = _times(sides, matches, margin)
     read_twice = len(QUALITIES) * sum(_read_the_same(match) for match in matches)

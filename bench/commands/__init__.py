@@ -15,6 +15,7 @@ from bench.commands.parsers import (
     plain_parser,
     sweep_parser,
     take_limits,
+    take_margin,
     take_price,
     typed_path,
 )
@@ -38,6 +39,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "push": _push,
         "fetch": _fetch,
+        "compare": _compare,
         "gate": _gate,
         "choose": _choose,
         "advise": _advise,
@@ -75,8 +77,28 @@ def _fetch(arguments: list[str]) -> int:
     return fetch(models)
 
 
+def _compare(arguments: list[str]) -> int:
+    parser = command_parser("compare", "Sweeps, hosts or commits side by side.")
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="SWEEP",
+        help="two or more: folder of a sweep or of one of its cells, or a sweep's name in"
+        " DIR/sweeps; the others are compared with the first",
+    )
+    take_margin(parser)
+    given = parser.parse_args(arguments)
+    from bench.commands.compare import compare
+    from bench.store.files import sweep_folder
+
+    return compare([sweep_folder(name, given.output_dir) for name in given.sweeps], given.margin)
+
+
 def _gate(arguments: list[str]) -> int:
-    parser = command_parser("gate", "Exit code 1 when something has become slower.")
+    parser = command_parser(
+        "gate",
+        "Has something become slower? Exit code 0: no worse, 1: worse, 4: the data cannot tell.",
+    )
     parser.add_argument(
         "current", help="folder of a sweep or of one of its cells, or a sweep's name in DIR/sweeps"
     )
@@ -167,22 +189,54 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
+    parser = command_parser(
+        "report", "Write a sweep's report (again), or of several side by side: HTML, Markdown, CSV."
+    )
+    parser.add_argument(
+        "sweeps",
+        nargs="*",
+        metavar="SWEEP",
+        help="folder of a sweep, or its name in DIR/sweeps; the newest one there if left out;"
+        " several: side by side, as comparison.html",
+    )
     take_price(parser)
+    take_margin(parser)
+    parser.add_argument(
+        "--into",
+        type=typed_path,
+        metavar="FOLDER",
+        help="of several sweeps: where to write; default: the newest of them",
+    )
     given = parser.parse_args(arguments)
-    folder = _sweep_folder(given)
+    from bench.store.files import sweep_folder
+
+    folders = [sweep_folder(name, given.output_dir) for name in given.sweeps or (None,)]
+    if len(folders) > 1 and given.price_per_hour is not None:
+        raise ConfigError(["--price-per-hour: goes with one sweep"])
+    if len(folders) == 1 and given.into is not None:
+        raise ConfigError(["--into: goes with several sweeps"])
+    if len(folders) > 1:
+        from bench.commands.compare import report
+
+        files = report(folders, given.margin, given.into)
+    else:
+        files = _report_of_one(folders[0], given.price_per_hour)
+    for file in files:
+        print(from_here(file))
+    return 0
+
+
+def _report_of_one(folder: Path, price_per_hour: float | None) -> list[Path]:
     from bench.report.page import write_report
     from bench.report.terminal import compared
 
-    files = write_report(folder, compared(folder, given.price_per_hour))
+    files = write_report(folder, compared(folder, price_per_hour))
     # By `mlflow run -e report`
     if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
         from bench.store.mlflow import keep_report
 
         keep_report(run_id, folder.name, files)
-    for file in files:
-        print(from_here(file))
-    return 0
+    return files
 
 
 def _reproduce(arguments: list[str]) -> int:
