@@ -97,7 +97,9 @@ def chart(found: SideBySide) -> Chart | None:
         first = axis is axes[0]
         axis.set_yticks(range(len(shown)), [name for name, *_ in shown] if first else [])
         axis.set_ylim(len(shown) - 0.5, -0.5)
-        logarithmic(axis, "x")
+        low, high = axis.get_xlim()
+        if high > 2 * low:  # below that logarithms have hardly a round number, and are straight
+            logarithmic(axis, "x")
         axis.grid(axis="x")
         axis.set_xlabel(f"{TIMES[metric]}: times as fast (bars: 95 %, grey: margin)")
     if len(colours) > 1:

@@ -120,8 +120,8 @@ def _half(noise: Spread) -> float:
     return t_quantile(0.975, noise.df) * noise.deviation * math.sqrt(1 / 3 + 1 / 12)
 
 
-CELLS = [fakes.cell(batch=batch) for batch in range(1, 5)]
-ALL, ONE = np.ones((2, len(CELLS))), np.zeros((2, len(CELLS)))
+CELLS = [fakes.cell(batch=batch) for batch in range(1, 7)]
+ALL, ONE = np.ones((2, 4)), np.zeros((2, 4))
 ONE[1, 0] = 1  # the first one's TPOT
 THRESHOLD = 0.05
 
@@ -184,3 +184,30 @@ def test_a_gate_finds_ten_percent_and_passes_what_is_as_fast() -> None:
     print([{word: of.count(word) for word in set(of)} for of in words])
     assert words[0].count("no worse") >= 0.9 * sweeps
     assert words[1].count("worse") >= 0.9 * sweeps
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("alone", 3), ("alone", 6), ("disturbed", 3)])
+def test_a_gate_between_passes_of_one_recorded_sitting_rarely_alarms(
+    kind: str, passes: int
+) -> None:
+    """Twice so many of the recorded passes, drawn at random, are two sweeps of the same cells."""
+    ttft_s, step_s = (np.array(RECORDED[kind]["least"][key]) for key in ("ttft_s", "tpot_s"))
+    rng, tries, words = np.random.default_rng(0), 60, []
+    for _ in range(tries):
+        drawn = rng.permutation(ttft_s.shape[1])[: 2 * passes].reshape(2, passes)
+        then, now = (
+            side(
+                *(
+                    fakes.result(
+                        cell=CELLS[i],
+                        replicates=tuple(_process(ttft_s[i, k], step_s[i, k]) for k in chosen),
+                    )
+                    for i in range(len(ttft_s))
+                )
+            )
+            for chosen in drawn.tolist()
+        )
+        words.append(tuple(overall(slowdowns(now, then, by)) for by in (THRESHOLD, 0.20)))
+    counts = [{word: of.count(word) for word in set(of)} for of in zip(*words, strict=True)]
+    print(f"{kind}, {passes} passes each, within 5 % and 20 %: {counts}")
+    assert sum("worse" in each for each in words) <= 0.1 * tries
