@@ -15,7 +15,6 @@ from bench.commands.parsers import (
     plain_parser,
     sweep_parser,
     take_limits,
-    take_margin,
     take_price,
     typed_path,
 )
@@ -75,53 +74,6 @@ def _fetch(arguments: list[str]) -> int:
     from bench.commands.fetch import fetch
 
     return fetch(models)
-
-
-def _compare(arguments: list[str]) -> int:
-    parser = command_parser("compare", "Sweeps, hosts or commits side by side.")
-    parser.add_argument(
-        "sweeps",
-        nargs="+",
-        metavar="SWEEP",
-        help="two or more: folder of a sweep or of one of its cells, or a sweep's name in"
-        " DIR/sweeps; the others are compared with the first",
-    )
-    take_margin(parser)
-    given = parser.parse_args(arguments)
-    from bench.commands.compare import compare
-    from bench.store.files import sweep_folder
-
-    return compare([sweep_folder(name, given.output_dir) for name in given.sweeps], given.margin)
-
-
-def _gate(arguments: list[str]) -> int:
-    parser = command_parser(
-        "gate",
-        "Has something become slower? Exit code 0: no worse, 1: worse, 4: the data cannot tell.",
-    )
-    parser.add_argument(
-        "current", help="folder of a sweep or of one of its cells, or a sweep's name in DIR/sweeps"
-    )
-    parser.add_argument(
-        "--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=share,
-        default=0.05,
-        help="largest slowdown to accept (default 0.05: 5 %%)",
-    )
-    given = parser.parse_args(arguments)
-    from bench.commands.gate import gate
-    from bench.store.files import sweep_folder
-
-    current, baseline = (
-        sweep_folder(name, given.output_dir) for name in (given.current, given.baseline)
-    )
-    try:
-        return gate(current, baseline, given.threshold)
-    except StoreError as error:
-        raise ConfigError([str(error)]) from error  # exit code 1 is for regressions
 
 
 def _advise(arguments: list[str]) -> int:
@@ -186,57 +138,6 @@ def _doctor(arguments: list[str]) -> int:
     from bench.commands.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, given.calibrate)
-
-
-def _report(arguments: list[str]) -> int:
-    parser = command_parser(
-        "report", "Write a sweep's report (again), or of several side by side: HTML, Markdown, CSV."
-    )
-    parser.add_argument(
-        "sweeps",
-        nargs="*",
-        metavar="SWEEP",
-        help="folder of a sweep, or its name in DIR/sweeps; the newest one there if left out;"
-        " several: side by side, as comparison.html",
-    )
-    take_price(parser)
-    take_margin(parser)
-    parser.add_argument(
-        "--into",
-        type=typed_path,
-        metavar="FOLDER",
-        help="of several sweeps: where to write; default: the newest of them",
-    )
-    given = parser.parse_args(arguments)
-    from bench.store.files import sweep_folder
-
-    folders = [sweep_folder(name, given.output_dir) for name in given.sweeps or (None,)]
-    if len(folders) > 1 and given.price_per_hour is not None:
-        raise ConfigError(["--price-per-hour: goes with one sweep"])
-    if len(folders) == 1 and given.into is not None:
-        raise ConfigError(["--into: goes with several sweeps"])
-    if len(folders) > 1:
-        from bench.commands.compare import report
-
-        files = report(folders, given.margin, given.into)
-    else:
-        files = _report_of_one(folders[0], given.price_per_hour)
-    for file in files:
-        print(from_here(file))
-    return 0
-
-
-def _report_of_one(folder: Path, price_per_hour: float | None) -> list[Path]:
-    from bench.report.page import write_report
-    from bench.report.terminal import compared
-
-    files = write_report(folder, compared(folder, price_per_hour))
-    # By `mlflow run -e report`
-    if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
-        from bench.store.mlflow import keep_report
-
-        keep_report(run_id, folder.name, files)
-    return files
 
 
 def _reproduce(arguments: list[str]) -> int:
@@ -305,6 +206,24 @@ def _export(arguments: list[str]) -> int:
     from bench.commands.export import export
 
     return export(results[0].cell, given.folder)
+
+
+def _compare(arguments: list[str]) -> int:
+    from bench.commands.compare import command
+
+    return command(arguments)
+
+
+def _gate(arguments: list[str]) -> int:
+    from bench.commands.gate import command
+
+    return command(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from bench.commands.report import command
+
+    return command(arguments)
 
 
 def _sensitivity(arguments: list[str]) -> int:

@@ -1,5 +1,4 @@
-"""``python -m bench compare SWEEP SWEEP...``: sweeps side by side; ``report`` writes the same as a
-page."""
+"""``python -m bench compare SWEEP SWEEP...``: sweeps side by side."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,12 +6,27 @@ from pathlib import Path
 
 from bench.analysis.side_by_side import SideBySide, side_by_side
 from bench.analysis.two_sweeps import Side
+from bench.commands.parsers import command_parser, take_margin
 from bench.errors import ConfigError, StoreError
 from bench.paths import from_here
 from bench.report.side_by_side import LETTERS, summary
-from bench.report.side_by_side_page import write_comparison
 from bench.report.terminal import console, say_damage
-from bench.store.files import read_place
+from bench.store.files import read_place, sweep_folder
+
+
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = command_parser("compare", "Sweeps, hosts or commits side by side.")
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="SWEEP",
+        help="two or more: folder of a sweep or of one of its cells, or a sweep's name in"
+        " DIR/sweeps; the others are compared with the first",
+    )
+    take_margin(parser)
+    given = parser.parse_args(arguments)
+    return compare([sweep_folder(name, given.output_dir) for name in given.sweeps], given.margin)
 
 
 def compare(folders: Sequence[Path], margin: float) -> int:
@@ -23,28 +37,12 @@ def compare(folders: Sequence[Path], margin: float) -> int:
     Raises:
         ConfigError: when one of them cannot be read, or no cell is in two of them.
     """
-    console().print(summary(_compared(folders, margin)))
+    console().print(summary(compared(folders, margin)))
     return 0
 
 
-def report(folders: Sequence[Path], margin: float, into: Path | None) -> list[Path]:
-    """Write the same as a page, a ticket and a table; returns the files.
-
-    Args:
-        into: where to; None: into the newest of the sweeps.
-    Raises:
-        ConfigError: as ``compare``, and when nothing can be written there.
-    """
-    found = _compared(folders, margin)
-    started_at = [side.sweep.started_at for side in found.sides]
-    newest = folders[started_at.index(max(started_at))]
-    try:
-        return write_comparison(newest if into is None else into, found)
-    except StoreError as error:
-        raise ConfigError([str(error)]) from error
-
-
-def _compared(folders: Sequence[Path], margin: float) -> SideBySide:
+def compared(folders: Sequence[Path], margin: float) -> SideBySide:
+    """Sweeps beside the first of them; what cannot be read is named. Raises: as ``compare``."""
     if not 2 <= len(folders) <= len(LETTERS):
         raise ConfigError([f"sweeps to compare: want 2 to {len(LETTERS)}, got {len(folders)}"])
     places = [folder.resolve() for folder in folders]

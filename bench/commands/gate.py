@@ -6,11 +6,42 @@ from pathlib import Path
 from bench.analysis.differences import hosts
 from bench.analysis.two_sweeps import Standing, overall, slowdowns
 from bench.commands.compare import side
-from bench.errors import StoreError
+from bench.commands.parsers import command_parser
+from bench.commands.quantities import share
+from bench.errors import ConfigError, StoreError
 from bench.paths import from_here
 from bench.report.gated import gate_lines
+from bench.store.files import sweep_folder
 
 _EXIT_CODES: dict[Standing, int] = {"no worse": 0, "worse": 1, "cannot tell": 4}
+
+
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = command_parser(
+        "gate",
+        "Has something become slower? Exit code 0: no worse, 1: worse, 4: the data cannot tell.",
+    )
+    parser.add_argument(
+        "current", help="folder of a sweep or of one of its cells, or a sweep's name in DIR/sweeps"
+    )
+    parser.add_argument(
+        "--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        default=0.05,
+        help="largest slowdown to accept (default 0.05: 5 %%)",
+    )
+    given = parser.parse_args(arguments)
+    current, baseline = (
+        sweep_folder(name, given.output_dir) for name in (given.current, given.baseline)
+    )
+    try:
+        return gate(current, baseline, given.threshold)
+    except StoreError as error:
+        raise ConfigError([str(error)]) from error  # exit code 1 is for regressions
 
 
 def gate(current: Path, baseline: Path, threshold: float) -> int:
