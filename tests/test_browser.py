@@ -21,11 +21,13 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.commands.push import push
 from bench.record.measurement import Sample
+from bench.report.side_by_side_page import write_comparison
 from bench.store.files import write_result, write_sweep
 from bench.store.mlflow_view import LATEST, page
 from tests import fakes
 from tests.analysis.test_advice import KNOWN, SWEEP
 from tests.report.test_page import answering, written
+from tests.report.test_side_by_side import THREE
 
 CHROMIUM = next(
     (
@@ -96,6 +98,19 @@ def test_the_report_shows_its_pictures_and_asks_nothing_of_the_network(
     # On a phone wide things scroll by themselves, the page does not.
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     seen.keep(f"report-{width}-{scheme}")
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_sweeps_side_by_side_fit_the_screen(browser: Browser, tmp_path: Path, width: int) -> None:
+    file = write_comparison(tmp_path, THREE)[0]
+    seen = Seen(browser, width)
+    seen.page.goto(file.as_uri())
+    assert seen.requests == [file.as_uri()]
+    assert seen.complaints == []
+    assert seen.page.locator("figure svg").count() == 1
+    assert seen.page.locator("#cells table").count() == 3
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    seen.keep(f"comparison-{width}")
 
 
 def test_a_click_sorts_the_table_by_number_and_another_one_turns_it(

@@ -109,8 +109,8 @@ def test_the_commands_after_a_sweep(
     command = from_readme("python -m bench gate NEW --baseline OLD")
     gate = [folder.name if word in ("NEW", "OLD") else word for word in command]
     code, out, _ = run(*gate)  # against itself
-    assert code == 0
-    assert "0 regressions" in out
+    assert code == 4
+    assert "4 cells: the baseline's own readings" in out
     code, _, err = run("gate", "nowhere", "--baseline", folder.name)
     assert code == 2
     assert err.startswith("nowhere: no such folder")

@@ -22,10 +22,9 @@ interval for two one-sided tests all inside the margin ``equivalent`` (Schuirman
 else ``cannot tell``. Three questions differ only in their levels:
 
 * a speedup within a sweep (``speedups``): two-sided, for all comparisons of the table together;
-* a gate against an earlier sweep (``slowdowns``): one-sided, since it must not cry wolf;
+* two sweeps side by side and a gate (``two_sweeps``): at other times or on other machines, so
+  without blocks in common;
 * a reproduction (``reproduction``): equivalence at 90 %, a difference for all cells together.
-
-What an earlier sweep ran at another time has no blocks in common with this one.
 """
 
 import math
@@ -44,7 +43,6 @@ COMPARED = ("tpot_s", "ttft_s")
 _UNBOUNDED = 100.0
 
 Word = Literal["faster", "slower", "equivalent", "different", "cannot tell", "uncalibrated"]
-GateWord = Literal["regression", "no regression", "cannot tell", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,40 @@ def spread_of_groups(groups: Sequence[Sequence[Sequence[float]]]) -> Spread | No
         )
         df += max(1, len(logs) - 1) * (len(blocks) - 1)
     return Spread(math.sqrt(squares / df), df) if df else None
+
+
+def of_single_readings(logs: Sequence[Sequence[float]], blocked: bool) -> Spread | None:
+    """The noise of readings that are compared with those of another sweep, where passes do not
+    cancel; None where every cell has a single reading.
+
+    What all cells of a pass share is part of that noise, and there are only as many passes as there
+    are: the sum of both parts has Satterthwaite's degrees of freedom. Counting every reading of
+    every cell as independent raises false alarms where passes differ.
+
+    Args:
+        logs, blocked: as of ``spread``.
+    """
+    whole, within = spread(logs, blocked=False), spread(logs, blocked)
+    if not blocked or len(logs) < 2 or whole is None or within is None or not whole.deviation:
+        return whole
+    total, rest = (noise.deviation**2 * noise.df for noise in (whole, within))
+    shared = max(0.0, total - rest)
+    df = total**2 / (shared**2 / (whole.df - within.df) + rest**2 / within.df)
+    return Spread(whole.deviation, df)
+
+
+def unpooled(then: Spread, thens: int, now: Spread, nows: int) -> Spread:
+    """The noise of a difference between two machines: each side's own, with Satterthwaite's degrees
+    of freedom (Welch 1947), as the one spread that makes the same interval.
+
+    Args:
+        thens, nows: processes on each side.
+    """
+    early, late = then.deviation**2 / thens, now.deviation**2 / nows
+    if not early + late:
+        return Spread(0.0, min(then.df, now.df))
+    df = (early + late) ** 2 / (early**2 / then.df + late**2 / now.df)
+    return Spread(math.sqrt((early + late) / (1 / thens + 1 / nows)), df)
 
 
 def more_certain(own: Spread | None, calibration: Spread | None) -> Spread | None:
@@ -224,7 +256,7 @@ def speedups(
     found = {}
     for metric in COMPARED:
         changes = compare_pairs(
-            {cell: _logs(of_cell[metric]) for cell, of_cell in times.items()},
+            {cell: logs_of(of_cell[metric]) for cell, of_cell in times.items()},
             pairs,
             groups=groups,
             margin=margin,
@@ -239,56 +271,5 @@ def speedups(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Slowdown:
-    """One cell in one metric, now against an earlier sweep. ``change`` is None where the cell has
-    no number any more."""
-
-    label: str
-    metric: str
-    change: Change | None
-
-    @property
-    def word(self) -> GateWord:
-        if self.change is None:
-            return "lost"
-        if self.change.word == "uncalibrated":
-            return "cannot tell"
-        return "regression" if self.change.word == "slower" else "no regression"
-
-
-def slowdowns(
-    current: Sequence[Result],
-    earlier: Sequence[Result],
-    threshold: float,
-    calibration: Mapping[str, Spread],
-) -> list[Slowdown]:
-    """Every cell that had a number and was asked for again, metric by metric. Cells are matched by
-    ``cell_id``, so only equal configurations are compared."""
-    now = {result.cell_id: result for result in current}
-    both = [
-        (now[then.cell_id], then) for then in earlier if then.measurements and then.cell_id in now
-    ]
-    kept = [(late, early) for late, early in both if late.measurements]
-    compared = [
-        Slowdown(late.cell.label, "outcome", None) for late, _ in both if not late.measurements
-    ]
-    requests = fewest_requests(result for pair in kept for result in pair) if kept else 1
-    for metric in COMPARED:
-        logs = [
-            [_logs(least_times_s(result.measurements, requests)[metric]) for result in pair]
-            for pair in kept
-        ]
-        rows = [row for pair in logs for row in pair]
-        noise = spread(rows, blocked=False) or calibration.get(metric)
-        one_sided = 1 - ALPHA / max(1, len(kept) * len(COMPARED))
-        levels = Levels(one_sided, one_sided, one_sided)
-        compared += [
-            Slowdown(late.cell.label, metric, change(after, before, noise, threshold, levels))
-            for (late, _), (after, before) in zip(kept, logs, strict=True)
-        ]
-    return compared
-
-
-def _logs(times_s: Sequence[float]) -> list[float]:
+def logs_of(times_s: Sequence[float]) -> list[float]:
     return [math.log(seconds) for seconds in times_s]

@@ -38,6 +38,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "push": _push,
         "fetch": _fetch,
+        "compare": _compare,
         "gate": _gate,
         "choose": _choose,
         "advise": _advise,
@@ -73,33 +74,6 @@ def _fetch(arguments: list[str]) -> int:
     from bench.commands.fetch import fetch
 
     return fetch(models)
-
-
-def _gate(arguments: list[str]) -> int:
-    parser = command_parser("gate", "Exit code 1 when something has become slower.")
-    parser.add_argument(
-        "current", help="folder of a sweep or of one of its cells, or a sweep's name in DIR/sweeps"
-    )
-    parser.add_argument(
-        "--baseline", required=True, metavar="RUN_OR_SWEEP", help="what to compare with; likewise"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=share,
-        default=0.05,
-        help="largest slowdown to accept (default 0.05: 5 %%)",
-    )
-    given = parser.parse_args(arguments)
-    from bench.commands.gate import gate
-    from bench.store.files import sweep_folder
-
-    current, baseline = (
-        sweep_folder(name, given.output_dir) for name in (given.current, given.baseline)
-    )
-    try:
-        return gate(current, baseline, given.threshold)
-    except StoreError as error:
-        raise ConfigError([str(error)]) from error  # exit code 1 is for regressions
 
 
 def _advise(arguments: list[str]) -> int:
@@ -164,25 +138,6 @@ def _doctor(arguments: list[str]) -> int:
     from bench.commands.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, given.calibrate)
-
-
-def _report(arguments: list[str]) -> int:
-    parser = sweep_parser("report", "Write a sweep's report (again): HTML, Markdown, CSV, PNG.")
-    take_price(parser)
-    given = parser.parse_args(arguments)
-    folder = _sweep_folder(given)
-    from bench.report.page import write_report
-    from bench.report.terminal import compared
-
-    files = write_report(folder, compared(folder, given.price_per_hour))
-    # By `mlflow run -e report`
-    if (run_id := os.environ.get("MLFLOW_RUN_ID")) and "MLFLOW_TRACKING_URI" in os.environ:
-        from bench.store.mlflow import keep_report
-
-        keep_report(run_id, folder.name, files)
-    for file in files:
-        print(from_here(file))
-    return 0
 
 
 def _reproduce(arguments: list[str]) -> int:
@@ -251,6 +206,24 @@ def _export(arguments: list[str]) -> int:
     from bench.commands.export import export
 
     return export(results[0].cell, given.folder)
+
+
+def _compare(arguments: list[str]) -> int:
+    from bench.commands.compare import command
+
+    return command(arguments)
+
+
+def _gate(arguments: list[str]) -> int:
+    from bench.commands.gate import command
+
+    return command(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from bench.commands.report import command
+
+    return command(arguments)
 
 
 def _sensitivity(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.quantities import positive, size_bytes, time_s
+from bench.commands.quantities import positive, share, size_bytes, time_s
 from bench.paths import whole_path
 
 if TYPE_CHECKING:  # it imports numpy, which most command lines need not wait for
@@ -14,6 +14,7 @@ _EXAMPLES = {
     "push": "push outputs/sweeps/2026-01-31_12-00-00",
     "fetch": "fetch smollm2-135m qwen2.5-3b",
     "gate": "gate 2026-02-01_12-00-00 --baseline 2026-01-31_12-00-00 --threshold 5%",
+    "compare": "compare 2026-01-31_12-00-00 2026-02-01_12-00-00 --margin 5%",
     "choose": "choose model=smollm2-135m quant=bf16,nf4 --goal chat --max-kl 0.05 --budget 20min",
     "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
     "report": "report 2026-01-31_12-00-00",
@@ -54,6 +55,16 @@ def sweep_parser(name: str, description: str) -> argparse.ArgumentParser:
         help="folder of a sweep, or its name in DIR/sweeps; the newest one there if left out",
     )
     return parser
+
+
+def take_margin(parser: argparse.ArgumentParser) -> None:
+    """The option of what counts as no difference between sweeps."""
+    parser.add_argument(
+        "--margin",
+        type=share,
+        default=0.03,
+        help="relative difference of times that counts as none (default 0.03: 3 %%)",
+    )
 
 
 def take_price(parser: argparse.ArgumentParser) -> None:

@@ -121,7 +121,7 @@ def page(
         caveat=grid.CAVEAT,
         threats=comparison.threats,
         command=f"python -m bench {shlex.join(sweep.overrides)}".strip(),
-        commit=_commit(sweep),
+        commit=commit_of(sweep),
         environment=_environment(results),
         metrics=(*METRICS, *(QUANTITIES if comparison.deep else ())),
     )
@@ -136,7 +136,8 @@ def template(name: str) -> jinja2.Template:
     ).get_template(name)
 
 
-def _commit(sweep: Sweep) -> str:
+def commit_of(sweep: Sweep) -> str:
+    """The commit that a sweep ran at, and whether files differed from it; "" outside a checkout."""
     code = sweep.provenance
     changed = " with changes" if code.changed else ""
     return "" if code.commit is None else f"{code.commit[:12]}{changed}"

@@ -1,4 +1,4 @@
-"""Two sweeps of the same cells, in words: what a gate finds slower, what a reproduction shows."""
+"""A reproduction in words: what is different here, and what came out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,35 +13,7 @@ from bench.analysis.reproduction import (
     likeliest_reason,
     overall,
 )
-from bench.analysis.verdict import Slowdown
-
-_NAMES = {"tpot_s": "TPOT", "ttft_s": "TTFT"}
-
-
-def gate_lines(changes: Sequence[Slowdown], threshold: float) -> list[str]:
-    """What has become slower, what cannot be told, and the count of both."""
-    worse = [change for change in changes if change.word in ("regression", "lost")]
-    lines = [_worse(change) for change in worse]
-    unclear = sum(change.word == "cannot tell" for change in changes)
-    if unclear:
-        lines.append(
-            f"{unclear} comparisons cannot be told: one process each; measure=standard, or doctor"
-            " --calibrate once"
-        )
-    cells = len({change.label for change in changes})
-    lines.append(
-        f"{len(worse)} regressions beyond {threshold:.0%} in {len(changes)} comparisons of {cells}"
-        " cells"
-    )
-    return lines
-
-
-def _worse(slower: Slowdown) -> str:
-    if slower.change is None:
-        return f"{slower.label}: had a number in the baseline and has none now"
-    ratio, low, _ = slower.change.slowdown
-    name = _NAMES[slower.metric]
-    return f"{slower.label}: {name} takes {ratio:.2f} times as long, at least {low:.2f}"
+from bench.report.gated import TIMES
 
 
 def environment(elsewhere: Sequence[Difference]) -> list[str]:
@@ -129,7 +101,7 @@ def _verdict(cells: Sequence[Reproduction], margin: float) -> str:
 def _sentence(timed: Retimed) -> str:
     times = f"{timed.then_s * 1e3:.2f} ms then, {timed.now_s * 1e3:.2f} ms now (minimum time)"
     ratio, low, high = timed.change.slowdown
-    text = f"{_NAMES[timed.metric]}: {times}, {ratio:.3f} times as long"
+    text = f"{TIMES[timed.metric]}: {times}, {ratio:.3f} times as long"
     if low is None or high is None:
         return f"{text}: {timed.word}"
     word: str = timed.word
@@ -146,7 +118,7 @@ def _moved(timed: Retimed) -> str:
     when = "now" if timed.medians_ratio > 1 else "then"
     minima = ", the minima are not" if timed.word == "reproduced" else ""
     return (
-        f"the medians of {_NAMES[timed.metric]} are {timed.medians_ratio:.2f} times as long"
+        f"the medians of {TIMES[timed.metric]} are {timed.medians_ratio:.2f} times as long"
         f"{minima}: suspect other load {when}, or a cost that only some requests pay"
     )
 

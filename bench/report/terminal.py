@@ -71,7 +71,7 @@ def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
         return Text("no cell has ended")
     marks, lines = legend(comparison) if brief else ({}, grids.notes(comparison))
     cells = grids.marked(comparison, marks) if marks else grids.cells(comparison)
-    tables = map(_Fitted, [cells, *grids.profiles(comparison)])
+    tables = map(Fitted, [cells, *grids.profiles(comparison)])
     lines = [*grids.profile_reasons(comparison), *lines]
     return Group(Text(grids.conditions(comparison), "dim"), *tables, *map(Text, lines))
 
@@ -111,7 +111,7 @@ def _amounts(finding: Finding) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
+class Fitted:
     """A grid at whatever width there is, no number cut: the least telling columns go first; where
     the others do not fit either, each row is a record of its own."""
 
@@ -251,7 +251,7 @@ def dry_run(
         lines.append(f"?: {unknown} cells never ran on this machine")
     lines.append("dry_run=true: nothing was loaded or measured")
     grid = Grid((*columns, Column("what would happen", wraps=True)), rows)
-    return Group(_Fitted(grid), *map(Text, lines))
+    return Group(Fitted(grid), *map(Text, lines))
 
 
 def _fate(record: Result, wanted: int) -> str:

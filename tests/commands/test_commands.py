@@ -83,10 +83,11 @@ def test_a_name_is_looked_for_in_that_folder_and_a_path_is_a_path(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ("2026-02-02_00-00-00", "--baseline", "2026-01-01_00-00-00")
-    assert run("gate", *names, "--output-dir", "elsewhere") == 0
-    assert "in 2 comparisons of 1 cells" in capsys.readouterr().out
+    assert run("gate", *names, "--output-dir", "elsewhere") == 4  # the same readings
+    assert "1 cell: the baseline's own readings" in capsys.readouterr().out
     sweeps = elsewhere / "sweeps"
-    assert run("gate", str(sweeps / names[0]), "--baseline", str(sweeps / names[2])) == 0
+    assert run("gate", str(sweeps / names[0]), "--baseline", str(sweeps / names[2])) == 4
+    assert run("compare", names[2], names[0], "--output-dir", "elsewhere") == 0
 
 
 @pytest.mark.parametrize("command", ["report", "advise", "push"])
@@ -112,7 +113,7 @@ def test_a_sweep_is_pushed_to_the_store_beside_it(
 
 
 @pytest.mark.parametrize(
-    "command", ["push", "fetch", "gate", "advise", "report", "reproduce", "doctor"]
+    "command", ["push", "fetch", "compare", "gate", "advise", "report", "reproduce", "doctor"]
 )
 def test_help_has_an_example_that_its_parser_takes(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -110,8 +110,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (
         "frobnicate",
         [
-            "frobnicate: no such command; there are push, fetch, gate, choose, advise, report,"
-            " reproduce, sensitivity, doctor, export, and key=value starts a sweep"
+            "frobnicate: no such command; there are push, fetch, compare, gate, choose, advise,"
+            " report, reproduce, sensitivity, doctor, export, and key=value starts a sweep"
         ],
     ),
     ("overrides=workload.prompt=it's", ["No closing quotation"]),
@@ -145,7 +145,7 @@ def test_help_lists_every_group_with_its_values_and_every_command(
     assert "python -m bench -m quant=fp16,int8,nf4 batch=1,8,32" in out
     for group in ("model", "attn", "decode", "workload", "measure", "quality", "tracking"):
         assert f"\n{group}: " in out
-    for command in ("push", "fetch", "doctor", "gate", "reproduce"):
+    for command in ("push", "fetch", "doctor", "compare", "gate", "reproduce"):
         assert f"python -m bench {command} " in out
 
 

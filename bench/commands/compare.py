@@ -1,0 +1,77 @@
+"""``python -m bench compare SWEEP SWEEP...``: sweeps side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.analysis.side_by_side import SideBySide, side_by_side
+from bench.analysis.two_sweeps import Side
+from bench.commands.parsers import command_parser, take_margin
+from bench.errors import ConfigError, StoreError
+from bench.paths import from_here
+from bench.report.side_by_side import LETTERS, summary
+from bench.report.terminal import console, say_damage
+from bench.store.files import read_place, sweep_folder
+
+
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = command_parser("compare", "Sweeps, hosts or commits side by side.")
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="SWEEP",
+        help="two or more: folder of a sweep or of one of its cells, or a sweep's name in"
+        " DIR/sweeps; the others are compared with the first",
+    )
+    take_margin(parser)
+    given = parser.parse_args(arguments)
+    return compare([sweep_folder(name, given.output_dir) for name in given.sweeps], given.margin)
+
+
+def compare(folders: Sequence[Path], margin: float) -> int:
+    """Print sweeps, or single cells of them, beside the first; returns the exit code.
+
+    Args:
+        margin: relative difference of times that counts as none (0.03: 3 %).
+    Raises:
+        ConfigError: when one of them cannot be read, or no cell is in two of them.
+    """
+    console().print(summary(compared(folders, margin)))
+    return 0
+
+
+def compared(folders: Sequence[Path], margin: float) -> SideBySide:
+    """Sweeps beside the first of them; what cannot be read is named. Raises: as ``compare``."""
+    if not 2 <= len(folders) <= len(LETTERS):
+        raise ConfigError([f"sweeps to compare: want 2 to {len(LETTERS)}, got {len(folders)}"])
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError([f"{from_here(folder)}: given twice; want different sweeps"])
+    try:
+        found = side_by_side([side(folder) for folder in folders], margin)
+    except StoreError as error:
+        raise ConfigError([str(error)]) from error
+    if not found.rows:
+        raise ConfigError(
+            [
+                "no cell is in two of these sweeps: nothing to compare; a cell is all that was"
+                " asked for, from model to measure"
+            ]
+        )
+    return found
+
+
+def side(folder: Path) -> Side:
+    """A sweep, or one cell of it, that is to be compared; what cannot be read is named.
+
+    Raises:
+        StoreError: when it is neither.
+    """
+    stored = read_place(folder)
+    say_damage(stored)
+    results = tuple(stored.results)
+    is_cell = (folder / "result.json").is_file()
+    asked = (results[0].cell_id,) if is_cell else stored.sweep.cells
+    return Side(replace(stored.sweep, cells=asked), results, stored.damaged)
