@@ -42,6 +42,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         "choose": _choose,
         "advise": _advise,
         "report": _report,
+        "import": _import,
         "reproduce": _reproduce,
         "sensitivity": _sensitivity,
         "doctor": _doctor,
@@ -171,7 +172,7 @@ def _report(arguments: list[str]) -> int:
     take_price(parser)
     given = parser.parse_args(arguments)
     folder = _sweep_folder(given)
-    from bench.report.page import write_report
+    from bench.report.page import EXCHANGE, write_report
     from bench.report.terminal import compared
 
     files = write_report(folder, compared(folder, given.price_per_hour))
@@ -182,7 +183,26 @@ def _report(arguments: list[str]) -> int:
         keep_report(run_id, folder.name, files)
     for file in files:
         print(from_here(file))
+    if (folder / EXCHANGE).is_dir():
+        print(f"{from_here(folder / EXCHANGE)}/*.json")
     return 0
+
+
+def _import(arguments: list[str]) -> int:
+    parser = command_parser(
+        "import",
+        "Put what other tools measured beside a sweep's cells: llama-bench's json or jsonl,"
+        " lm-eval's results or samples, llm-d's Benchmark Report 0.2, tables of studies.",
+    )
+    parser.add_argument("files", nargs="+", type=typed_path, metavar="FILE")
+    parser.add_argument(
+        "--sweep", help="folder of a sweep, or its name in DIR/sweeps; the newest if left out"
+    )
+    given = parser.parse_args(arguments)
+    from bench.commands.importing import import_files
+    from bench.store.files import sweep_folder
+
+    return import_files(given.files, sweep_folder(given.sweep, given.output_dir))
 
 
 def _reproduce(arguments: list[str]) -> int:

@@ -10,17 +10,22 @@ from datetime import UTC, datetime
 from statistics import fmean, median, stdev
 from typing import Any
 
-import bench
 from bench.analysis import readings
 from bench.analysis.foreign.llm_d import OURS
 from bench.config.cell import identity
 from bench.record.result import Result
+from bench.record.sweep import Provenance
 
 VERSION = "0.2.1"
 
 
-def as_report(result: Result, values: Mapping[str, float]) -> dict[str, Any]:
-    """A measured cell as a report. ``values``: as derived."""
+def as_report(result: Result, values: Mapping[str, float], code: Provenance) -> dict[str, Any]:
+    """A measured cell as a report.
+
+    Args:
+        values: as derived.
+        code: that measured it.
+    """
     cell, rows = result.cell, result.cell.rows
     prompt, new = result.measurements[0].prompt_tokens, cell.workload.new_tokens
     repeats = [repeat for m in result.measurements for repeat in m.repeats]
@@ -67,7 +72,7 @@ def as_report(result: Result, values: Mapping[str, float]) -> dict[str, Any]:
             "time": {"start": _at(result.started_at), "end": _at(result.ended_at)},
             "description": f"{cell.label} of sweep {result.sweep_id}",
         },
-        "scenario": {"stack": [_component(result)], "load": _load(result, prompt, new)},
+        "scenario": {"stack": [_component(result)], "load": _load(result, prompt, new, code)},
         "results": {
             "request_performance": {"aggregate": aggregate},
             "observability": {OURS: own},
@@ -98,12 +103,12 @@ def _component(result: Result) -> dict[str, Any]:
     }
 
 
-def _load(result: Result, prompt: int, new: int) -> dict[str, Any]:
+def _load(result: Result, prompt: int, new: int, code: Provenance) -> dict[str, Any]:
     return {
         "metadata": {"description": f"workload {result.cell.workload.name}, one fixed batch"},
         "standardized": {
             "tool": OURS,
-            "tool_version": bench.__version__,
+            "tool_version": code.commit or code.measuring,
             "source": "unknown" if result.cell.model.weights == "random" else "sampled",
             "input_seq_len": {"distribution": "fixed", "value": prompt},
             "output_seq_len": {"distribution": "fixed", "value": new},

@@ -89,13 +89,16 @@ def _baselines(of: Foreign, foreign: Sequence[Foreign]) -> Iterator[tuple[Foreig
     with here; the best first."""
     for quants in _BASELINES:
         for other in foreign:
-            if other.quant in quants and other.attn is None and _place(other) == _place(of):
+            quant = other.quant
+            if quant is None or quant not in quants or other.attn is not None:
+                continue
+            if _place(other) == _place(of):
                 if other == of:
                     # A baseline is compared with better ones only: else each pair of them would
                     # come twice
                     return
-                stand_ins = [quant for quant in quants if quant != other.quant and not of.attn]
-                yield from ((other, quant) for quant in [other.quant, *stand_ins])
+                stand_ins = [each for each in quants if each != quant and not of.attn]
+                yield from ((other, each) for each in [quant, *stand_ins])
 
 
 def _place(of: Foreign) -> tuple[object, ...]:
