@@ -33,14 +33,18 @@ _RATES = ("decode_tok_s", "prefill_tok_s", "output_tok_s")  # one of them stands
 _MOST_TASKS = 4  # that a terminal has room for
 _NAMES = {"prompt_tokens": "prompt", "new_tokens": "new"}
 _SHOWN = ("quant", "batch", "prompt_tokens", "new_tokens")  # also where they are the same
-_COMMON = ("file", "tool", "version", "engine", "model", "hardware", "attn")
+_COMMON = ("file", "version", "engine", "model", "hardware", "attn")
 
 
-def rows(comparison: Comparison) -> Grid | None:
-    """What was imported, a configuration a row; None without any."""
-    foreign = comparison.foreign
-    if not foreign:
-        return None
+def tables(comparison: Comparison) -> list[Grid]:
+    """What was imported, a configuration a row, and a table for each tool."""
+    tools: dict[str, list[Foreign]] = {}
+    for of in comparison.foreign:
+        tools.setdefault(of.tool, []).append(of)
+    return [_rows(comparison, tool, foreign) for tool, foreign in tools.items()]
+
+
+def _rows(comparison: Comparison, tool: str, foreign: Sequence[Foreign]) -> Grid:
     varying = [name for name in _COMMON if len({getattr(of, name) for of in foreign}) > 1]
     settings = dict.fromkeys(name for of in foreign for name in of.settings)
     varied = [name for name in settings if len({of.settings.get(name) for of in foreign}) > 1]
@@ -66,14 +70,14 @@ def rows(comparison: Comparison) -> Grid | None:
         row += [_ratio_here(here.get(id(of)), comparison)] if here else []
         row += [_repetitions(of)] if any(of.samples for of in foreign) else []
         table.append(row)
-    return Grid(tuple(columns), table, TITLE, _in_common(foreign, varying))
+    return Grid(tuple(columns), table, tool, _in_common(foreign))
 
 
-def _in_common(foreign: Sequence[Foreign], varying: Sequence[str]) -> str:
-    same = [name for name in _COMMON if name not in varying]
-    known = [(name, getattr(foreign[0], name)) for name in same]
-    parts = [f"{name} {_UNKNOWN if value is None else value}" for name, value in known]
-    return ", ".join(parts) or f"{len(foreign)} configurations"
+def _in_common(foreign: Sequence[Foreign]) -> str:
+    """What is known of all of them alike."""
+    values = [(name, {getattr(of, name) for of in foreign}) for name in _COMMON]
+    known = [(name, *same) for name, same in values if len(same) == 1 and same != {None}]
+    return ", ".join(f"{name} {value}" for name, value in known)
 
 
 def _known(value: object) -> Entry:
@@ -143,7 +147,7 @@ def notes(comparison: Comparison) -> list[str]:
         missing = of_files.setdefault((of.file, _measured(of)), {})
         missing |= dict.fromkeys(unknown(of))
     lines = [
-        f"{file}: {measured}; unknown: {', '.join(missing)}"
+        f"{file}: {measured}" + (f"; unknown: {', '.join(missing)}" if missing else "")
         for (file, measured), missing in of_files.items()
     ]
     return [*lines, *_flips(comparison.foreign)]

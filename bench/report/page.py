@@ -98,13 +98,13 @@ def page(
     """
     results, sweep, against = comparison.results, comparison.sweep, comparison.against
     profiles, published = grid.profiles(comparison), foreign.published(comparison)
-    imported = foreign.rows(comparison)
+    imported = foreign.tables(comparison)
     growth, prompts = depth.grid(comparison), side_by_side(comparison)
     answers = use_cases(comparison) if choice is None else []
     sections = [
         ("advice", "What to use", True),
         ("grid", "Every cell", True),
-        ("foreign", "Foreign, not attested", imported is not None),
+        ("foreign", "Foreign, not attested", bool(imported)),
         ("charts", "Pictures", bool(pictures)),
         ("depth", "How times grow", growth is not None),
         ("profile", "Where the time goes", bool(profiles)),

@@ -86,11 +86,10 @@ def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
 
 def _foreign(comparison: Comparison, brief: bool) -> Iterator[RenderableType]:
     """What was imported, below our own."""
-    table = foreign.rows(comparison)
-    if table is None:
-        return
-    yield Text(f"\n{table.title}: {table.lead}", "dim")
-    yield _Fitted(replace(table, title=""))
+    for table in foreign.tables(comparison):
+        about = f"{table.title}, {foreign.TITLE}"
+        yield Text(f"\n{about}: {table.lead}" if table.lead else f"\n{about}", "dim")
+        yield _Fitted(replace(table, title=""))
     notes = foreign.notes(comparison)
     shown = notes[:_MOST_FINDINGS] if brief else notes
     yield from map(Text, shown)

@@ -86,7 +86,7 @@ def _configuration(file: File, test: _Test) -> Foreign:
         digest=file.digest,
         tool="llama-bench",
         version=_build(test),
-        protocol=f"{kind}, of one sequence; {times} in one process",
+        protocol=f"{kind}; {times} in one process",
         hardware=_hardware(test),
         model=model_name(test.model_filename) if test.model_filename else None,
         engine="llama_cpp",
@@ -103,10 +103,10 @@ def _configuration(file: File, test: _Test) -> Foreign:
 
 def _kind(test: _Test) -> str:
     if not test.n_gen:
-        return "a prefill of made-up tokens, which chooses no token"
+        return "prefill of one made-up prompt, no token chosen"
     if not test.n_prompt:
-        return "decode steps alone, which choose no token"
-    return "a prefill and a decode step for each new token, which choose no token"
+        return "decode steps of one sequence, no token chosen"
+    return "prefill of one made-up prompt and a decode step for each new token, none chosen"
 
 
 def _undefined(test: _Test) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def _load(result: Result, prompt: int, new: int, code: Provenance) -> dict[str, 
         "metadata": {"description": f"workload {result.cell.workload.name}, one fixed batch"},
         "standardized": {
             "tool": OURS,
-            "tool_version": code.commit or code.measuring,
+            "tool_version": (code.commit or code.measuring)[:12],
             "source": "unknown" if result.cell.model.weights == "random" else "sampled",
             "input_seq_len": {"distribution": "fixed", "value": prompt},
             "output_seq_len": {"distribution": "fixed", "value": new},

@@ -57,7 +57,8 @@ def _matches(of: Foreign, foreign: Sequence[Foreign], measured: Sequence[Result]
         if r.cell.batch == of.batch and _is_of(of.model, r.cell.model)
     }
     for baseline, quant in _baselines(of, foreign):
-        against = BaselineAxes({"quant": quant} | ({"attn": _DEFAULT_ATTN} if of.attn else {}))
+        is_of_attn = baseline.attn != of.attn
+        against = BaselineAxes({"quant": quant} | ({"attn": _DEFAULT_ATTN} if is_of_attn else {}))
         matched = [
             Match(of, baseline, alike[cell], alike[base])
             for cell, base in pairs(list(alike.values()), against)
@@ -86,19 +87,25 @@ def baseline_of(of: Foreign, foreign: Sequence[Foreign]) -> Foreign | None:
 
 def _baselines(of: Foreign, foreign: Sequence[Foreign]) -> Iterator[tuple[Foreign, str]]:
     """The foreign baselines of a configuration, each with the quantizations that it may be compared
-    with here; the best first."""
+    with here; the best first.
+
+    One has the same attention, or names none, which is the library's default.
+    """
+    alike = [e for e in foreign if e.attn in (None, of.attn) and _place(e) == _place(of)]
+    of_default = of.attn and any((e.quant, e.attn) == (of.quant, None) for e in alike)
     for quants in _BASELINES:
-        for other in foreign:
+        for other in alike:
             quant = other.quant
-            if quant is None or quant not in quants or other.attn is not None:
+            if quant is None or quant not in quants:
                 continue
-            if _place(other) == _place(of):
-                if other == of:
-                    # A baseline is compared with better ones only: else each pair of them would
-                    # come twice
-                    return
-                stand_ins = [each for each in quants if each != quant and not of.attn]
+            if other != of:
+                can_stand_in = other.attn == of.attn
+                stand_ins = [each for each in quants if each != quant and can_stand_in]
                 yield from ((other, each) for each in [quant, *stand_ins])
+            elif not of_default:
+                # A baseline is compared with better ones only: else each pair of them would come
+                # twice
+                return
 
 
 def _place(of: Foreign) -> tuple[object, ...]:
