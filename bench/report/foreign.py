@@ -32,28 +32,31 @@ _COMPARED = ("output_tok_s", "decode_tok_s", "prefill_tok_s", "vram_peak_bytes",
 _RATES = ("decode_tok_s", "prefill_tok_s", "output_tok_s")  # one of them stands for a row
 _MOST_TASKS = 4  # that a terminal has room for
 _NAMES = {"prompt_tokens": "prompt", "new_tokens": "new"}
-_SHOWN = ("quant", "batch", "prompt_tokens", "new_tokens")  # also where they are the same
+_LENGTHS = ("prompt_tokens", "new_tokens")
 _COMMON = ("file", "version", "engine", "model", "hardware", "attn")
 
 
 def tables(comparison: Comparison) -> list[Grid]:
-    """What was imported, a configuration a row, and a table for each tool."""
-    tools: dict[str, list[Foreign]] = {}
+    """What was imported, a configuration a row, and a table for each kind of file of a tool."""
+    kinds: dict[tuple[str, ...], list[Foreign]] = {}
     for of in comparison.foreign:
-        tools.setdefault(of.tool, []).append(of)
-    return [_rows(comparison, tool, foreign) for tool, foreign in tools.items()]
+        kinds.setdefault((of.tool, *sorted(of.settings)), []).append(of)
+    return [_rows(comparison, kind[0], foreign) for kind, foreign in kinds.items()]
 
 
 def _rows(comparison: Comparison, tool: str, foreign: Sequence[Foreign]) -> Grid:
     varying = [name for name in _COMMON if len({getattr(of, name) for of in foreign}) > 1]
-    settings = dict.fromkeys(name for of in foreign for name in of.settings)
-    varied = [name for name in settings if len({of.settings.get(name) for of in foreign}) > 1]
+    lengths = [name for name in _LENGTHS if any(getattr(of, name) is not None for of in foreign)]
+    shown = [*varying, "quant", "batch", *lengths]
+    varied = [
+        name for name in foreign[0].settings if len({of.settings[name] for of in foreign}) > 1
+    ]
     metrics = [m for m in METRICS if m.heading and any(m.key in of.values for of in foreign)]
     tasks = list(dict.fromkeys(key for of in foreign for key in _tasks(of)))
     here = {id(match.there): match for match in matches(comparison.results, foreign)}
     has_ratios = any(baseline_of(of, foreign) is not None for of in foreign)
     columns = [
-        *axes([*varying, *(_NAMES.get(name, name) for name in _SHOWN), *varied]),
+        *axes([*(_NAMES.get(name, name) for name in shown), *varied]),
         *(Column(m.heading, True) for m in metrics),
         *(Column(_task_name(key), True, len(tasks) <= _MOST_TASKS) for key in tasks),
         *([Column("ratio")] if has_ratios else []),
@@ -62,8 +65,8 @@ def _rows(comparison: Comparison, tool: str, foreign: Sequence[Foreign]) -> Grid
     ]
     table = []
     for of in foreign:
-        row = [_known(getattr(of, name)) for name in (*varying, *_SHOWN)]
-        row += [_known(of.settings.get(name)) for name in varied]
+        row = [_known(getattr(of, name)) for name in shown]
+        row += [_known(of.settings[name]) for name in varied]
         row += [_number(m, of) for m in metrics]
         row += [_task(of, key) for key in tasks]
         row += [_ratio(of, baseline_of(of, foreign))] if has_ratios else []
@@ -76,6 +79,7 @@ def _rows(comparison: Comparison, tool: str, foreign: Sequence[Foreign]) -> Grid
 def _in_common(foreign: Sequence[Foreign]) -> str:
     """What is known of all of them alike."""
     values = [(name, {getattr(of, name) for of in foreign}) for name in _COMMON]
+    values += [(name, {of.settings[name] for of in foreign}) for name in foreign[0].settings]
     known = [(name, *same) for name, same in values if len(same) == 1 and same != {None}]
     return ", ".join(f"{name} {value}" for name, value in known)
 
@@ -160,7 +164,7 @@ def _measured(of: Foreign) -> str:
 
 def unknown(of: Foreign) -> list[str]:
     """What the file does not say."""
-    fields = ("hardware", "model", *_SHOWN, "attn")
+    fields = ("hardware", "model", "quant", "batch", *_LENGTHS, "attn")
     missing = [_NAMES.get(name, name) for name in fields if getattr(of, name) is None]
     return [*missing, *of.unknown]
 

@@ -178,8 +178,7 @@ def _of_a_service(file: File, report: _Report) -> Foreign:
     arguments = {} if engine is None else engine.native.args
     quant = next((arguments[key] for key in ("--quantization", "quantization") if key in arguments),
                  None)  # fmt: skip
-    unknown = ["warm-up", "batch", *([] if quant else ["how weights are stored"])]
-    unknown += ["definition of time to first token"] if "ttft_s" in values else []
+    unknown = ("warm-up", "definition of time to first token")
     total = figures.requests.total
     return Foreign(
         file=file.name,
@@ -197,7 +196,7 @@ def _of_a_service(file: File, report: _Report) -> Foreign:
         new_tokens=_count(figures.requests.output_length),
         settings=_settings(engine, load),
         values=values,
-        unknown=tuple(unknown),
+        unknown=unknown if "ttft_s" in values else unknown[:1],
     )  # fmt: skip
 
 

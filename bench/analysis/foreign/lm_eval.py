@@ -85,12 +85,10 @@ def read_results(file: File, content: Mapping[str, Any]) -> list[Foreign]:
         "dtype": None if dtype in (None, "auto") else str(dtype).removeprefix("torch."),
         "batch_size": given.config.batch_size,
         "limit": given.config.limit,
-        **{f"shots of {task}": shots for task, shots in given.shots.items()},
+        "shots": _shots(given.shots),
     }
     quant = _quant(arguments)
     hardware = _hardware(given.pretty_env_info or "")
-    unknown = [] if quant is not None else ["how weights are stored"]
-    unknown += ["dtype"] if settings["dtype"] is None else []
     return [
         Foreign(
             file=file.name,
@@ -104,7 +102,7 @@ def read_results(file: File, content: Mapping[str, Any]) -> list[Foreign]:
             quant=quant,
             settings={name: str(value) for name, value in settings.items() if value is not None},
             values=task_values(scores),
-            unknown=tuple(unknown),
+            unknown=("dtype",) if settings["dtype"] is None else (),
         )
     ]
 
@@ -128,7 +126,6 @@ def read_samples(file: File, content: Sequence[Mapping[str, Any]]) -> list[Forei
         if sample.filter == lines[0][0].filter and best in line
     ]
     is_right_or_wrong = all(value in (0, 1) for _, value in whole)
-    unknown = ("how weights are stored", "dtype")
     return [
         Foreign(
             file=file.name,
@@ -138,7 +135,7 @@ def read_samples(file: File, content: Sequence[Mapping[str, Any]]) -> list[Forei
             settings={} if named is None else {"task": task},
             values=task_values(scores),
             right={item: bool(value) for item, value in whole} if is_right_or_wrong else {},
-            unknown=unknown if named else (*unknown, "name of the task"),
+            unknown=("dtype",) if named else ("dtype", "name of the task"),
         )
     ]
 
@@ -175,6 +172,13 @@ def _arguments(given: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
         words = (word.partition("=") for word in given.split(","))
         return {name: value for name, equals, value in words if equals}
     return given or {}
+
+
+def _shots(given: Mapping[str, int | None]) -> str | None:
+    """One number where all tasks have the same."""
+    if len(set(given.values())) == 1:
+        return str(next(iter(given.values())))
+    return ", ".join(f"{task} {shots}" for task, shots in given.items()) or None
 
 
 def _quant(arguments: Mapping[str, Any]) -> str | None:
