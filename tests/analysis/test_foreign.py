@@ -236,6 +236,14 @@ def test_a_report_is_what_the_models_of_llm_d_take(result: Any) -> None:
     assert taken["results"]["observability"]["bench"]["metrics"] == derive(result)
 
 
+def test_a_report_names_the_device_that_the_cell_ran_on() -> None:
+    for device, model, count in (("cuda", "Some GPU", 1), ("cpu", "Some CPU", 0)):
+        result = fakes.result(cell=fakes.cell(device=device), host=fakes.gpu_host())
+        (part,) = as_report(result, {}, fakes.provenance())["scenario"]["stack"]
+        accelerator = part["standardized"]["accelerator"]
+        assert (accelerator["model"], accelerator["count"]) == (model, count)
+
+
 def test_an_empty_field_of_a_study_is_unknown() -> None:
     (row,) = read(STUDY, "studies/a.csv")
     assert (row.source, row.protocol, row.values) == ("someone", "once", {"tpot_s": 0.5})
