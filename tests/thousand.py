@@ -55,7 +55,9 @@ def main(folder: Path) -> None:
                 measuring_s += time.perf_counter() - began
 
         code = _timed(
-            took_s, "sweep", lambda: run_sweep(configs, (), worker, lambda *_: [])  # noqa: B023
+            took_s,
+            "sweep",
+            lambda: run_sweep(configs, (), worker, lambda *_: []),  # noqa: B023
         )
         own_s = took_s["sweep"] - measuring_s
         print(

@@ -23,6 +23,7 @@ from bench.analysis.pareto import pareto_front
 from bench.analysis.threats import threats
 from bench.analysis.verdict import Change, speedups
 from bench.record.depth import Growth
+from bench.record.foreign import Foreign
 from bench.record.result import Result
 from bench.record.sensitivity import Prediction
 from bench.record.sweep import Sweep
@@ -44,6 +45,7 @@ class Comparison:
     deep: tuple[Configuration, ...]  # measured at several lengths of prompt
     fitted_crossovers: tuple[Crossover, ...]  # where lines through these cross
     findings: tuple[Finding, ...]
+    foreign: tuple[Foreign, ...] = ()  # what was imported beside them
 
     @property
     def measured(self) -> list[Result]:
@@ -127,12 +129,14 @@ def compare(
     sweep: Sweep,
     predictions: Mapping[str, Prediction] | None = None,
     earlier: Mapping[str, Growth] | None = None,
+    foreign: Sequence[Foreign] = (),
 ) -> Comparison:
     """The analysis of a sweep's results, in the order of its grid.
 
     Args:
         predictions: what was said beforehand of values of ``quant``, by name.
         earlier: how configurations grew with the context in sweeps before this one.
+        foreign: what was imported beside the results; nothing is concluded from it.
     """
     cells = [result.cell for result in results]
     against = baseline_axes(cells, sweep.baseline)
@@ -162,4 +166,5 @@ def compare(
         deep=deep,
         fitted_crossovers=fitted,
         findings=tuple(findings(results, values, changes, against, predictions or {}, of_depth)),
+        foreign=tuple(foreign),
     )

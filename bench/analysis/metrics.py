@@ -10,7 +10,7 @@ everybody else. What tensors occupied at once is less, and a metric of its own t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist, geometric_mean, median
@@ -34,6 +34,7 @@ from bench.analysis.stats import (
     median_interval,
     share_interval,
 )
+from bench.record.measurement import TaskScore
 from bench.record.result import Result
 
 MIB = 2**20
@@ -295,7 +296,7 @@ def derive(result: Result, price_per_hour: float | None = None) -> dict[str, flo
         | {"processes": float(len(measurements))}
         | of_times
         | price.intervals(values, of_times)
-        | _tasks(result)
+        | task_values(result.tasks)
         | _intervals_of_texts(result)
         | _intervals_of_choices(result)
     )
@@ -315,11 +316,17 @@ def _intervals_of_times(result: Result) -> dict[str, float]:
     return ends
 
 
-def _tasks(result: Result) -> dict[str, float]:
+def task_key(score: TaskScore) -> str:
+    """Under which a task's number is found."""
+    return f"task_{score.task}_{score.metric}"
+
+
+def task_values(scores: Sequence[TaskScore]) -> dict[str, float]:
+    """Scores of tasks by key, with intervals by the standard errors that the harness gives."""
     values = {}
     z = NormalDist().inv_cdf(1 - ALPHA / 2)
-    for score in result.tasks:
-        key = f"task_{score.task}_{score.metric}"
+    for score in scores:
+        key = task_key(score)
         values[key] = score.value
         if score.standard_error is not None:
             values[f"{key}_low"] = score.value - z * score.standard_error

@@ -43,6 +43,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         "choose": _choose,
         "advise": _advise,
         "report": _report,
+        "import": _import,
         "reproduce": _reproduce,
         "sensitivity": _sensitivity,
         "doctor": _doctor,
@@ -138,6 +139,23 @@ def _doctor(arguments: list[str]) -> int:
     from bench.commands.doctor import doctor
 
     return doctor(parse_config(default).cell, variants, given.calibrate)
+
+
+def _import(arguments: list[str]) -> int:
+    parser = command_parser(
+        "import",
+        "Put what other tools measured beside a sweep's cells: llama-bench's json or jsonl,"
+        " lm-eval's results or samples, llm-d's Benchmark Report 0.2, tables of studies.",
+    )
+    parser.add_argument("files", nargs="+", type=typed_path, metavar="FILE")
+    parser.add_argument(
+        "--sweep", help="folder of a sweep, or its name in DIR/sweeps; the newest if left out"
+    )
+    given = parser.parse_args(arguments)
+    from bench.commands.importing import import_files
+    from bench.store.files import sweep_folder
+
+    return import_files(given.files, sweep_folder(given.sweep, given.output_dir))
 
 
 def _reproduce(arguments: list[str]) -> int:

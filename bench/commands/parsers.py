@@ -17,6 +17,7 @@ _EXAMPLES = {
     "compare": "compare 2026-01-31_12-00-00 2026-02-01_12-00-00 --margin 5%",
     "choose": "choose model=smollm2-135m quant=bf16,nf4 --goal chat --max-kl 0.05 --budget 20min",
     "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
+    "import": "import llama-bench.json --sweep 2026-01-31_12-00-00",
     "report": "report 2026-01-31_12-00-00",
     "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
     "sensitivity": "sensitivity quant=int4_g128 --schemes int4_g32,int8_channel --budget 4.5bits",

@@ -12,6 +12,7 @@ from bench.report.page import try_report
 from bench.report.terminal import as_text, say_damage
 from bench.store.database import tracking_uri
 from bench.store.files import read_place, read_predictions
+from bench.store.foreign import read as read_foreign
 from bench.store.mlflow import Tracker
 
 
@@ -40,10 +41,13 @@ def push(folder: Path) -> int:
     ended_at = max((result.ended_at for result in results), default=sweep.started_at)
     complete = len(results) == len(sweep.cells) and all(map(is_timed, results))
     complete = complete and all(result.outcome.status != "killed" for result in results)
-    comparison = compare(results, sweep, read_predictions(folder, results))
+    imported = read_foreign(folder)
+    predictions = read_predictions(folder, results)
+    comparison = compare(results, sweep, predictions, foreign=imported)
     status, files = "FINISHED" if complete else "KILLED", try_report(folder, comparison)
     tracker.close(status, ended_at, comparison, files, as_text(comparison))
     tracker.link()
+    tracker.log_foreign(imported)
     print(
         f"{len(results)} of {len(sweep.cells)} cells of {sweep.sweep_id} are in MLflow at"
         f" {redacted(uri)}"

@@ -8,7 +8,7 @@ from bench.commands.compare import compared as side_by_side_of
 from bench.commands.parsers import command_parser, take_margin, take_price, typed_path
 from bench.errors import ConfigError, StoreError
 from bench.paths import from_here
-from bench.report.page import write_report
+from bench.report.page import EXCHANGE, write_report
 from bench.report.side_by_side_page import write_comparison
 from bench.report.terminal import compared
 from bench.store.files import sweep_folder
@@ -46,6 +46,8 @@ def command(arguments: list[str]) -> int:
         files = _of_one(folders[0], given.price_per_hour)
     for file in files:
         print(from_here(file))
+    if len(folders) == 1 and (folders[0] / EXCHANGE).is_dir():
+        print(f"{from_here(folders[0] / EXCHANGE)}/*.json")
     return 0
 
 

@@ -1,9 +1,10 @@
 """What one process read off a running model: raw, as it came; everything else is computed from
 it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bench.config.parse import COUNT, NOT_NEGATIVE, POSITIVE, within
 
@@ -262,3 +263,21 @@ class TaskScore:
     metric: str  # as the harness calls it, like acc
     value: float
     standard_error: float | None
+
+
+def read_scores(results: Mapping[str, Mapping[str, object]]) -> tuple[TaskScore, ...]:
+    """lm-evaluation-harness names a number ``metric,filter``, its error
+    ``metric_stderr,filter``."""
+    scores = []
+    for task, numbers in results.items():
+        for key, value in numbers.items():
+            metric, comma, kind = key.partition(",")
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not comma or metric.endswith("_stderr") or not is_number:
+                continue
+            error: Any = numbers.get(f"{metric}_stderr,{kind}")
+            # One task may be read by several filters.
+            name = metric if kind == "none" else f"{metric}_{kind}"
+            known = float(error) if isinstance(error, int | float) else None
+            scores.append(TaskScore(task, name, float(value), known))  # type: ignore[arg-type]
+    return tuple(scores)

@@ -1,19 +1,17 @@
 """The tables of a sweep before anybody has decided where to show them: terminal, page and ticket
 print the same ``Grid``."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.columns import coordinate, pairs
 from bench.analysis.comparison import Comparison
 from bench.analysis.divergence import ranked_kl_nats
-from bench.analysis.metrics import METRIC, METRICS, MIB, Metric
+from bench.analysis.metrics import METRICS, MIB, Metric
 from bench.analysis.notes import Finding
 from bench.analysis.operators import per_step_s
 from bench.analysis.pareto import at_equal_memory
-from bench.analysis.published import Match, Publication, compared, matches, read
 from bench.analysis.verdict import Change
-from bench.paths import PUBLISHED
 from bench.record.measurement import PhaseProfile, ProfiledPhase
 from bench.record.result import Result
 
@@ -55,12 +53,6 @@ _PHASES: dict[ProfiledPhase, str] = {
 }
 _NAMED = 0.10  # a part of the difference that is worth its words
 _TOO_SMALL_S = 5e-6
-_PUBLISHED = ("output_tok_s", "decode_tok_s", "prefill_tok_s", "vram_peak_bytes", "weight_bytes")
-CAVEAT = (
-    "Measured by others. Hardware, versions and protocols differ from ours, so only the ratios can"
-    " be compared: each is to the baseline in its row, which differs in nothing else, on the same"
-    " side."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +115,7 @@ def cells(comparison: Comparison) -> Grid:
     ]
     rows = []
     for result in results:
-        row = _place(comparison, result)
+        row = place(comparison, result)
         row += [_prompt_tokens(result)] if has_prompts else []
         row += [_number(metric, values[result.cell_id], result) for metric in metrics]
         row += [_score(result, task, score) for task, score in tasks]
@@ -147,7 +139,8 @@ def marked(comparison: Comparison, marks: Mapping[str, str]) -> Grid:
     return Grid((*table.columns, Column("note")), rows)
 
 
-def _place(comparison: Comparison, result: Result) -> list[Entry]:
+def place(comparison: Comparison, result: Result) -> list[Entry]:
+    """What tells a cell apart, an entry for each column."""
     texts = [coordinate(result.cell, column) for column in comparison.columns]
     return [Entry(text, float(text) if text.isdigit() else None) for text in texts]
 
@@ -282,7 +275,7 @@ def _profile(comparison: Comparison, profiled: Sequence[Result], phase: Profiled
         if own is not None:
             parts = [own.get(kind) for kind in kinds] + [sum(own.values())]
             numbers = [Entry("-") if s is None else Entry(f"{s * 1e3:.2f}", s) for s in parts]
-            rows.append([*_place(comparison, result), *numbers])
+            rows.append([*place(comparison, result), *numbers])
     numbered = [Column(kind, True) for kind in (*kinds, "all")]
     return Grid((*axes(comparison.columns), *numbered), rows, _PHASES[phase])
 
@@ -317,46 +310,3 @@ def _difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
 def _phase(result: Result, phase: ProfiledPhase) -> PhaseProfile | None:
     phases = () if result.profile is None else result.profile.phases
     return next((profile for profile in phases if profile.phase == phase), None)
-
-
-def published(comparison: Comparison) -> list[Grid]:
-    """What others measured of the same configurations: a table for each source and hardware that
-    has a cell of this sweep and a baseline of it."""
-    publications = [read(file.read_text(encoding="utf-8")) for file in PUBLISHED]
-    return [grid for source in publications for grid in _published(comparison, source)]
-
-
-def _published(comparison: Comparison, publication: Publication) -> Iterator[Grid]:
-    names = [*comparison.columns, "baseline", "number"]
-    numbers = ["there", "ratio there", "here", "ratio here"]
-    columns = (*map(Column, names), *(Column(name, True) for name in numbers))
-    lead = f"Source: {publication.source}. Protocol: {publication.protocol}."
-    by_hardware: dict[str, list[list[Entry]]] = {}
-    for match in matches(comparison.results, publication):
-        rows = by_hardware.setdefault(match.there.hardware, [])
-        rows += _published_rows(comparison, match)
-    for hardware, rows in by_hardware.items():
-        if rows:
-            yield Grid(columns, rows, hardware, lead)
-
-
-def _published_rows(comparison: Comparison, match: Match) -> Iterator[list[Entry]]:
-    place = _place(comparison, match.here)
-    for number in compared(match, (*_PUBLISHED, "perplexity"), comparison.values):
-        metric, is_alike = METRIC[number.key], number.key != "perplexity"
-        name = metric.heading if is_alike else f"{metric.heading}, texts differ"
-        yield [
-            *place,
-            Entry(_published_baseline(match)),
-            Entry(name),
-            Entry(metric.text(number.there) if is_alike else "-", number.there),
-            Entry(f"{number.there_ratio:.2f}x", number.there_ratio),
-            Entry(metric.text(number.here) if is_alike else "-", number.here),
-            Entry(f"{number.here_ratio:.2f}x", number.here_ratio),
-        ]
-
-
-def _published_baseline(match: Match) -> str:
-    there, cell = match.there_baseline.quant, match.here_baseline.cell
-    here = f"{cell.quant.name} {cell.attn.name}" if match.there.attn else cell.quant.name
-    return there if there == here else f"{there} there, {here} here"

@@ -8,6 +8,7 @@ print one ``Comparison``.
 import csv
 import functools
 import io
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,18 +20,21 @@ import markupsafe
 from bench.analysis.advice import USUAL_KL_NATS
 from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
+from bench.analysis.foreign.llm_d_report import as_report
 from bench.analysis.growth import QUANTITIES
 from bench.analysis.metrics import METRICS
 from bench.paths import DATA, from_here
+from bench.record.redact import redacted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
-from bench.report import charts, depth, drawing, grid
+from bench.report import charts, depth, drawing, foreign, grid
 from bench.report.advice import to_run, turning_points, use_cases
 from bench.report.answers import side_by_side
 from bench.report.grid import Grid
 from bench.report.terminal import as_text
 from bench.store.files import CHOICE, write_aside
 
+EXCHANGE = "benchmark_report_v0.2"  # folder with llm-d's format, a file a cell
 _AS_FILES = ("throughput", "tradeoffs", "depth")  # charts that are PNG files too
 
 
@@ -56,7 +60,18 @@ def write_report(folder: Path, comparison: Comparison, choice: str | None = None
     }
     for name, content in files.items():
         write_aside(folder / name, content)
+    _write_exchange(folder / EXCHANGE, comparison)
     return [folder / name for name in files]
+
+
+def _write_exchange(folder: Path, comparison: Comparison) -> None:
+    """Each measured cell as a Benchmark Report, for llm-d's tools and for ``import`` elsewhere."""
+    sweep = comparison.sweep
+    for result in comparison.measured:
+        folder.mkdir(exist_ok=True)
+        report = as_report(result, comparison.values[result.cell_id], sweep.provenance)
+        content = json.dumps(redacted(report), indent=1, allow_nan=False)
+        write_aside(folder / f"{result.cell_id}.json", content.encode())
 
 
 def try_report(folder: Path, comparison: Comparison, choice: str | None = None) -> list[Path]:
@@ -82,12 +97,14 @@ def page(
         choice: the answer of ``bench choose``, which stands instead of the usual advice.
     """
     results, sweep, against = comparison.results, comparison.sweep, comparison.against
-    profiles, published = grid.profiles(comparison), grid.published(comparison)
+    profiles, published = grid.profiles(comparison), foreign.published(comparison)
+    imported = foreign.tables(comparison)
     growth, prompts = depth.grid(comparison), side_by_side(comparison)
     answers = use_cases(comparison) if choice is None else []
     sections = [
         ("advice", "What to use", True),
         ("grid", "Every cell", True),
+        ("foreign", "Foreign, not attested", bool(imported)),
         ("charts", "Pictures", bool(pictures)),
         ("depth", "How times grow", growth is not None),
         ("profile", "Where the time goes", bool(profiles)),
@@ -117,8 +134,12 @@ def page(
         profiles=profiles,
         reasons=grid.profile_reasons(comparison),
         prompts=prompts,
+        imported=imported,
+        no_verdict=foreign.NO_VERDICT,
+        of_imported=foreign.notes(comparison),
+        beside=foreign.beside(comparison, comparison.foreign),
         published=published,
-        caveat=grid.CAVEAT,
+        caveat=foreign.CAVEAT,
         threats=comparison.threats,
         command=f"python -m bench {shlex.join(sweep.overrides)}".strip(),
         commit=commit_of(sweep),
@@ -174,8 +195,12 @@ def markdown(comparison: Comparison, choice: str | None = None) -> str:
         lines += [f"  - {sentence}" for sentence in answer.why]
     lines += [f"- {sentence}" for sentence in turning_points(comparison)]
     lines += ["", "## Every cell", "", "```", as_text(comparison), "```", ""]
-    published = grid.published(comparison)
-    lines += ["## Published elsewhere", "", grid.CAVEAT, ""] if published else []
+    beside = foreign.beside(comparison, comparison.foreign)
+    lines += ["## Foreign, beside ours", "", foreign.CAVEAT, ""] if beside else []
+    for of_hardware in beside:
+        lines += _as_markdown(of_hardware)
+    published = foreign.published(comparison)
+    lines += ["## Published elsewhere", "", foreign.CAVEAT, ""] if published else []
     for of_hardware in published:
         lines += _as_markdown(of_hardware)
     return "\n".join(lines)
@@ -188,8 +213,9 @@ def _as_markdown(of: Grid) -> list[str]:
 
 
 def table(comparison: Comparison) -> str:
-    """Every metric of every cell as CSV, in SI units."""
-    keys = list(dict.fromkeys(key for values in comparison.values.values() for key in values))
+    """Every metric of every cell as CSV, in SI units; what was imported comes after them."""
+    every = [*comparison.values.values(), *(of.values for of in comparison.foreign)]
+    keys = list(dict.fromkeys(key for values in every for key in values))
     out = io.StringIO()
     rows = csv.writer(out)
     rows.writerow(["cell_id", *comparison.columns, "outcome", "reason", *keys])
@@ -198,4 +224,8 @@ def table(comparison: Comparison) -> str:
         place = [coordinate(result.cell, column) for column in comparison.columns]
         ended = [result.outcome.status, result.outcome.reason or ""]
         rows.writerow([result.cell_id, *place, *ended, *(values.get(key, "") for key in keys)])
+    for of in comparison.foreign:
+        place = [foreign.coordinate(of, column) for column in comparison.columns]
+        ended = [foreign.TITLE, foreign.described(of)]
+        rows.writerow([of.file, *place, *ended, *(of.values.get(key, "") for key in keys)])
     return out.getvalue()

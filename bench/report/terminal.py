@@ -24,8 +24,10 @@ from bench.analysis.comparison import Comparison, compare
 from bench.analysis.metrics import MIB
 from bench.analysis.notes import Finding
 from bench.record.result import Result, is_timed
+from bench.report import foreign
 from bench.report import grid as grids
 from bench.report.grid import Column, Entry, Grid, axes
+from bench.store import foreign as foreign_files
 from bench.store.files import Stored, read_growths, read_place, read_predictions
 
 _WIDTH = 160  # where there is no terminal
@@ -61,7 +63,8 @@ def compared(folder: Path, price_per_hour: float | None = None) -> Comparison:
     if price_per_hour is not None:
         sweep = replace(sweep, price_per_hour=price_per_hour)
     predictions = read_predictions(folder, stored.results)
-    return compare(stored.results, sweep, predictions, read_growths(folder))
+    earlier, imported = read_growths(folder), foreign_files.read(folder)
+    return compare(stored.results, sweep, predictions, earlier, imported)
 
 
 def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
@@ -73,7 +76,25 @@ def summary(comparison: Comparison, brief: bool = True) -> RenderableType:
     cells = grids.marked(comparison, marks) if marks else grids.cells(comparison)
     tables = map(Fitted, [cells, *grids.profiles(comparison)])
     lines = [*grids.profile_reasons(comparison), *lines]
-    return Group(Text(grids.conditions(comparison), "dim"), *tables, *map(Text, lines))
+    ours: list[RenderableType] = [
+        Text(grids.conditions(comparison), "dim"),
+        *tables,
+        *map(Text, lines),
+    ]
+    return Group(*ours, *_foreign(comparison, brief))
+
+
+def _foreign(comparison: Comparison, brief: bool) -> Iterator[RenderableType]:
+    """What was imported, below our own."""
+    for table in foreign.tables(comparison):
+        about = f"{table.title}, {foreign.TITLE}"
+        yield Text(f"\n{about}: {table.lead}" if table.lead else f"\n{about}", "dim")
+        yield _Fitted(replace(table, title=""))
+    notes = foreign.notes(comparison)
+    shown = notes[:_MOST_FINDINGS] if brief else notes
+    yield from map(Text, shown)
+    if len(notes) > len(shown):
+        yield Text(f"{len(notes) - len(shown)} more on what was imported: see the report")
 
 
 def legend(comparison: Comparison) -> tuple[dict[str, str], list[str]]:

@@ -21,6 +21,8 @@ from mlflow.entities import Run
 from bench.analysis.columns import short_name
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import derive
+from bench.errors import TrackingError
+from bench.record.foreign import Foreign
 from bench.record.redact import redacted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
@@ -34,6 +36,7 @@ from bench.store.mlflow_address import (
     where_to_look,
     whose,
 )
+from bench.store.mlflow_foreign import FOREIGN, log_foreign
 from bench.store.mlflow_record import milliseconds
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
@@ -85,6 +88,15 @@ class Tracker:
             elif self._adopted:
                 self._client.update_run(self.parent_id, name=self._name)
                 self._set_tags(self.parent_id, self._tags(self._kind))
+
+    def find(self) -> None:
+        """The same where there is one. Raises: TrackingError when there is none."""
+        with translated(self._uri):
+            found = self._found(f"tags.`bench.kind` = '{self._kind}' and {self._mine}")
+        if found is None:
+            sweep = self._sweep.sweep_id
+            raise TrackingError(f"MLflow at {redacted(self._uri)}: no run of sweep {sweep}")
+        self.parent_id = found
 
     def end_dead_runs(self) -> None:
         """Runs of this folder that still say RUNNING belong to sweeps that were killed: whoever
@@ -263,6 +275,15 @@ class Tracker:
         tags = views.view_tags(self._sweep.sweep_id, metrics, axes, at_ms, with_charts=not many)
         for key, value in {**tags, logged.NOTE: views.DESCRIPTION}.items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
+
+    def log_foreign(self, foreign: Sequence[Foreign], files: Sequence[Path] = ()) -> None:
+        """What was imported, as nested runs in the place of those that are there, and the report
+        that shows it."""
+        with translated(self._uri):
+            tags = {"mlflow.parentRunId": self.parent_id, **self._tags(FOREIGN)}
+            log_foreign(self._client, self.experiment_id, self._mine, tags, foreign)
+            for file in files:
+                self._client.log_artifact(self.parent_id, str(file))
 
     def link(self) -> None:
         """Tag the runs of a reproduction with the originals and the verdict, as its folder has

@@ -64,7 +64,7 @@ def from_mlflow(run_id: str, uri: str) -> Recorded:
         )
         cells = [run]
         if kind == "sweep":
-            of_it = f"tags.`mlflow.parentRunId` = '{run_id}'"
+            of_it = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`bench.kind` = 'cell'"
             cells = list(
                 client.search_runs([run.info.experiment_id], of_it, max_results=len(sweep.cells))
             )

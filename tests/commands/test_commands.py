@@ -113,7 +113,8 @@ def test_a_sweep_is_pushed_to_the_store_beside_it(
 
 
 @pytest.mark.parametrize(
-    "command", ["push", "fetch", "compare", "gate", "advise", "report", "reproduce", "doctor"]
+    "command",
+    ["push", "fetch", "compare", "gate", "advise", "report", "import", "reproduce", "doctor"],
 )
 def test_help_has_an_example_that_its_parser_takes(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -111,7 +111,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "frobnicate",
         [
             "frobnicate: no such command; there are push, fetch, compare, gate, choose, advise,"
-            " report, reproduce, sensitivity, doctor, export, and key=value starts a sweep"
+            " report, import, reproduce, sensitivity, doctor, export, and key=value starts a sweep"
         ],
     ),
     ("overrides=workload.prompt=it's", ["No closing quotation"]),

@@ -7,8 +7,8 @@ import pytest
 
 from bench.analysis.metrics import derive
 from bench.engine import sources
-from bench.engine.transformers.session import open_session, read_scores
-from bench.record.measurement import TaskScore
+from bench.engine.transformers.session import open_session
+from bench.record.measurement import TaskScore, read_scores
 from tests import fakes
 
 DATA = Path(__file__).parents[1] / "data" / "tasks"

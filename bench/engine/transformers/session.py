@@ -2,12 +2,10 @@
 
 import contextlib
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from bench.engine.transformers.probes import (
     profile_request,
     profile_step,
 )
-from bench.record.measurement import PhaseProfile, Profile, TaskScore
+from bench.record.measurement import PhaseProfile, Profile, TaskScore, read_scores
 from bench.record.result import Attestation
 
 _POSITIONS = 16  # of which logits exist at once
@@ -217,21 +215,3 @@ class TransformersSession:
 def _to_numpy(tensor: torch.Tensor) -> Floats:
     floats: Floats = tensor.detach().float().cpu().numpy()
     return floats
-
-
-def read_scores(results: Mapping[str, Mapping[str, object]]) -> tuple[TaskScore, ...]:
-    """lm-evaluation-harness names a number ``metric,filter``, its error
-    ``metric_stderr,filter``."""
-    scores = []
-    for task, numbers in results.items():
-        for key, value in numbers.items():
-            metric, comma, kind = key.partition(",")
-            is_number = isinstance(value, int | float) and math.isfinite(value)
-            if not comma or metric.endswith("_stderr") or not is_number:
-                continue
-            error: Any = numbers.get(f"{metric}_stderr,{kind}")
-            # One task may be read by several filters.
-            name = metric if kind == "none" else f"{metric}_{kind}"
-            known = float(error) if isinstance(error, int | float) else None
-            scores.append(TaskScore(task, name, float(value), known))  # type: ignore[arg-type]
-    return tuple(scores)

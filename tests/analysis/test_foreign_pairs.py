@@ -1,4 +1,5 @@
-"""What others published: the files are whole and in our keys, and only like is put beside like."""
+"""Foreign figures beside ours: only like is put beside like; the shipped tables of studies are
+whole and in our keys."""
 
 import csv
 import math
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 
 from bench.analysis.comparison import compare
+from bench.analysis.foreign import read
+from bench.analysis.foreign.pairs import Match, baseline_of, compared, matches
 from bench.analysis.metrics import METRICS, derive
-from bench.analysis.published import Match, Publication, Row, compared, matches, read
 from bench.paths import CONF, PUBLISHED, ROOT
+from bench.record.foreign import Foreign
 from bench.record.result import Outcome, Result
-from bench.report import grid
+from bench.report import foreign as tables_of
 from bench.report import page as report
 from bench.report.grid import Grid
 from tests import fakes
@@ -30,17 +33,22 @@ def named(group: str) -> set[str]:
     return {file.stem for file in (CONF / group).glob("*.yaml")}
 
 
-def publication(name: str) -> Publication:
-    return read((ROOT / "sweeps" / "published" / f"{name}.csv").read_text(encoding="utf-8"))
+def rows_of(file: Path) -> list[Foreign]:
+    return read(file.read_text(encoding="utf-8"), file.name)
 
 
-def published(model: str, quant: str, attn: str = "") -> Row:
+def study(name: str) -> list[Foreign]:
+    return rows_of(ROOT / "sweeps" / "published" / f"{name}.csv")
+
+
+def published(model: str, quant: str, attn: str | None = None) -> Foreign:
     """The one row of a batch of 1, from any file."""
-    rows = [row for file in PUBLISHED for row in read(file.read_text(encoding="utf-8")).rows]
+    rows = [row for file in PUBLISHED for row in rows_of(file)]
     (found,) = [
         r
         for r in rows
-        if (r.model, r.quant, r.attn, r.batch) == (model, quant, attn, 1) and "T4" not in r.hardware
+        if (r.model, r.quant, r.attn, r.batch) == (model, quant, attn, 1)
+        and "T4" not in str(r.hardware)
     ]
     return found
 
@@ -62,7 +70,7 @@ def test_a_wheel_takes_them_along() -> None:
 def test_a_file_says_first_where_it_is_from_and_how_that_was_measured(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert re.match(r"# Source: .*github\.com/\S+ \(MIT", text)
-    assert re.match(r".* \d+ new tokens", read(text).protocol)
+    assert re.match(r".* \d+ new tokens", rows_of(file)[0].protocol)
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
@@ -81,11 +89,11 @@ def test_a_file_has_the_common_columns_and_these_are_our_metrics(file: Path) -> 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
 def test_a_row_has_our_names_and_positive_numbers(file: Path) -> None:
-    rows = read(file.read_text(encoding="utf-8")).rows
+    rows = rows_of(file)
     assert {row.model for row in rows} <= named("model") | THEIR_MODELS
     assert {row.quant for row in rows} <= named("quant") | THEIR_QUANTS
-    assert {row.attn for row in rows} <= named("attn") | {""}
-    assert all(row.hardware and row.batch >= 1 and row.values for row in rows)
+    assert {row.attn for row in rows} <= named("attn") | {None}
+    assert all(row.hardware and row.batch and row.values for row in rows)
     assert all(value > 0 and math.isfinite(value) for row in rows for value in row.values.values())
     assert len({(row.hardware, row.model, row.quant, row.attn, row.batch) for row in rows}) == len(
         rows
@@ -93,7 +101,8 @@ def test_a_row_has_our_names_and_positive_numbers(file: Path) -> None:
 
 
 def test_bitsandbytes_throughput_is_the_batch_over_the_latency_of_a_step() -> None:
-    for row in publication("bitsandbytes_0_45").rows:
+    for row in study("bitsandbytes_0_45"):
+        assert row.batch is not None
         latency_s = row.batch / row.values["decode_tok_s"]
         # One is off by 1.7 %, as published
         assert row.values["tpot_s"] == pytest.approx(latency_s, rel=0.02)
@@ -103,37 +112,33 @@ def test_published_bytes_are_bytes() -> None:
     assert published("mistral-7b", "fp16").values["weight_bytes"] == pytest.approx(
         2 * 7_241_732_096, rel=5e-4
     )
-    plain = publication("llama32_3b_rtx3060ti").rows[0]
+    plain = study("llama32_3b_rtx3060ti")[0]
     assert plain.values["vram_peak_bytes"] == pytest.approx(6.02 * 2**30, rel=5e-4)
     # Published without the scales
     assert "weight_bytes" not in published("mistral-7b", "nf4").values
 
 
-FEW_WORDS = """\
-# Source: someone
-# Protocol: once
-#   on Sunday
-hardware,model,quant,attn,batch,prompt_tokens,new_tokens,tpot_s,e2e_s
-A card,gpt2,nf4,,8,,4,0.5,
-"""
-
-
-def test_an_empty_field_is_unknown() -> None:
-    row = Row("A card", "gpt2", "nf4", "", 8, None, 4, {"tpot_s": 0.5})
-    assert read(FEW_WORDS) == Publication("someone", "once", (row,))
-
-
-def row(quant: str, decode_tok_s: float = 10.0, **changes: Any) -> Row:
-    return replace(
-        Row("A card", "gpt2", quant, "", 1, None, 4, {"decode_tok_s": decode_tok_s}), **changes
-    )
+def row(quant: str, decode_tok_s: float = 10.0, **changes: Any) -> Foreign:
+    values: dict[str, Any] = {
+        "file": "a.csv",
+        "digest": "1",
+        "tool": "a study",
+        "protocol": "once",
+        "hardware": "A card",
+        "model": "gpt2",
+        "quant": quant,
+        "batch": 1,
+        "new_tokens": 4,
+        "values": {"decode_tok_s": decode_tok_s},
+    }
+    return Foreign(**values | changes)
 
 
 def here(quant: str, step_s: float = 0.5, **axes: Any) -> Result:
     return fakes.paced(fakes.resolved(**{"model": "gpt2", "quant": quant} | axes), step_s)
 
 
-def found(results: list[Result], *rows: Row) -> list[tuple[str, str, str, str]]:
+def found(results: list[Result], *rows: Foreign) -> list[tuple[str | None, str | None, str, str]]:
     """Who was matched with whom: there, its baseline, here, its baseline."""
 
     def ours(result: Result) -> str:
@@ -141,7 +146,7 @@ def found(results: list[Result], *rows: Row) -> list[tuple[str, str, str, str]]:
 
     return [
         (match.there.quant, match.there_baseline.quant, ours(match.here), ours(match.here_baseline))
-        for match in matches(results, Publication("someone", "once", rows))
+        for match in matches(results, rows)
     ]
 
 
@@ -157,9 +162,7 @@ def test_a_row_is_matched_with_the_cell_of_its_model_quantization_and_batch() ->
 def test_each_batch_has_its_own_baseline() -> None:
     rows = [row(quant, batch=batch) for batch in (1, 8) for quant in ("fp16", "nf4")]
     results = [here("fp16"), here("nf4"), here("nf4", batch=8)]
-    assert [match.there.batch for match in matches(results, Publication("", "", tuple(rows)))] == [
-        1
-    ]
+    assert [match.there.batch for match in matches(results, rows)] == [1]
 
 
 def test_another_card_is_no_baseline() -> None:
@@ -203,6 +206,33 @@ def test_a_row_that_names_its_attention_is_compared_with_the_default_one() -> No
     assert found([here("fp16", attn="flash2"), here("bf16")], *rows) == []
 
 
+def test_a_baseline_with_the_same_attention_leaves_the_quantization_alone() -> None:
+    rows = [row(quant, attn="flash2") for quant in ("fp16", "nf4")]
+    results = [here(quant, attn=attn) for quant in ("fp16", "nf4") for attn in ("sdpa", "flash2")]
+    assert found(results, *rows) == [("nf4", "fp16", "nf4 flash2", "fp16 flash2")]
+    assert baseline_of(rows[1], rows) == rows[0]
+    assert baseline_of(rows[0], rows) is None
+
+
+@pytest.mark.parametrize(
+    "named", ["SmolLM2-135M-Instruct", "smollm2-135m", "HF/SmolLM2-135M", "gpt2", None]
+)
+def test_a_model_is_known_by_its_name_its_repository_or_its_file(named: str | None) -> None:
+    ours = [here(quant, model="smollm2-135m") for quant in ("fp16", "nf4")]
+    rows = [row(quant, model=named) for quant in ("fp16", "nf4")]
+    is_ours = named in ("SmolLM2-135M-Instruct", "smollm2-135m")
+    assert len(found(ours, *rows)) == is_ours
+
+
+@pytest.mark.parametrize(
+    "changes", [{"settings": {"n_threads": "4"}}, {"version": "2"}, {"source": "someone else"}]
+)
+def test_a_baseline_differs_in_nothing_else(changes: dict[str, Any]) -> None:
+    plain, quantized = row("fp16"), row("nf4")
+    assert baseline_of(quantized, [plain, quantized]) == plain
+    assert baseline_of(quantized, [replace(plain, **changes), quantized]) is None
+
+
 def test_a_cell_without_a_number_is_not_shown() -> None:
     failed = fakes.result(
         cell=fakes.cell(model="gpt2", quant="fp16"), outcome=Outcome("oom", "no memory left")
@@ -238,7 +268,7 @@ def both(results: list[Result]) -> tuple[str, str]:
 
 
 def tables(results: list[Result], hardware: str) -> list[Grid]:
-    return [t for t in grid.published(compare(results, SWEEP)) if hardware in t.title]
+    return [t for t in tables_of.published(compare(results, SWEEP)) if hardware in t.title]
 
 
 def test_the_report_shows_what_was_published_about_its_cells() -> None:
