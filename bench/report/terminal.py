@@ -89,7 +89,7 @@ def _foreign(comparison: Comparison, brief: bool) -> Iterator[RenderableType]:
     for table in foreign.tables(comparison):
         about = f"{table.title}, {foreign.TITLE}"
         yield Text(f"\n{about}: {table.lead}" if table.lead else f"\n{about}", "dim")
-        yield _Fitted(replace(table, title=""))
+        yield Fitted(replace(table, title=""))
     notes = foreign.notes(comparison)
     shown = notes[:_MOST_FINDINGS] if brief else notes
     yield from map(Text, shown)

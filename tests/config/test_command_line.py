@@ -19,8 +19,8 @@ QUANTS = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "quant").glob("
 NO_NF5 = f"quant=nf5: no such value; want one of {QUANTS}"
 SWEEPS = ", ".join(sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
 LAUNCHER = (
-    "cells run one after another in processes of this tool, so that none disturbs another; leave"
-    " Hydra's launcher alone"
+    "cells run in processes of this tool, so that none disturbs another; use where=ray or"
+    " where=slurm for a cluster"
 )
 
 
@@ -80,9 +80,18 @@ MISTAKES: list[tuple[str, list[str]]] = [
     (
         "-m tracking=local,none",
         [
-            "tracking, baseline, output_dir, margin, price_per_hour, resume, profile and dry_run"
-            " cannot vary within a sweep; give one value"
+            "tracking, where, baseline, output_dir, margin, price_per_hour, resume, profile and"
+            " dry_run cannot vary within a sweep; give one value"
         ],
+    ),
+    ("where=cloud", ["where=cloud: no such value; want one of here, ray, slurm"]),
+    (
+        "where=ray profile=true",
+        ["profile=true goes with where=here: a trace stays on its machine"],
+    ),
+    (
+        "where=slurm device=cuda:1",
+        ["device=cuda:1 goes with where=here: a cluster says itself which GPU a job has"],
     ),
     ("model=gpt2 model.revision=abc quant=nf5", [NO_NF5]),
     ("baseline.quant=fp61", ["baseline.quant=fp61: no cell of this sweep has it; there are bf16"]),

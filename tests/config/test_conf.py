@@ -23,6 +23,7 @@ AT_LEAST = {
     "measure": 3,
     "quality": 3,
     "tracking": 3,
+    "where": 3,
 }
 VALUES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 MODELS = [name for group, name in VALUES if group == "model"]
@@ -113,7 +114,8 @@ def test_each_value_of_a_group_parses_and_is_called_like_its_file(
     for name in names:
         needs = {"path": "/x.jsonl"} if (group, name) == ("workload", "prompts") else {}
         config = parse_config(chosen(default, group, name, **needs))
-        value = config.settings.tracking if group == "tracking" else getattr(config.cell, group)
+        part = config.settings if group in ("tracking", "where") else config.cell
+        value = getattr(part, group)
         assert value.name == name
 
 
