@@ -278,7 +278,7 @@ def exit_code(ended: Ended) -> int:
 def say_what_next(ended: Ended) -> None:
     """Where the results are, and how to look further."""
     recorder, folder = ended.recorder, ended.folder
-    warnings = files.library_warnings(folder)
+    warnings = files.library_warnings(folder, recorder.results)
     for line in warnings[:_MAX_WARNINGS_SHOWN]:
         say(f"a library says: {line}")
     if len(warnings) > _MAX_WARNINGS_SHOWN:

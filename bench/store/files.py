@@ -267,11 +267,11 @@ def _newest_first(outputs: Path, cell_id: str) -> Iterator[Result]:
         yield earlier
 
 
-def library_warnings(folder: Path) -> list[str]:
+def library_warnings(folder: Path, results: Sequence[Result]) -> list[str]:
     """What libraries wrote while cells ran that have a number, each line once; a failed cell has
     its reason instead."""
     lines: dict[str, None] = {}
-    for result in read_results(folder):
+    for result in results:
         log = folder / result.cell_id / "log.txt"
         if result.measurements and log.is_file():
             written = log.read_text(errors="replace").splitlines()

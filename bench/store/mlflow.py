@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, RunTag
 
 from bench.analysis.columns import short_name
 from bench.analysis.comparison import Comparison
@@ -41,6 +41,7 @@ from bench.store.mlflow_record import milliseconds
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 _LONGEST_NAME = 100
+_MOST_FOUND = 50_000  # runs in one search: MLflow's own limit
 
 
 class Tracker:
@@ -54,6 +55,8 @@ class Tracker:
         opened = os.environ.pop("MLFLOW_RUN_ID", None)
         self._adopted = opened if os.environ.get("MLFLOW_TRACKING_URI", uri) == uri else None
         self.parent_id = ""  # of the sweep's run; of its only cell's, too
+        self._is_new = False  # nothing of this sweep is there but what is logged here
+        self._logged: set[str] = set()  # cell_ids
         with translated(uri):
             self._client = opened_client(uri, outputs)
             self.experiment_id = self._experiment()
@@ -85,6 +88,8 @@ class Tracker:
                     self.experiment_id, started_at, self._tags(self._kind), run_name=self._name
                 )
                 self.parent_id = str(run.info.run_id)
+                # The parent may have been deleted in the UI: then its cells are there
+                self._is_new = self._found(f"tags.`bench.kind` = 'cell' and {self._mine}") is None
             elif self._adopted:
                 self._client.update_run(self.parent_id, name=self._name)
                 self._set_tags(self.parent_id, self._tags(self._kind))
@@ -135,8 +140,7 @@ class Tracker:
         return {"bench.kind": kind, "bench.place": self._place, **logged.sweep_tags(self._sweep)}
 
     def _set_tags(self, run_id: str, tags: dict[str, str]) -> None:
-        for key, value in tags.items():
-            self._client.set_tag(run_id, key, value)
+        self._client.log_batch(run_id, [], [], [RunTag(key, value) for key, value in tags.items()])
 
     def log_cell(self, result: Result) -> None:
         """One run with everything. What is there stays as it is; a nested one that was logged by
@@ -163,7 +167,10 @@ class Tracker:
     def _new_cell(self, result: Result, cell_tags: dict[str, str]) -> str:
         """A nested run for a result; empty when it has one."""
         same_cell = f"tags.`bench.cell_id` = '{result.cell_id}' and {self._mine}"
-        for run in self._client.search_runs([self.experiment_id], same_cell):
+        may_have_one = not self._is_new or result.cell_id in self._logged
+        self._logged.add(result.cell_id)
+        search = self._client.search_runs
+        for run in search([self.experiment_id], same_cell) if may_have_one else ():
             is_whole = run.info.status != "RUNNING" and (
                 run.info.end_time == milliseconds(result.ended_at)
             )
@@ -242,20 +249,15 @@ class Tracker:
 
     def _cells(self) -> list[Run]:
         cells = f"tags.`bench.kind` = 'cell' and {self._mine}"
-        return list(self._client.search_runs([self.experiment_id], cells))
+        found = self._client.search_runs([self.experiment_id], cells, max_results=_MOST_FOUND)
+        return list(found)
 
     def _complete(self, comparison: Comparison) -> None:
-        """What only the comparison knows of a cell: what bounds it, and how its configuration grows
-        with the context."""
-        for run in self._cells():
-            cell_id = run.data.tags.get("bench.cell_id", "")
-            if cause := comparison.bound_by.get(cell_id):
-                tags = {
-                    "bench.bottleneck": cause.name,
-                    "bench.bottleneck_evidence": cause.evidence,
-                }
-                self._set_tags(run.info.run_id, tags)
-            if grown := logged.growth(comparison, cell_id):
+        """What only the comparison knows of a cell: how its configuration grows with the
+        context."""
+        for run in self._cells() if comparison.deep else ():
+            grown = logged.growth(comparison, run.data.tags.get("bench.cell_id", ""))
+            if grown:
                 self._client.log_batch(run.info.run_id, grown, [], [])
 
     def _summarize(self, comparison: Comparison) -> None:

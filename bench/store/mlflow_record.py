@@ -17,6 +17,7 @@ import yaml
 from mlflow.entities import Metric, Param
 
 from bench.analysis import growth as growths
+from bench.analysis.bottlenecks import bottlenecks
 from bench.analysis.columns import coordinate, is_group
 from bench.analysis.comparison import Comparison
 from bench.analysis.divergence import answer_differences, ranked_kl_nats
@@ -27,6 +28,9 @@ from bench.config.cell import Cell, identity
 from bench.record.redact import redacted
 from bench.record.result import Result
 from bench.record.sweep import Sweep
+
+# Of libyaml, where PyYAML was built with it
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
@@ -84,7 +88,7 @@ def params(cell: Cell) -> list[Param]:
 def configuration(result: Result) -> str:
     """The resolved cell as YAML, limits and requirements included."""
     plain = json.loads(json.dumps(redacted(dataclasses.asdict(result.cell))))  # tuples as lists
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def param_of(column: str) -> str:
@@ -136,6 +140,9 @@ def cell_tags(result: Result, values: Mapping[str, float]) -> dict[str, str]:
         tags[NOTE] = f"**{result.outcome.status}**: {result.outcome.reason}"
     elif result.measurements:
         tags[NOTE] = in_words(result, values)
+    for cause in bottlenecks([result]).values():
+        tags["bench.bottleneck"] = cause.name
+        tags["bench.bottleneck_evidence"] = cause.evidence
     return hidden(tags)
 
 

@@ -215,7 +215,7 @@ def test_what_libraries_wrote_is_kept_once(tmp_path: Path) -> None:
     ):
         write_result(tmp_path, result)
         (cell_folder(tmp_path, result.cell_id) / "log.txt").write_text(text)
-    assert library_warnings(tmp_path) == ["deprecated", "slow kernel"]
+    assert library_warnings(tmp_path, [ONE, TWO, failed]) == ["deprecated", "slow kernel"]
 
 
 def test_only_earlier_sweeps_have_said_how_times_grow_and_the_newest_of_them_counts(
