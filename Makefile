@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Engines whose pins clash with ours live in environments of their own: make engine-NAME
 ENGINES := llama_cpp vllm
 
-.PHONY: setup model sweep ui test test-fast test-models lint $(ENGINES:%=engine-%)
+.PHONY: setup model cluster sweep ui test test-fast test-models lint $(ENGINES:%=engine-%)
 
 setup: .venv/.installed model
 
@@ -26,6 +26,10 @@ $(ENGINES:%=.engines/%/.installed): .engines/%/.installed: bench/engine/%/requir
 	@grep '^torch==' $< | xargs -r .engines/$*/bin/python -m pip install --quiet
 	@CMAKE_ARGS=-DLLAVA_BUILD=OFF .engines/$*/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
+
+# For where=ray and where=slurm, as pyproject's extras of these names
+cluster: .venv/.installed
+	@$(BIN)/python -m pip install --quiet ray==2.60.0 submitit==1.5.4
 
 model: .venv/.installed
 	@$(BIN)/python -m bench fetch smollm2-135m

@@ -22,6 +22,7 @@ import pytest
 
 from tests import command_line
 from tests import slurm as one_node
+from tests.command_line import from_readme
 
 GRID = ("engine=scripted", "model=tiny", "quality=none", "tracking=none", "quant=fp32,nf4")
 TWICE = ("measure.passes=2", "measure.repeats=2", "measure.warmups=1", "batch=1,2")
@@ -133,6 +134,17 @@ class raylet:  # noqa: N801
 
 def _raylets() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"]
+
+
+def test_the_readmes_command_runs_on_a_cluster(ray_address: str, tmp_path: Path) -> None:
+    command = from_readme("python -m bench -m quant=bf16,nf4 batch=1,8 where=ray")
+    tiny = ("engine=scripted", "model=tiny", "quality=none", "tracking=none")
+    process = command_line.start(
+        tmp_path, [*command, *tiny, f"where.address={ray_address}"], CI="1"
+    )
+    out = ended(process)
+    assert process.returncode == 0, out
+    assert len(results(tmp_path)) == 4
 
 
 def on_ray(address: str) -> tuple[str, ...]:

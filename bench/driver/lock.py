@@ -26,6 +26,24 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
         ConfigError: when there can be no such file.
     """
     file = os.environ.get("BENCH_LOCK") or str(Path(tempfile.gettempdir()) / "llm-bench.lock")
+    with _held(file, "is running on this machine", say):
+        yield
+
+
+@contextlib.contextmanager
+def outputs_lock(outputs: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Likewise for a sweep on a cluster, which leaves this machine to others: what MLflow has open
+    of the same folder it takes for the runs of a driver that was killed.
+
+    Raises:
+        ConfigError: when there can be no such file.
+    """
+    with _held(str(outputs / "cluster.lock"), "runs on a cluster and writes to this folder", say):
+        yield
+
+
+@contextlib.contextmanager
+def _held(file: str, what: str, say: Callable[[str], None]) -> Iterator[None]:
     try:
         descriptor = _opened(file)
     except OSError as error:
@@ -35,8 +53,7 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
     try:
         if not _takes(descriptor):
             say(
-                f"another sweep is running on this machine (lock file {file});"
-                " waiting for it to end, Ctrl-C to give up"
+                f"another sweep {what} (lock file {file}); waiting for it to end, Ctrl-C to give up"
             )
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # asleep: the sweep that runs is being timed
         yield
