@@ -30,6 +30,7 @@ from bench.analysis.verdict import (
     Change,
     Levels,
     change,
+    groups_with_blocks,
     logs_of,
     more_certain,
     of_single_readings,
@@ -126,8 +127,7 @@ def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
 
 def _are_blocks(results: Sequence[Result]) -> bool:
     """Whether the k-th processes of all cells were one pass."""
-    is_even = len({len(result.measurements) for result in results}) == 1
-    return is_even and all(result.reused_from is None for result in results)
+    return len(groups_with_blocks(results)) == 1
 
 
 def _noise(

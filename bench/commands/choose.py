@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bench.analysis.advice import USUAL_KL_NATS, Goal
+from bench.analysis.choice_score import configuration
 from bench.analysis.comparison import Comparison
 from bench.analysis.racing import Course, Question, missed, ranges, simplest
+from bench.analysis.verdict import COMPARED
 from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
 from bench.config.compose import collect, parsed
@@ -20,9 +22,11 @@ from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
 from bench.errors import ConfigError
-from bench.report.choice import Choice, as_mapping, lines
+from bench.record.choice import ChoicePrediction, ConfigurationPrediction
+from bench.report.choice import Choice, as_mapping, lines, name_of
 from bench.report.page import try_report
 from bench.report.terminal import say
+from bench.store.files import write_choice
 
 UseName = Literal["chat", "batch", "edge", "api", "cost"]
 _GOALS: dict[UseName, Goal] = {
@@ -137,9 +141,38 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
 
 
 def _report(course: Course, folder: Path, comparison: Comparison) -> list[Path]:
-    """The sweep's report, with the answer in it."""
-    answer = lines(chosen(course, comparison), course, comparison)
+    """The sweep's report, with the answer in it; and what later sweeps can score."""
+    choice = chosen(course, comparison)
+    write_choice(folder, prediction(choice, course, comparison))
+    answer = lines(choice, course, comparison)
     return try_report(folder, comparison, "\n".join(answer))
+
+
+def prediction(choice: Choice, course: Course, comparison: Comparison) -> ChoicePrediction:
+    """What the answer says of sweeps to come."""
+    results = {result.cell_id: result for result in comparison.results}
+    configurations = {}
+    for arm, twin in course.twins.items():
+        result = results.get(arm) or results.get(twin)
+        if result is None:
+            continue
+        ranges_s = {
+            metric: (found.low, found.high)
+            for metric, found in choice.ranges.get(twin, {}).items()
+            if metric in COMPARED
+        }
+        configurations[configuration(result.asked)] = ConfigurationPrediction(
+            name_of(course, result), course.floors_s.get(arm), ranges_s
+        )
+    return ChoicePrediction(
+        sweep_id=comparison.sweep.sweep_id,
+        goal=course.question.goal,
+        limits=course.question.limits.set_ones(),
+        margin=course.question.margin,
+        best=None if choice.best is None else configuration(choice.best.asked),
+        chance=choice.chance,
+        configurations=configurations,
+    )
 
 
 def chosen(course: Course, comparison: Comparison) -> Choice:

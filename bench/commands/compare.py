@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bench.analysis.choice_score import score
+from bench.analysis.metrics import derive
 from bench.analysis.side_by_side import SideBySide, side_by_side
 from bench.analysis.two_sweeps import Side
 from bench.commands.parsers import command_parser, take_margin
@@ -11,7 +13,7 @@ from bench.errors import ConfigError, StoreError
 from bench.paths import from_here
 from bench.report.side_by_side import LETTERS, summary
 from bench.report.terminal import console, say_damage
-from bench.store.files import read_place, sweep_folder
+from bench.store.files import read_choice, read_place, sweep_folder
 
 
 def command(arguments: list[str]) -> int:
@@ -37,12 +39,40 @@ def compare(folders: Sequence[Path], margin: float) -> int:
     Raises:
         ConfigError: when one of them cannot be read, or no cell is in two of them.
     """
-    console().print(summary(compared(folders, margin)))
+    scores = scores_of(folders)
+    for line in scores:
+        print(line)
+    console().print(summary(compared(folders, margin, may_be_empty=bool(scores))))
     return 0
 
 
-def compared(folders: Sequence[Path], margin: float) -> SideBySide:
-    """Sweeps beside the first of them; what cannot be read is named. Raises: as ``compare``."""
+def scores_of(folders: Sequence[Path]) -> list[str]:
+    """How the choices among sweeps stand in those that are measured after them, a line each."""
+    lines = []
+    try:
+        for folder in folders:
+            prediction = read_choice(folder)
+            if prediction is None:
+                continue
+            for later in map(read_place, folders):
+                if later.sweep.started_at <= read_place(folder).sweep.started_at:
+                    continue
+                values = {result.cell_id: derive(result) for result in later.results}
+                found = score(prediction, later.results, values, later.sweep.calibration)
+                lines += [] if found is None else [str(found)]
+    except StoreError as error:
+        raise ConfigError([str(error)]) from error
+    return lines
+
+
+def compared(folders: Sequence[Path], margin: float, may_be_empty: bool = False) -> SideBySide:
+    """Sweeps beside the first of them; what cannot be read is named.
+
+    Args:
+        may_be_empty: that no cell is in two of them is no mistake.
+    Raises:
+        ConfigError: as ``compare``.
+    """
     if not 2 <= len(folders) <= len(LETTERS):
         raise ConfigError([f"sweeps to compare: want 2 to {len(LETTERS)}, got {len(folders)}"])
     places = [folder.resolve() for folder in folders]
@@ -53,7 +83,7 @@ def compared(folders: Sequence[Path], margin: float) -> SideBySide:
         found = side_by_side([side(folder) for folder in folders], margin)
     except StoreError as error:
         raise ConfigError([str(error)]) from error
-    if not found.rows:
+    if not found.rows and not may_be_empty:
         raise ConfigError(
             [
                 "no cell is in two of these sweeps: nothing to compare; a cell is all that was"

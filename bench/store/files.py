@@ -20,6 +20,7 @@ from bench.config.cell import digest
 from bench.config.parse import parse
 from bench.errors import ConfigError, StoreError
 from bench.paths import cache_folder, from_here, whole_path
+from bench.record.choice import ChoicePrediction
 from bench.record.depth import Growth
 from bench.record.redact import redacted
 from bench.record.result import Host, Outcome, Result, from_json
@@ -31,6 +32,7 @@ INPUTS = "inputs"  # folder with the texts and prompts that the cells were given
 REPRODUCTION = "reproduction.json"  # the verdict on what this sweep repeats
 GROWTH = "growth.json"  # how its configurations grow with the context, for sweeps to come
 CHOICE = "choice.txt"  # the answer of ``bench choose``, of a sweep that it ran
+PREDICTION = "choice.json"  # the same for sweeps to come, which score it
 DIFF = "changes.patch"  # what was not committed, if that was asked for
 
 
@@ -221,6 +223,23 @@ def read_growths(folder: Path) -> dict[str, Growth]:
             growths = (parse(Growth, each) for each in json.loads(_read(file)))
             found |= {each.configuration: each for each in growths}
     return found
+
+
+def write_choice(folder: Path, prediction: ChoicePrediction) -> None:
+    """What a choice says, for sweeps to come. Raises: StoreError when the disk is full or forbids
+    it."""
+    _write(folder / PREDICTION, json.dumps(dataclasses.asdict(prediction), indent=1))
+
+
+def read_choice(folder: Path) -> ChoicePrediction | None:
+    """What a choice said; None where the sweep was none. Raises: StoreError when it is damaged."""
+    file = folder / PREDICTION
+    if not file.is_file():
+        return None
+    try:
+        return parse(ChoicePrediction, json.loads(_read(file)))
+    except (ValueError, ConfigError) as error:
+        raise StoreError(f"{file}: {error}") from error
 
 
 def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:

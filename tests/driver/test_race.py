@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 
 from bench.analysis.advice import Goal, Limits
+from bench.analysis.choice_score import score
+from bench.analysis.metrics import derive
 from bench.analysis.racing import Course, Question, simplest
+from bench.commands import run_command
 from bench.commands.choose import Asked, choose
 from bench.config.cell import Cell
 from bench.config.settings import Config
 from bench.driver.policy import Job, Records
 from bench.driver.process import run_isolated
 from bench.driver.race import arm_of, course_of, race, twin_of
+from bench.driver.sweep import run_sweep
 from bench.driver.worker import PhaseTimes, begin, take
 from bench.errors import CellFailure
 from bench.record.measurement import Measurement, Repeat
 from bench.record.result import Findings
+from bench.store.files import read_choice, read_results
 from tests import fakes
 from tests.scripted import scripted, settings
 
@@ -237,6 +242,45 @@ def test_the_command_searches_confirms_and_says_what_to_use(
     page = (folder / "report.html").read_text()
     assert "use quant=nf4 (over 99 % sure" in page
     assert "not enough data" not in page
+    found = read_choice(folder)
+    assert found is not None
+    assert found.configurations[str(found.best)].name == "quant=nf4"
+    assert len(found.configurations) == 3
+    low_s, high_s = found.configurations[str(found.best)].intervals_s["tpot_s"]
+    assert low_s <= 0.25 <= high_s
+
+
+def test_a_later_sweep_scores_a_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENCH_LOCK", str(tmp_path / "lock"))
+    script = "nf4: ttft 1.0 steps 0.25; ttft 1.0 steps 0.5"
+    space = configs(tmp_path, script, "bf16", "nf4")
+    assert choose(asked(), space, run_isolated) == 0
+    careful = [
+        replace(c, cell=replace(c.cell, measure=replace(c.cell.measure, passes=2))) for c in space
+    ]
+    assert run_sweep(careful, (), run_isolated, lambda *_: []) == 0
+    choice, later = sorted((tmp_path / "sweeps").iterdir())
+    prediction = read_choice(choice)
+    assert prediction is not None
+    results = list(read_results(later))
+    values = {result.cell_id: derive(result) for result in results}
+    found = score(prediction, results, values, {})
+    assert found is not None
+    assert (found.measured, found.right) == (2, 1.0)
+    wrong = replace(
+        prediction, best=next(k for k in prediction.configurations if k != prediction.best)
+    )
+    unlucky = score(wrong, results, values, {})
+    assert unlucky is not None
+    assert unlucky.right == 0.0
+    assert score(prediction, [], {}, {}) is None
+    capsys.readouterr()
+    assert run_command("compare", [str(choice), str(later)]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith(f"the choice {choice.name} said quant=nf4, ")
+    assert "by 2 of its 2 configurations here it is right with 100%" in said
 
 
 def test_for_programs(
