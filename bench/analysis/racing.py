@@ -15,6 +15,12 @@ more than the margin; its *chance* is the share of draws. The race is decided wh
 one's chance reaches the confidence, and over when nothing keeps the limits with that confidence.
 What is good in fewer draws than the doubt that is left, divided among all configurations, runs no
 more. So two equal ones both end good, and neither has to beat the other.
+
+Two configurations are often the same thing by another name: the same kernel, or weights that are
+converted as they are loaded. Draws that know nothing of that call the leader of two equal ones
+beaten in half of them, however often it is right. So each other one equals the leader with a prior
+probability (``TIED``), and by how far it is from it (a spike at the leader's value and a slab
+around it; Mitchell and Beauchamp 1988) with one that the readings leave.
 """
 
 import math
@@ -24,8 +30,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from scipy.stats import norm
 
 from bench.analysis.advice import (
+    Array,
     Goal,
     Limits,
     Plausible,
@@ -42,6 +50,8 @@ from bench.record.sweep import Spread
 # Of the logarithms of a process's least times: 3 times what two sittings of a quiet virtual machine
 # found (tests/data/process_noise.json), believed as firmly as three readings
 PRIOR = Spread(0.05, 3)
+TIED = 0.2  # how often, before anything is read
+_APART = 0.4  # how far others are from the leader, as a standard deviation of logarithms
 
 State = Literal["decided", "open", "nothing fits"]
 
@@ -105,7 +115,7 @@ def standing(
     draws = drawn(results, values)
     known = np.array([[r.cell_id not in unasked] for r in draws.results])
     draws = replace(draws, kl_nats=np.where(known, draws.kl_nats, 0.0))
-    contending = contenders(draws, question.limits, question.goal)
+    contending = tied(contenders(draws, question.limits, question.goal))
     good = good_in(contending, question.margin).mean(axis=1)
     ids = [result.cell_id for result in draws.results]
     chances = dict(zip(ids, map(float, good), strict=True))
@@ -123,6 +133,25 @@ def standing(
         running=running,
         behind={ids[i]: math.exp(float(typical[leader] - typical[i])) for i in range(len(ids))},
     )
+
+
+def tied(contending: Array) -> Array:
+    """The scores with those that may well equal the leader's put in its place, in as many draws as
+    that is likely. Shapes: (cells, DRAWS)."""
+    leader = int(np.argmax(np.median(contending, axis=1)))
+    chance = np.random.default_rng(0)
+    found = contending.copy()
+    for index, scores_of in enumerate(contending):
+        both = np.isfinite(scores_of) & np.isfinite(contending[leader])
+        apart = scores_of[both] - contending[leader][both]
+        if index == leader or not apart.size or not (sd := float(apart.std())):
+            continue
+        far = float(apart.mean())
+        spike = TIED * norm.pdf(far, scale=sd)
+        slab = (1 - TIED) * norm.pdf(far, scale=math.hypot(sd, _APART))
+        ties = both & (chance.random(len(both)) < spike / (spike + slab))
+        found[index][ties] = contending[leader][ties]
+    return found
 
 
 def drawn(

@@ -25,7 +25,7 @@ from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.prompts import Ids, Tokenizer
 from bench.record.description import Description
 from bench.record.measurement import PhaseProfile, Profile, Repeat, TaskScore
-from bench.record.result import Attestation, Host, Outcome
+from bench.record.result import Attestation, Host, ModelShape, Outcome
 
 if TYPE_CHECKING:
     from bench.engine.exchange import Exchange
@@ -254,3 +254,21 @@ class Session(Protocol):
     def exchange(self, quants: Mapping[str, Quant]) -> "Exchange | None":
         """The model's layers, which can be exchanged for those of these schemes, by name; None
         where the engine has no layers of its own. Raises: CellFailure for a scheme without."""
+
+
+def shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:
+    """A folder given by ``model.path`` may hold another model than the one it is called."""
+    if cell.model.config is not None:
+        return
+    architecture = cell.model.architecture or {}
+    for names, count in (
+        (("num_hidden_layers", "n_layer"), shape.layers),
+        (("hidden_size", "n_embd"), shape.hidden),
+        (("vocab_size",), shape.vocabulary),
+    ):
+        for name in names:
+            if name in architecture and architecture[name] != count:
+                yield (
+                    f"{name} is {count}, model={cell.model.name} has {architecture[name]}; give a"
+                    " folder of another model as model=FOLDER"
+                )

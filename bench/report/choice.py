@@ -83,7 +83,10 @@ def name_of(course: Course, result: Result) -> str:
     return " ".join(f"{column}={coordinate(result.cell, column)}" for column in course.columns)
 
 
-_HEADS = ("", "chance", "TPOT ms", "TTFT ms", "tok/s", "memory MiB", "KL nat", "TPOT at least ms")
+_HEADS = (
+    *("", "chance", "TPOT ms", "TTFT ms", "tok/s", "memory MiB", "KL nat"),
+    *("cost of a million tokens", "TPOT at least ms"),
+)
 
 
 def _table(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
@@ -112,6 +115,7 @@ def _row(choice: Choice, course: Course, comparison: Comparison, result: Result)
         _interval(found["output_tok_s"], 1),
         "" if math.isnan(memory) else f"{memory / MIB:,.0f}",
         f"{values['kl_nats']:.3g}" if "kl_nats" in values else "",
+        f"{values['cost/output_mtok']:.3g}" if "cost/output_mtok" in values else "",
         "" if floor_s is None else f"{floor_s * 1e3:.1f}",
     )
 

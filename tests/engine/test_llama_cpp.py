@@ -277,6 +277,7 @@ def test_its_lines_load_the_very_file(tmp_path: Path) -> None:
     of = cell()
     run("tests.engine.foreign:greedy_tokens", tmp_path, of)  # which makes the file
     code = ENGINE.lines(of)
+    assert "\n# a server: llama-server -m " in code
     done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
     assert "'finish_reason': 'length'" in done.stdout
     assert ENGINE.lines(cell(quant="gguf_native")) == ""

@@ -8,6 +8,7 @@ in a measured process. ``types`` says what names mean, ``files`` makes the file 
 ``native`` wraps the C functions, ``session`` runs requests, ``attest`` says what ran.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,9 +84,11 @@ class LlamaCpp:
             return ""
         file = f"{place}-{kind}.gguf"
         return (
-            "from llama_cpp import Llama  # or: llama-server -m FILE\n"
+            "from llama_cpp import Llama\n"
             f"llm = Llama({file!r}, n_threads={cell.threads}, n_threads_batch={cell.threads})\n"
             'print(llm("Once", max_tokens=16, temperature=0))\n'
+            f"# a server: llama-server -m {shlex.quote(file)} --threads {cell.threads}\n"
+            f"# in Ollama: a Modelfile with the line FROM {file}\n"
         )
 
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:

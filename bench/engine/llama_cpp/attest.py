@@ -22,7 +22,7 @@ from bench.config.cell import Cell
 from bench.engine.llama_cpp.native import Context
 from bench.engine.llama_cpp.types import FILE_TYPES, KV_TYPES, NATIVE, file_type, product_dtype
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock, Untimed
+from bench.engine.protocol import Clock, Untimed, shape_mismatches
 from bench.errors import CellFailure
 from bench.record.result import Attestation, ModelShape
 
@@ -169,14 +169,7 @@ def _model_mismatches(
     )
     if loaded != wanted:
         yield f"{loaded} bytes and numbers of weights are loaded, want {wanted}"
-    for name, count in (
-        ("num_hidden_layers", shape.layers),
-        ("hidden_size", shape.hidden),
-        ("vocab_size", shape.vocabulary),
-    ):
-        asked = (cell.model.architecture or {}).get(name, count)
-        if asked != count:
-            yield f"{name} is {count}, model={cell.model.name} has {asked}"
+    yield from shape_mismatches(cell, shape)
 
 
 def _request_mismatches(

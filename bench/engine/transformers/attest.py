@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from bench.config.cell import Cell
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Untimed
+from bench.engine.protocol import Untimed, shape_mismatches
 from bench.engine.transformers.assignment import assigned
 from bench.engine.transformers.attention import (
     attention_mismatches,
@@ -104,7 +104,7 @@ def attest(
         executed_dtype=_executed_dtype(cell, is_quantized, by_dtype, seen.products),
         is_quantized=is_quantized,
         mismatches=(
-            *_shape_mismatches(cell, shape),
+            *shape_mismatches(cell, shape),
             *_layer_mismatches(cell, model, plain),
             *_placement_mismatches(cell, model),
             *attention_mismatches(cell.attn, in_force, attention),
@@ -266,24 +266,6 @@ def _kv_bytes_per_token(cache: DynamicCache) -> int:
     layers = [layer.keys.nbytes + layer.values.nbytes for layer in _kept(cache)]
     tokens = [layer.keys.shape[-2] for layer in _kept(cache)]
     return round(sum(layers) / fmean(tokens)) if layers else 0
-
-
-def _shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:
-    """A folder given by ``model.path`` may hold another model than the one it is called."""
-    if cell.model.config is not None:
-        return
-    architecture = cell.model.architecture or {}
-    for names, count in (
-        (("num_hidden_layers", "n_layer"), shape.layers),
-        (("hidden_size", "n_embd"), shape.hidden),
-        (("vocab_size",), shape.vocabulary),
-    ):
-        for name in names:
-            if name in architecture and architecture[name] != count:
-                yield (
-                    f"{name} is {count}, model={cell.model.name} has {architecture[name]}; give a"
-                    " folder of another model as model=FOLDER"
-                )
 
 
 def _layer_mismatches(cell: Cell, model: PreTrainedModel, plain: PreTrainedModel) -> Iterator[str]:

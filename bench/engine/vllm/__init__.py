@@ -10,6 +10,7 @@ process.
 
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,8 @@ class Vllm:
             f"llm = LLM({place!r}, dtype={DTYPES[cell.quant.dtype]!r}, enforce_eager=True,"
             " kv_cache_memory_bytes=2**30)\n"
             'print(llm.generate("Once", SamplingParams(temperature=0, max_tokens=16))[0])\n'
+            f"# a server: vllm serve {shlex.quote(place)} --dtype {DTYPES[cell.quant.dtype]}"
+            f" --enforce-eager --kv-cache-memory-bytes {2**30}\n"
         )
 
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from vllm.model_executor.layers.linear import LinearBase
 
 from bench.config.cell import Cell
+from bench.engine.protocol import shape_mismatches
 from bench.record.result import Attestation, ModelShape
 
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -154,14 +155,7 @@ def _model_mismatches(
         yield f"{len(packed)} layers are packed, quant={cell.quant.name} wants another model"
     if any(getattr(module, "use_w4a8", False) for module in packed):
         yield "4-bit weights are multiplied by activations in 8 bits, want 16"
-    for name, count in (
-        ("num_hidden_layers", shape.layers),
-        ("hidden_size", shape.hidden),
-        ("vocab_size", shape.vocabulary),
-    ):
-        wanted = (cell.model.architecture or {}).get(name, count)
-        if wanted != count:
-            yield f"{name} is {count}, model={cell.model.name} has {wanted}"
+    yield from shape_mismatches(cell, shape)
 
 
 def _setting_mismatches(cell: Cell, settings: Any) -> Iterator[str]:
