@@ -148,7 +148,7 @@ def test_the_readmes_command_runs_on_a_cluster(ray_address: str, tmp_path: Path)
 
 
 def on_ray(address: str) -> tuple[str, ...]:
-    return ("where=ray", f"where.address={address}")
+    return ("where=ray", f"where.address={address}", "where.cpus=1")
 
 
 def test_a_worker_of_ray_that_is_killed_costs_its_block_alone(
@@ -200,7 +200,9 @@ def test_a_constraint_that_no_node_has_is_a_sentence(ray_address: str, tmp_path:
     process = start(tmp_path, *on_ray(ray_address), "where.constraint=accelerator_type:H100")
     out = ended(process)
     assert process.returncode == 2, out
-    assert "where.constraint=accelerator_type:H100: no node has it; the cluster has CPU" in out
+    assert (
+        "where=ray: no node has 1 CPU and accelerator_type:H100; the cluster's nodes have up" in out
+    )
 
 
 def test_a_lost_node_of_ray_costs_its_block_alone(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def queued() -> list[str]:
 def test_a_cancelled_job_of_slurm_runs_again_and_arrays_are_cut(
     slurm: Path, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, "where=slurm", "where.constraint=calm", *TWICE)
+    process = start(tmp_path, "where=slurm", "where.cpus=1", "where.constraint=calm", *TWICE)
     wait_for(lambda: finished_processes(tmp_path) >= 1)
     running = wait_for(lambda: [each.split()[0] for each in queued() if "RUNNING" in each])
     subprocess.run(["scancel", running[0]], check=True)
@@ -257,7 +259,7 @@ def test_a_cancelled_job_of_slurm_runs_again_and_arrays_are_cut(
 
 
 def test_ctrl_c_cancels_what_slurm_has_not_begun(slurm: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, "where=slurm", *TWICE)
+    process = start(tmp_path, "where=slurm", "where.cpus=1", *TWICE)
     wait_for(lambda: finished_processes(tmp_path) >= 1)
     process.send_signal(signal.SIGINT)
     out = ended(process)
@@ -267,8 +269,24 @@ def test_ctrl_c_cancels_what_slurm_has_not_begun(slurm: Path, tmp_path: Path) ->
     assert 1 <= finished_processes(tmp_path) < 8
 
 
-def test_a_node_of_slurm_whose_daemon_is_killed_comes_back(slurm: Path, tmp_path: Path) -> None:
+def test_the_next_sweep_ends_what_a_killed_driver_left_in_slurm(
+    slurm: Path, tmp_path: Path
+) -> None:
     process = start(tmp_path, "where=slurm", *TWICE)
+    wait_for(lambda: finished_processes(tmp_path) >= 1)
+    process.kill()
+    ended(process)
+    left = {each.split()[0] for each in queued()}
+    assert left
+    again = start(tmp_path, "where=slurm", *TWICE, "resume=true")
+    wait_for(lambda: not left & {each.split()[0] for each in queued()})
+    out = ended(again)
+    assert again.returncode == 0, out
+    assert [len(cell["replicates"]) for cell in results(tmp_path)] == [2] * 4
+
+
+def test_a_node_of_slurm_whose_daemon_is_killed_comes_back(slurm: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, "where=slurm", "where.cpus=1", *TWICE)
     wait_for(lambda: finished_processes(tmp_path) >= 1)
     one_node.end(slurm / "slurmd.pid", signal.SIGKILL)
     one_node.start_node(slurm)

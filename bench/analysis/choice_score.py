@@ -34,20 +34,28 @@ class ChoiceScore:
 
     prediction: ChoicePrediction
     measured: int  # how many of its configurations the sweep has
-    right: float | None  # how likely its answer is right; None: the sweep does not have it
+    right: float | None  # how likely its answer is right; None: that cannot be told
+    why_not: str | None  # why it cannot
+    unread: tuple[str, ...]  # limits of which the sweep has read nothing: they do not count
     intervals: tuple[int, int]  # how many hold the later reading, of how many
     floors: tuple[int, int]  # how many hold, of how many
 
     def __str__(self) -> str:
         said, of_all = self.prediction, len(self.prediction.configurations)
         begin = f"the choice {said.sweep_id}"
-        if self.right is None or said.best is None:
-            return f"{begin}: its answer was not measured here"
+        if said.best is None:
+            return f"{begin}: {self.why_not}"
         name = said.configurations[said.best].name
-        parts = [
-            f"{begin} said {name}, {said.chance:.0%} sure; by {self.measured} of its {of_all}"
-            f" configurations here it is right with {self.right:.0%}"
-        ]
+        parts = [f"{begin} said {name}, {said.chance:.0%} sure"]
+        if self.right is None:
+            parts.append(f"{self.why_not}")
+        else:
+            parts.append(
+                f"by {self.measured} of its {of_all} configurations here it is right with"
+                f" {self.right:.0%}"
+            )
+        if self.unread:
+            parts.append(f"not read here, so not asked for: {', '.join(self.unread)}")
         if self.intervals[1]:
             held, of = self.intervals
             parts.append(f"{held} of {of} of its intervals hold the times read here")
@@ -75,11 +83,20 @@ def score(
             later.setdefault(key, result)
     if not later:
         return None
-    right = None
-    if prediction.best in later and len(later) > 1:
+    right = why_not = None
+    limits = dict(prediction.limits)
+    if any(result.divergence is None for result in later.values()):
+        limits.pop("max_kl_nats", None)
+    if prediction.best is None:
+        why_not = "it found nothing that keeps its limits"
+    elif prediction.best not in later:
+        why_not = "its answer was not measured here"
+    elif len(later) < 2:
+        why_not = "nothing else that was in question was measured here"
+    else:
         draws = plausible(list(later.values()), values, calibration)
-        goal, limits = cast("Goal", prediction.goal), Limits(**prediction.limits)
-        good = good_in(contenders(draws, limits, goal), prediction.margin).mean(axis=1)
+        contending = contenders(draws, Limits(**limits), cast("Goal", prediction.goal))
+        good = good_in(contending, prediction.margin).mean(axis=1)
         right = float(good[list(later).index(prediction.best)])
     intervals, floors = [], []
     requests = fewest_requests(list(later.values()))
@@ -95,6 +112,8 @@ def score(
         prediction,
         len(later),
         right,
+        why_not,
+        tuple(name for name in prediction.limits if name not in limits),
         (sum(intervals), len(intervals)),
         (sum(floors), len(floors)),
     )

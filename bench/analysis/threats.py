@@ -8,6 +8,7 @@ leaves out.
 from collections.abc import Iterator, Sequence
 
 from bench.analysis.readings import disturbances, has_drifted, steady_drift
+from bench.analysis.two_sweeps import nodes
 from bench.record.result import Result
 from bench.record.sweep import Sweep
 
@@ -31,7 +32,7 @@ def _of_replication(measured: Sequence[Result], sweep: Sweep) -> Iterator[str]:
     if fewest > 1:
         yield (
             f"Replication: at least {fewest} processes a cell, on"
-            f" {'nodes of one kind' if _nodes(measured) else 'one machine'}, within"
+            f" {'nodes of one kind' if nodes(measured) else 'one machine'}, within"
             f" {_span_h(measured):.1f} h. Another day or machine may differ by more."
         )
     elif sweep.calibration:
@@ -49,23 +50,16 @@ def _of_replication(measured: Sequence[Result], sweep: Sweep) -> Iterator[str]:
         yield f"Time: {reused} of {len(measured)} cells come from earlier sweeps."
 
 
-def _nodes(measured: Sequence[Result]) -> set[str]:
-    """Of a cluster; none where this machine has measured."""
-    origins = [each.origin for result in measured for each in result.replicates]
-    return {origin.node for origin in origins if origin is not None}
-
-
 def _span_h(measured: Sequence[Result]) -> float:
     begun, ended = min(r.started_at for r in measured), max(r.ended_at for r in measured)
     return (ended - begun) / 3600
 
 
 def _of_machine(measured: Sequence[Result]) -> Iterator[str]:
-    nodes = _nodes(measured)
-    if len(nodes) > 1:
+    if (count := len(nodes(measured))) > 1:
         yield (
-            f"Nodes: processes ran on {len(nodes)} nodes. Cells that are compared with each other"
-            " shared a node in each pass; other cells need not have."
+            f"Nodes: processes ran on {count} nodes. Verdicts are of cells that shared a node in"
+            " each pass; other cells need not have."
         )
     disturbed = sum(bool(disturbances(result.measurements)) for result in measured)
     if disturbed:

@@ -17,7 +17,7 @@ if one of them has become slower by the threshold, it passes in one sweep of twe
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
@@ -105,7 +105,8 @@ def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
     if not pairs:
         return []
     requests = fewest_requests(result for pair in pairs for result in pair)
-    is_one_machine = not hosts(pairs[0][0].host, pairs[0][1].host)
+    before, after = zip(*pairs, strict=True)
+    is_one_machine = not hosts(before[0].host, after[0].host) and nodes(before) == nodes(after)
     found = []
     for metric in COMPARED:
         rows = [
@@ -113,21 +114,30 @@ def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
             for of_side in zip(*pairs, strict=True)
         ]
         spreads = [
-            of_single_readings(of_side, _are_blocks(results))
+            of_single_readings(_in_blocks(of_side, results))
             for of_side, results in zip(rows, zip(*pairs, strict=True), strict=True)
         ]
         calibrations = [side.sweep.calibration.get(metric) for side in (then, now)]
         noise = _noise(spreads, calibrations, is_one_machine)
         found += [
-            Retimed(before, after, metric, tuple(y_then), tuple(y_now), noise)
-            for (before, after), y_then, y_now in zip(pairs, *rows, strict=True)
+            Retimed(first, second, metric, tuple(y_then), tuple(y_now), noise)
+            for (first, second), y_then, y_now in zip(pairs, *rows, strict=True)
         ]
     return found
 
 
-def _are_blocks(results: Sequence[Result]) -> bool:
-    """Whether the k-th processes of all cells were one pass."""
-    return len(groups_with_blocks(results)) == 1
+def nodes(results: Iterable[Result]) -> set[str]:
+    """Of a cluster; none where the sweep's own machine has measured."""
+    origins = [each.origin for result in results for each in result.replicates]
+    return {origin.node for origin in origins if origin is not None}
+
+
+def _in_blocks(
+    rows: Sequence[Sequence[float]], results: Sequence[Result]
+) -> list[list[Sequence[float]]]:
+    """The rows of these results by groups whose passes are blocks."""
+    row_of = {result.cell_id: row for result, row in zip(results, rows, strict=True)}
+    return [[row_of[cell] for cell in group] for group in groups_with_blocks(results)]
 
 
 def _noise(

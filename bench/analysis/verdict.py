@@ -100,7 +100,7 @@ def spread_of_groups(groups: Sequence[Sequence[Sequence[float]]]) -> Spread | No
     return Spread(math.sqrt(squares / df), df) if df else None
 
 
-def of_single_readings(logs: Sequence[Sequence[float]], blocked: bool) -> Spread | None:
+def of_single_readings(groups: Sequence[Sequence[Sequence[float]]]) -> Spread | None:
     """The noise of readings that are compared with those of another sweep, where passes do not
     cancel; None where every cell has a single reading.
 
@@ -109,10 +109,11 @@ def of_single_readings(logs: Sequence[Sequence[float]], blocked: bool) -> Spread
     every cell as independent raises false alarms where passes differ.
 
     Args:
-        logs, blocked: as of ``spread``.
+        groups: as of ``spread_of_groups``.
     """
-    whole, within = spread(logs, blocked=False), spread(logs, blocked)
-    if not blocked or len(logs) < 2 or whole is None or within is None or not whole.deviation:
+    whole = spread([row for group in groups for row in group], blocked=False)
+    within = spread_of_groups(groups)
+    if whole is None or within is None or not whole.deviation or within.df == whole.df:
         return whole
     total, rest = (noise.deviation**2 * noise.df for noise in (whole, within))
     shared = max(0.0, total - rest)
@@ -240,7 +241,8 @@ def speedups(
     margin: float,
     calibration: Mapping[str, Spread],
 ) -> dict[str, dict[str, Change]]:
-    """How TTFT and TPOT of each cell compare with its baseline's: by metric, then by cell_id.
+    """How TTFT and TPOT of each cell compare with its baseline's: by metric, then by cell_id. Of
+    cells that a cluster has measured on different nodes it cannot tell.
 
     Args:
         calibration: by metric, the spread between processes that was found on this host; for sweeps
@@ -252,6 +254,7 @@ def speedups(
     requests = fewest_requests(measured)
     times = {r.cell_id: least_times_s(r.measurements, requests) for r in measured}
     groups = groups_with_blocks(measured)
+    elsewhere = {r.cell_id for r in measured if any(each.origin for each in r.replicates)}
     typical = {r.cell_id: typical_times_s(r.measurements) for r in measured}
     found = {}
     for metric in COMPARED:
@@ -268,6 +271,9 @@ def speedups(
             cell: replace(changes[cell], medians_ratio=means[base] / means[cell])
             for cell, base in pairs
         }
+        for cell, base in pairs:
+            if cell in elsewhere and not any({cell, base} <= set(group) for group in groups):
+                found[metric][cell] = replace(found[metric][cell], word="cannot tell")
     return found
 
 

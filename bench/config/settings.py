@@ -46,7 +46,8 @@ class Where:
     address: str | None = None  # of a running Ray; null: RAY_ADDRESS, or one of this machine
     # What a node must have: a resource of Ray's, a feature of Slurm's
     constraint: str | None = None
-    cpus: int = field(default=1, metadata=COUNT)  # that a job asks for
+    # That a job asks for; null: a whole node, so that nobody else computes beside it
+    cpus: int | None = field(default=None, metadata=COUNT)
     # Likewise; null: one where the cluster has any
     gpus: int | None = field(default=None, metadata=NOT_NEGATIVE)
     limit_min: int = field(default=60, metadata=COUNT)  # of a job of Slurm's

@@ -5,7 +5,7 @@ them is three functions. A job that dies, with its node or alone, is an answer a
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +25,8 @@ class Lost:
 class Cluster(Protocol):
     """Jobs that run somewhere, each with an order."""
 
-    def submit(self, orders: Mapping[str, bytes]) -> None:
-        """Queue a job for each order, by a name of its own."""
+    def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
+        """Queue a job for each order, by a name of its own, on no node of these names."""
 
     def answers(self, limit_s: float) -> list[tuple[str, Answer | Lost]]:
         """What has come since the last call, by the order's name; waits until something has, or for

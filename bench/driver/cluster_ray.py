@@ -7,7 +7,7 @@ have an item or have ended.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -22,6 +22,7 @@ from bench.errors import ConfigError
 from bench.paths import PACKAGE
 
 _A_SHARE = 0.001  # of a resource that only marks a node
+_NODE_ID = "ray.io/node-id"
 
 
 class RayCluster:
@@ -37,40 +38,45 @@ class RayCluster:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError([f"where.address={where.address}: {_first_line(error)}"]) from error
-        has = ray.cluster_resources()
-        if where.constraint is not None and where.constraint not in has:
-            names = sorted(name for name in has if not name.startswith("node:"))
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        self._asked = _request(where, nodes)
+        fitting = [node for node in nodes if _has(node, self._asked)]
+        if not fitting:
             ray.shutdown()
-            raise ConfigError(
-                [
-                    f"where.constraint={where.constraint}: no node has it; the cluster has"
-                    f" {', '.join(names)}"
-                ]
-            )
+            raise ConfigError([f"where=ray: no node has {_in_words(self._asked)}; {_of(nodes)}"])
+        self._id_of = {node["NodeManagerHostname"]: node["NodeID"] for node in fitting}
         ray.cloudpickle.register_pickle_by_value(launch)  # workers may lie elsewhere
-        gpus = (1 if has.get("GPU") else 0) if where.gpus is None else where.gpus
         self._start = ray.remote(launch.answers).options(
-            num_cpus=where.cpus,
-            num_gpus=gpus,
-            resources={where.constraint: _A_SHARE} if where.constraint is not None else None,
+            num_cpus=self._asked.pop("CPU"),
+            num_gpus=self._asked.pop("GPU", 0),
+            resources=self._asked or None,
             max_retries=0,
             num_returns="streaming",
         )
         self._streams: dict[Any, str] = {}
         self._over: set[str] = set()
+        self._refused: list[tuple[str, Answer | Lost]] = []
 
-    def submit(self, orders: Mapping[str, bytes]) -> None:
+    def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
+        avoided = [self._id_of[name] for name in avoid if name in self._id_of]
+        if len(avoided) == len(self._id_of):
+            self._refused += [(name, Lost("every node refuses")) for name in orders]
+            return
+        start = self._start
+        if avoided:
+            start = start.options(label_selector={_NODE_ID: f"!in({','.join(avoided)})"})
         for name, order in orders.items():
-            self._streams[self._start.remote(order, str(PACKAGE.parent))] = name
+            self._streams[start.remote(order, str(PACKAGE.parent))] = name
 
     def answers(self, limit_s: float) -> list[tuple[str, Answer | Lost]]:
-        if not self._streams:
-            return []
+        if self._refused or not self._streams:
+            found, self._refused = self._refused, []
+            return found
         streams = list(self._streams)
         ready, _ = ray.wait(streams, num_returns=1, timeout=limit_s)
         if ready:  # and whatever else there is by now
             ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0)
-        found: list[tuple[str, Answer | Lost]] = []
+        found = []
         for stream in ready:
             name = self._streams[stream]
             try:
@@ -88,6 +94,40 @@ class RayCluster:
         for stream in self._streams:
             ray.cancel(stream, force=True)
         ray.shutdown()
+
+
+def _request(where: Where, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What a job asks of a node: by default all CPUs of the smallest one that may measure, and a
+    GPU where there are any."""
+    marked = {} if where.constraint is None else {where.constraint: _A_SHARE}
+    resources = [node["Resources"] for node in nodes if _has(node, marked)]
+    gpus = where.gpus
+    if gpus is None:
+        gpus = int(any(of.get("GPU", 0) >= 1 for of in resources))
+    cpus = [of["CPU"] for of in resources if of.get("CPU", 0) >= 1 and of.get("GPU", 0) >= gpus]
+    asked = {"CPU": float(where.cpus or min(cpus, default=1)), **marked}
+    return asked | ({"GPU": float(gpus)} if gpus else {})
+
+
+def _has(node: Mapping[str, Any], asked: Mapping[str, float]) -> bool:
+    return all(node["Resources"].get(name, 0) >= amount for name, amount in asked.items())
+
+
+def _in_words(asked: Mapping[str, float]) -> str:
+    return " and ".join(
+        name if amount == _A_SHARE else f"{amount:g} {name}" for name, amount in asked.items()
+    )
+
+
+def _of(nodes: Sequence[Mapping[str, Any]]) -> str:
+    most: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node["Resources"].items():
+            if not name.startswith(("node:", "memory", "object_store")):
+                most[name] = max(amount, most.get(name, 0))
+    return "the cluster's nodes have up to " + ", ".join(
+        f"{amount:g} {name}" for name, amount in sorted(most.items())
+    )
 
 
 def _reason(error: Exception) -> str:

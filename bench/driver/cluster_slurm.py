@@ -8,7 +8,7 @@ allows (``MaxArraySize``). A job that Slurm has no more and whose answers do not
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import submitit
@@ -24,8 +24,9 @@ from bench.store.files import new_folder
 _POLL_S = 0.5
 _ASK_EVERY_S = 5.0
 _USUAL_ARRAY = 1000
+_NUMBERS = "numbers"  # file of the jobs that a driver has queued
 # A shared disk may show a file later than Slurm shows its job's end
-_PATIENCE = 2  # how many times in a row squeue does not have a job whose answers do not end
+_PATIENCE = 3  # how many times in a row squeue does not have a job whose answers do not end
 
 
 class SlurmCluster:
@@ -36,6 +37,9 @@ class SlurmCluster:
             raise ConfigError(
                 ["where=slurm: no sbatch and squeue here; start it on a login node of the cluster"]
             )
+        for numbers in (outputs / "jobs").glob(f"*/{_NUMBERS}"):  # of a driver that was killed
+            _cancel(numbers.read_text(encoding="utf-8").split())
+            numbers.unlink()
         self._folder = new_folder(outputs, "jobs")
         self._executor = submitit.SlurmExecutor(self._folder / "submitit")
         gpus = _has_gpus() if where.gpus is None else where.gpus
@@ -43,9 +47,12 @@ class SlurmCluster:
             job_name="bench",
             time=where.limit_min,
             cpus_per_task=where.cpus,
+            exclusive=True if where.cpus is None else None,
             gpus_per_node=gpus or None,
             constraint=where.constraint,
-            additional_parameters=dict(where.options),
+            use_srun=False,  # a step of its own may be confined to one CPU of the job's
+            # What is lost is handed out again by us, into a folder of its own
+            additional_parameters={"no-requeue": True, **where.options},
         )
         self._most = _most_in_an_array()
         self._jobs: dict[str, str] = {}  # Slurm's number of each order's job
@@ -53,8 +60,11 @@ class SlurmCluster:
         self._missed: dict[str, int] = {}  # by order, how often squeue did not have it
         self._asked_at = time.monotonic()
         self._has_lost = False
+        self._refused: list[tuple[str, Answer | Lost]] = []
 
-    def submit(self, orders: Mapping[str, bytes]) -> None:
+    def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
+        if avoid:
+            self._executor.update_parameters(exclude=",".join(sorted(avoid)))
         names = list(orders)
         for begin in range(0, len(names), self._most):
             some = names[begin : begin + self._most]
@@ -70,13 +80,21 @@ class SlurmCluster:
                     launch.write_answers, files, folders, [str(PACKAGE.parent)] * len(some)
                 )
             except submitit.core.utils.FailedJobError as error:
-                raise ConfigError([f"where=slurm: sbatch refuses: {error}"]) from error
+                what = " ".join(str(error).split())
+                if not avoid:
+                    raise ConfigError([f"where=slurm: sbatch refuses: {what}"]) from error
+                self._refused += [(name, Lost(f"sbatch refuses: {what}")) for name in some]
+                continue
             self._jobs |= {name: job.job_id for name, job in zip(some, jobs, strict=True)}
+            numbers = "\n".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
+            with open(self._folder / _NUMBERS, "a", encoding="utf-8") as kept:
+                kept.write(f"{numbers}\n")
 
     def answers(self, limit_s: float) -> list[tuple[str, Answer | Lost]]:
         deadline = time.monotonic() + limit_s
         while True:
-            found = [each for name in list(self._jobs) for each in self._new(name)]
+            found, self._refused = self._refused, []
+            found += [each for name in list(self._jobs) for each in self._new(name)]
             if not found and time.monotonic() - self._asked_at > _ASK_EVERY_S:
                 found = self._gone()
             if found or time.monotonic() > deadline:
@@ -84,18 +102,21 @@ class SlurmCluster:
             time.sleep(_POLL_S)
 
     def close(self) -> None:
-        if self._jobs:
-            subprocess.run(["scancel", *self._jobs.values()], check=False, capture_output=True)
-        elif not self._has_lost:
-            shutil.rmtree(self._folder)
+        _cancel(list(self._jobs.values()))
+        if self._has_lost:  # its logs may say why
+            (self._folder / _NUMBERS).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self._folder, ignore_errors=True)  # a job that ends may still write
 
     def _new(self, name: str) -> list[tuple[str, Answer | Lost]]:
         """Answers that have come of an order; with its last one it is over."""
         found: list[tuple[str, Answer | Lost]] = []
+        # Listed, which makes a network disk look again, instead of asked for one by one
+        there = {file.name for file in (self._folder / name).iterdir()}
         while True:
             index = self._read.get(name, 0)
             file = self._folder / name / f"{index:06d}.answer"
-            if not file.is_file():
+            if file.name not in there:
                 return found
             answer = read_answer(file.read_bytes())
             self._read[name] = index + 1
@@ -121,6 +142,11 @@ class SlurmCluster:
                 self._has_lost = True
                 lost.append((name, Lost(f"Slurm's job {job} {_how_it_ended(job)}")))
         return list(lost)
+
+
+def _cancel(jobs: Sequence[str]) -> None:
+    if jobs:
+        subprocess.run(["scancel", *jobs], check=False, capture_output=True)
 
 
 def _how_it_ended(job: str) -> str:

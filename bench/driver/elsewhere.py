@@ -14,6 +14,7 @@ as here. Ctrl-C keeps what has come and ends the rest.
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,12 +77,13 @@ def run_elsewhere(
     request = Request(settings, outputs, tuple(overrides), provenance(asked))
     try:
         with (
-            signals_as_interrupts(),
             outputs_lock(outputs, say),
-            ProgressLine() as progress,
             contextlib.closing(join(settings.where, outputs)) as cluster,
+            signals_as_interrupts(),  # after Ray, which has handlers of its own
+            ProgressLine() as progress,
         ):
-            looked = _look(Look(tuple(asked), not settings.dry_run), cluster, progress)
+            look = Look(tuple(asked), not settings.dry_run)
+            looked = _look(look, cluster, progress, settings.where.retries)
             machine = Machine(looked.hosts, looked.descriptions)
             records = machine.records(asked, settings, outputs)
             for key, result in records.results.items():
@@ -98,19 +100,27 @@ def run_elsewhere(
     return 130 if ended.interrupted else exit_code(ended)
 
 
-def _look(order: Look, cluster: Cluster, progress: ProgressLine) -> Looked:
+def _look(order: Look, cluster: Cluster, progress: ProgressLine, retries: int) -> Looked:
     """What one node says that it and the models are. Raises: BenchError when none answers."""
-    cluster.submit({"look": packed(order)})
-    looked: Looked | None = None
-    while True:
-        progress.show("looking at a node")
-        for _, answer in cluster.answers(_WAIT_S):
-            if isinstance(answer, Looked):
-                looked = answer
-            elif isinstance(answer, (Refused, Lost)):
-                raise BenchError(f"no node can be used: {answer.reason}")
-            elif isinstance(answer, Done) and looked is not None:
-                return looked
+    avoid: list[str] = []
+    reason = ""
+    for attempt in range(retries + 1):
+        cluster.submit({f"look-{attempt}": packed(order)}, avoid)
+        looked: Looked | None = None
+        ending: Answer | Lost | None = None
+        while ending is None:
+            progress.show("looking at a node")
+            for _, answer in cluster.answers(_WAIT_S):
+                if isinstance(answer, Looked):
+                    looked = answer
+                elif isinstance(answer, (Done, Refused, Lost)):
+                    ending = answer
+        if looked is not None:
+            return looked
+        if isinstance(ending, (Refused, Lost)):
+            reason = ending.reason
+        avoid += [ending.node] if isinstance(ending, Refused) else []
+    raise BenchError(f"no node can be used: {reason}")
 
 
 def _measure(
@@ -124,11 +134,21 @@ def _measure(
         groups = compared_cells(results, () if against is None else tuple(against.values))
         handing_out = HandingOut(records, groups, cluster, request.settings.where.retries)
         progress.plan(handing_out.processes_left())
-        handing_out.begin()
-        while handing_out.is_open():
-            progress.show(handing_out.state())
-            for name, answer in cluster.answers(_WAIT_S):
-                _take(handing_out, name, answer, recording, progress)
+        came: deque[tuple[str, Answer | Lost]] = deque()
+        try:
+            handing_out.begin()
+            while handing_out.is_open():
+                progress.show(handing_out.state())
+                came.extend(cluster.answers(_WAIT_S))
+                while came:
+                    _take(handing_out, *came[0], recording, progress)
+                    came.popleft()
+        except KeyboardInterrupt:
+            # What a node has sent is kept, whether it was read already or not
+            for name, answer in (*came, *cluster.answers(0)):
+                if isinstance(answer, Step) and not handing_out.has(name, answer):
+                    _take(handing_out, name, answer, recording, progress)
+            raise
         for key in handing_out.give_up():
             recording.changed(key)
     return Ended(recorder, folder, recording.comparison, recording.interrupted)
@@ -155,5 +175,7 @@ def _take(
         recording.changed(answer.cell_id)
     elif isinstance(answer, Done):
         handing_out.done(name)
-    elif isinstance(answer, (Refused, Lost)):
+    elif isinstance(answer, Refused):
+        handing_out.refuse(name, answer)
+    elif isinstance(answer, Lost):
         handing_out.lose(name, answer.reason)

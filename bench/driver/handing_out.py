@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from bench.analysis.columns import identity_without
 from bench.config.cell import sample_key
 from bench.driver.cluster import Cluster
-from bench.driver.orders import Block, Sized, Step, packed
+from bench.driver.orders import Block, Refused, Sized, Step, packed
 from bench.driver.policy import Records, wants_answers
 from bench.record.result import Answers, Outcome, Result, is_timed
 from bench.report.terminal import say
@@ -50,6 +50,7 @@ class HandingOut:
         self._reasons: dict[str, str] = {}  # why a process was lost, by cell_id
         self._names: Counter[str] = Counter()
         self._asked: set[str] = set()  # sample keys that some block has asked, or asks
+        self._avoided: set[str] = set()  # nodes that have refused
 
     def processes_left(self) -> int:
         """How many timed ones are to run."""
@@ -77,8 +78,7 @@ class HandingOut:
         if not self._out:
             numbers = range(len(self._groups))
             self._asked -= {key for key in self._asked if key not in self._records.answers}
-            unasked = [block for number in numbers for block in self._questions(number)]
-            self._hand_out([each for each in unasked if not self._is_hopeless(each.block)])
+            self._hand_out([block for number in numbers for block in self._questions(number)])
         return bool(self._out)
 
     def state(self) -> str:
@@ -98,29 +98,52 @@ class HandingOut:
             result, cell=sized.cell, outcome=sized.outcome
         )
 
+    def has(self, name: str, step: Step) -> bool:
+        """Whether a process is in the records already."""
+        replicates = self._records.results[step.job.cell_id].replicates
+        is_timed = step.job.kind == "time"
+        return name not in self._out or (
+            is_timed and step.timing.origin in [replicate.origin for replicate in replicates]
+        )
+
     def done(self, name: str) -> None:
         """A block is over; passes that waited for it follow."""
-        number = self._out.pop(name).block.number
-        later = self._later.pop(number, [])
-        self._hand_out([self._block(number, index) for index in later])
+        block = self._out.pop(name).block
+        for result in () if block.is_timed else block.results:
+            if self._records.results[result.cell_id].answers is None:
+                self._reasons[result.cell_id] = "its node gave no answer"
+        self._follow(block)
+
+    def refuse(self, name: str, refused: Refused) -> None:
+        """A node does not take a block: that costs no try, unless it was to be avoided."""
+        out = self._out[name]
+        if refused.node not in self._avoided:
+            self._avoided.add(refused.node)
+            say(f"{refused.reason}; nothing more is sent there")
+            out.tries -= 1
+        self.lose(name, refused.reason)
 
     def lose(self, name: str, reason: str) -> None:
         """A node did not carry out its block: another one gets what is missing of it."""
         lost = self._out.pop(name)
-        block = lost.block
         left = tuple(
-            replace(self._records.results[result.cell_id], replicates=result.replicates)
-            for result in block.results
+            replace(now, replicates=result.replicates)
+            for result in lost.block.results
             if result.cell_id not in lost.came
+            and (now := self._records.results[result.cell_id]).outcome.status == "ok"
         )
-        left = tuple(result for result in left if result.outcome.status == "ok")
         if lost.tries < self._retries and left:
             say(f"{', '.join(result.cell.label for result in left)}: again, {reason}")
-            self._hand_out([_Out(replace(block, results=left), lost.tries + 1, lost.came)])
+            block = replace(lost.block, results=left)
+            self._hand_out([_Out(block, lost.tries + 1, lost.came)])
             return
         for result in left:
             self._reasons[result.cell_id] = reason
-        self._later.pop(block.number, None)
+        self._follow(lost.block)
+
+    def _follow(self, block: Block) -> None:
+        later = self._later.pop(block.number, [])
+        self._hand_out([self._block(block.number, index) for index in later])
 
     def give_up(self) -> Iterator[str]:
         """Say in the records what is missing; the cell_ids of those that are others now."""
@@ -141,15 +164,14 @@ class HandingOut:
             self._records.results[cell] = replace(result, outcome=outcome, answers=answers)
             yield cell
 
-    def _is_hopeless(self, block: Block) -> bool:
-        return any(result.cell_id in self._reasons for result in block.results)
-
     def _block(self, number: int, index: int) -> _Out:
         results = [self._records.results[cell] for cell in self._groups[number]]
         due = tuple(
             result
             for result in results
-            if result.outcome.status == "ok" and index in _passes_left(result)
+            if result.outcome.status == "ok"
+            and index in _passes_left(result)
+            and result.cell_id not in self._reasons
         )
         asks = [result for result in due if self._is_to_be_asked(result)]
         return self._of(number, index, due, asks, is_timed=True)
@@ -157,7 +179,13 @@ class HandingOut:
     def _questions(self, number: int) -> list[_Out]:
         """Of cells that are timed already."""
         results = [self._records.results[cell] for cell in self._groups[number]]
-        asks = [r for r in results if is_timed(r) and r.measurements and self._is_to_be_asked(r)]
+        asks = [
+            result
+            for result in results
+            if result.measurements
+            and result.cell_id not in self._reasons
+            and self._is_to_be_asked(result)
+        ]
         return [self._of(number, 0, tuple(asks), asks, is_timed=False)] if asks else []
 
     def _is_to_be_asked(self, result: Result) -> bool:
@@ -197,7 +225,7 @@ class HandingOut:
             self._out[name] = each
             orders[name] = packed(each.block)
         if orders:
-            self._cluster.submit(orders)
+            self._cluster.submit(orders, self._avoided)
 
 
 def _passes_left(result: Result) -> Sequence[int]:

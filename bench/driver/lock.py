@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.config.cell import digest
 from bench.errors import ConfigError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,10 +36,13 @@ def outputs_lock(outputs: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Likewise for a sweep on a cluster, which leaves this machine to others: what MLflow has open
     of the same folder it takes for the runs of a driver that was killed.
 
+    The file is on this machine: shared disks may have no locks.
+
     Raises:
         ConfigError: when there can be no such file.
     """
-    with _held(str(outputs / "cluster.lock"), "runs on a cluster and writes to this folder", say):
+    file = Path(tempfile.gettempdir()) / f"llm-bench-{digest(str(outputs))}.lock"
+    with _held(str(file), f"runs on a cluster and writes to {outputs}", say):
         yield
 
 
@@ -48,7 +52,7 @@ def _held(file: str, what: str, say: Callable[[str], None]) -> Iterator[None]:
         descriptor = _opened(file)
     except OSError as error:
         raise ConfigError(
-            [f"the lock file {file}: {error.strerror}; BENCH_LOCK names another one"]
+            [f"the lock file {file}: {error.strerror}; BENCH_LOCK or TMPDIR moves it"]
         ) from error
     try:
         if not _takes(descriptor):

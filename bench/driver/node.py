@@ -5,6 +5,8 @@ process for each job, and the same policies; only that the records are kept else
 another kind than the sweep was planned for refuses: its readings would be another machine's.
 """
 
+import dataclasses
+import math
 import os
 import pickle
 import random
@@ -75,7 +77,7 @@ def answer(order: bytes, send: Send) -> None:
             _carry_out(asked, send)
         send(Done())
     except BenchError as error:
-        send(Refused(f"{socket.gethostname()} {error}"))
+        send(Refused(socket.gethostname(), f"{socket.gethostname()} {error}"))
 
 
 def _carry_out(order: Order, send: Send) -> None:
@@ -92,8 +94,10 @@ def _carry_out(order: Order, send: Send) -> None:
     for name, host in here.items():
         wanted = order.hosts[name]
         if kind(host) != kind(wanted):
-            what = "; ".join(map(str, differences.hosts(kind(wanted), kind(host))))
-            raise BenchError(f"is another kind of machine than the sweep is planned for: {what}")
+            raise BenchError(
+                "is another kind of machine than the sweep is planned for:"
+                f" {_what_differs(kind(wanted), kind(host))}; where.constraint= names one kind"
+            )
     folder = Path(tempfile.mkdtemp(prefix="bench-node-"))
     try:
         _run(order, here, folder, send)
@@ -108,9 +112,17 @@ def _looked(order: Look, probe: Probe) -> Looked:
         records = machine.begun(order.asked)
         add_peaks(records, probe)
         peaks = {key: result.peaks for key, result in records.results.items()}
-    # Which device of its kind it was does not matter: resume finds what any of them has measured
-    hosts = {name: replace(host, device_uuid=None) for name, host in machine.hosts.items()}
+    hosts = {name: of_its_kind(host) for name, host in machine.hosts.items()}
     return Looked(hosts, machine.descriptions, peaks)
+
+
+def of_its_kind(host: Host) -> Host:
+    """What a sweep is planned for: resume finds what any node of the kind has measured. Of the
+    memory two digits, since nodes of a kind differ by megabytes."""
+    gib = host.memory_bytes / 2**30
+    unit = 10 ** max(0, math.floor(math.log10(max(gib, 1))) - 1)
+    memory_bytes = max(1, math.floor(gib / unit) * unit) * 2**30 if gib >= 1 else host.memory_bytes
+    return replace(host, device_uuid=None, memory_bytes=memory_bytes)
 
 
 def kind(host: Host) -> Host:
@@ -126,6 +138,12 @@ def kind(host: Host) -> Host:
         missing={},
         unsupported={},
     )
+
+
+def _what_differs(wanted: Host, here: Host) -> str:
+    named = "; ".join(map(str, differences.hosts(wanted, here)))
+    fields = [f.name for f in dataclasses.fields(Host)]
+    return named or ", ".join(f for f in fields if getattr(wanted, f) != getattr(here, f))
 
 
 def _run(order: Block, hosts: dict[str, Host], folder: Path, send: Send) -> None:

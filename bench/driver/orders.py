@@ -76,6 +76,7 @@ class Sized:
 class Refused:
     """Why a node did not take an order; another one may."""
 
+    node: str
     reason: str
 
 

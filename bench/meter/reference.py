@@ -13,6 +13,7 @@ below it says no more than a change of the batch would.
 import dataclasses
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,8 @@ def keep_reference(announce: Announce, place: str, cell: Cell, floor: Quant, fil
 
 def _write(file: Path, kept: dict[str, Any], metadata: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")  # one sweep at a time: a killed one's is written over
+    # On a shared disk another node may be writing the same
+    aside = file.with_suffix(f".{socket.gethostname()}-{os.getpid()}.partial")
     try:
         save_file(kept, aside, metadata=metadata)
     except (SafetensorError, OSError) as error:

@@ -34,10 +34,10 @@ def times(then: Side, now: Side) -> list[Retimed]:
 def test_what_passes_share_is_noise_with_as_few_degrees_of_freedom() -> None:
     # Two cells in three passes; only the passes differ, so there are three readings, not six
     alike = [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]]
-    found = of_single_readings(alike, blocked=True)
+    found = of_single_readings([alike])
     assert found == Spread(pytest.approx(1.0), pytest.approx(2.0))  # type: ignore[arg-type]
     # A residual of 1/12 within cells, 4.1667 between passes (test_verdict): 2 and 2 degrees
-    found = of_single_readings([[0.0, 1.0, 2.0], [10.0, 11.0, 12.5]], blocked=True)
+    found = of_single_readings([[[0.0, 1.0, 2.0], [10.0, 11.0, 12.5]]])
     assert found is not None
     shared, rest = 5 + 1 / 6 - 1 / 12, 1 / 12
     assert found.deviation**2 == pytest.approx((shared + rest) / 4)
@@ -46,10 +46,10 @@ def test_what_passes_share_is_noise_with_as_few_degrees_of_freedom() -> None:
 
 def test_without_passes_or_with_one_cell_every_reading_counts() -> None:
     rows = [[0.0, 1.0], [1.0, 3.0, 2.0]]
-    assert of_single_readings(rows, blocked=False) == spread(rows, blocked=False)
-    assert of_single_readings(rows[1:], blocked=True) == spread(rows[1:], blocked=False)
-    assert of_single_readings([[1.0], [2.0]], blocked=True) is None
-    calm = of_single_readings([[1.0, 1.0], [2.0, 2.0]], blocked=True)
+    assert of_single_readings([[row] for row in rows]) == spread(rows, blocked=False)
+    assert of_single_readings([rows[1:]]) == spread(rows[1:], blocked=False)
+    assert of_single_readings([[[1.0], [2.0]]]) is None
+    calm = of_single_readings([[[1.0, 1.0], [2.0, 2.0]]])
     assert calm == Spread(0.0, 2)
 
 

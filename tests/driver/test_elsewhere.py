@@ -6,14 +6,14 @@ The cluster is one of this file, whose jobs end as a test says; real ones are in
 
 import pickle
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.analysis.verdict import groups_with_blocks
+from bench.analysis.verdict import groups_with_blocks, speedups
 from bench.config.cell import Cell, cell_id, sample_key
 from bench.config.settings import Config, Where
 from bench.driver import node
@@ -82,9 +82,11 @@ class Cluster:
         self.orders: list[Order] = []
         self.waiting: list[tuple[str, list[Answer | Lost]]] = []
         self.is_closed = False
+        self.avoided: set[str] = set()
         self._chance = random.Random(0)
 
-    def submit(self, orders: Mapping[str, bytes]) -> None:
+    def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
+        self.avoided = set(avoid)
         for name, order in orders.items():
             read = unpacked(order)
             before = len(self.orders)
@@ -98,6 +100,8 @@ class Cluster:
         self._chance.shuffle(self.waiting)
 
     def answers(self, limit_s: float) -> list[tuple[str, Answer | Lost]]:
+        if not self.waiting:
+            return []
         name, found = self.waiting.pop()
         return [(name, answer) for answer in found]
 
@@ -163,7 +167,7 @@ def test_what_is_lost_each_time_is_lost_and_costs_no_other_cell(tmp_path: Path) 
 
     def carry_none(block: Block, before: int) -> list[Answer | Lost]:
         return (
-            [Refused("node-8 is another kind")]
+            [Refused("node-8", "node-8 is another kind")]
             if block.results[0].cell.batch == 8
             else (carried_out(block))
         )
@@ -180,6 +184,61 @@ def test_what_is_lost_each_time_is_lost_and_costs_no_other_cell(tmp_path: Path) 
     assert code == 1
     assert [r.outcome.status for r in results] == ["ok", "lost"]
     assert results[1].outcome.reason == "node-8 is another kind"
+
+
+def test_a_node_that_refuses_costs_no_try_and_gets_nothing_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mixed(Cluster):
+        def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
+            is_left_out = "old" in avoid
+            self.carry = carried_out if is_left_out else lambda *_: [Refused("old", "old is old")]
+            super().submit(orders, avoid)
+
+    cluster = Mixed()
+    code, results = sweep(
+        tmp_path, cluster, three(batch=1), three(batch=8), where=Where("ray", retries=0)
+    )
+    assert code == 0
+    assert [len(result.measurements) for result in results] == [3, 3]
+    assert capsys.readouterr().err.count("old is old; nothing more is sent there") == 1
+
+
+def test_looking_is_tried_again_elsewhere(tmp_path: Path) -> None:
+    class FirstIsOld(Cluster):
+        def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
+            super().submit(orders, avoid)
+            if not avoid:
+                self.waiting = [(name, [Refused("old", "old is old")]) for name in orders]
+
+    cluster = FirstIsOld()
+    assert sweep(tmp_path, cluster, scripted())[0] == 0
+    assert [type(order) for order in cluster.orders] == [Look, Look, Block]
+
+
+def test_cells_that_ran_on_different_nodes_get_no_verdict(tmp_path: Path) -> None:
+    cells = three(quant=FP32), three(quant=NF4)
+    _, results = sweep(tmp_path, Cluster(), *cells)
+    pair = [(results[1].cell_id, results[0].cell_id)]
+    assert speedups(results, pair, 0.03, {})["tpot_s"][results[1].cell_id].word == "equivalent"
+    moved = replace(
+        results[1],
+        replicates=tuple(
+            replace(r, origin=replace(r.origin, node="another"))  # type: ignore[type-var]
+            for r in results[1].replicates
+        ),
+    )
+    words = speedups([results[0], moved], pair, 0.03, {})["tpot_s"]
+    assert words[moved.cell_id].word == "cannot tell"
+
+
+def test_memory_that_differs_by_megabytes_is_the_same_kind() -> None:
+    one, other = (
+        node.of_its_kind(fakes.host(memory_bytes=m)) for m in (62_900_000_000, 62_700_000_000)
+    )
+    assert one == other
+    assert one.memory_bytes == 58 * 2**30
+    assert node.of_its_kind(fakes.host(memory_bytes=250_900_000_000)).memory_bytes == 230 * 2**30
 
 
 def test_a_lost_cell_is_measured_again_by_the_next_sweep_and_the_others_are_not(
@@ -255,10 +314,24 @@ def test_passes_wait_for_what_max_means(tmp_path: Path) -> None:
     assert passes(results[0]) == [0, 1, 2]
 
 
+def test_later_passes_follow_where_a_block_is_lost_after_its_timed_process(tmp_path: Path) -> None:
+    def carry(block: Block, before: int) -> list[Answer | Lost]:
+        (result,) = block.results
+        if not result.cell.is_to_be_sized:
+            return carried_out(block)
+        cell = result.cell.sized(24)
+        sized = Sized(result.cell_id, cell, Outcome("ok"))
+        return [sized, step(block, replace(result, cell=cell)), Lost("the node is gone")]
+
+    code, results = sweep(tmp_path, Cluster(carry), three(batch="max"))
+    assert code == 0
+    assert passes(results[0]) == [0, 1, 2]
+
+
 def test_ctrl_c_keeps_what_has_come(tmp_path: Path) -> None:
     class Interrupted(Cluster):
         def answers(self, limit_s: float) -> list[tuple[str, Answer | Lost]]:
-            if len(self.waiting) == 1 and self.blocks:
+            if limit_s and len(self.waiting) == 1 and self.blocks:
                 raise KeyboardInterrupt
             return super().answers(limit_s)
 
@@ -266,14 +339,15 @@ def test_ctrl_c_keeps_what_has_come(tmp_path: Path) -> None:
     code, results = sweep(tmp_path, cluster, scripted(batch=1), scripted(batch=8))
     assert code == 130
     assert cluster.is_closed
-    assert [len(result.measurements) for result in results] == [1]
+    # What lay ready when it came is read as well
+    assert [len(result.measurements) for result in results] == [1, 1]
     (folder,) = (tmp_path / "sweeps").iterdir()
     assert len(read_sweep(folder).cells) == 2
 
 
 def test_a_cluster_without_a_usable_node_is_one_sentence(tmp_path: Path) -> None:
     class Bad(Cluster):
-        def submit(self, orders: Mapping[str, bytes]) -> None:
+        def submit(self, orders: Mapping[str, bytes], avoid: Collection[str] = ()) -> None:
             self.waiting = [(name, [Lost("the worker has died")]) for name in orders]
 
     with pytest.raises(BenchError, match="no node can be used: the worker has died"):

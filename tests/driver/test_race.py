@@ -276,6 +276,13 @@ def test_a_later_sweep_scores_a_choice(
     assert unlucky is not None
     assert unlucky.right == 0.0
     assert score(prediction, [], {}, {}) is None
+    alone = score(prediction, [r for r in results if r.cell.quant.name == "nf4"], values, {})
+    assert alone is not None
+    assert alone.right is None
+    assert "nothing else that was in question was measured here" in str(alone)
+    strict = score(replace(prediction, limits={"max_kl_nats": 0.1}), results, values, {})
+    assert strict is not None
+    assert (strict.right, strict.unread) == (1.0, ("max_kl_nats",))
     capsys.readouterr()
     assert run_command("compare", [str(choice), str(later)]) == 0
     said = capsys.readouterr().out.splitlines()[0]
