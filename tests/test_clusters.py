@@ -200,9 +200,7 @@ def test_a_constraint_that_no_node_has_is_a_sentence(ray_address: str, tmp_path:
     process = start(tmp_path, *on_ray(ray_address), "where.constraint=accelerator_type:H100")
     out = ended(process)
     assert process.returncode == 2, out
-    assert (
-        "where=ray: no node has 1 CPU and accelerator_type:H100; the cluster's nodes have up" in out
-    )
+    assert "where=ray: no node has 1 CPU and accelerator_type:H100; the cluster's" in out
 
 
 def test_a_lost_node_of_ray_costs_its_block_alone(tmp_path: Path) -> None:
