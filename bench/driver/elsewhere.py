@@ -83,7 +83,7 @@ def run_elsewhere(
             ProgressLine() as progress,
         ):
             look = Look(tuple(asked), not settings.dry_run)
-            looked = _look(look, cluster, progress, settings.where.retries)
+            looked, avoided = _look(look, cluster, progress, settings.where.retries)
             machine = Machine(looked.hosts, looked.descriptions)
             records = machine.records(asked, settings, outputs)
             for key, result in records.results.items():
@@ -92,7 +92,7 @@ def run_elsewhere(
             if settings.dry_run:
                 show_plan(records, request)
                 return 0
-            ended = _measure(records, request, cluster, progress, report)
+            ended = _measure(records, request, cluster, avoided, progress, report)
     except KeyboardInterrupt:
         say("interrupted before the first cell")
         return 130
@@ -100,8 +100,14 @@ def run_elsewhere(
     return 130 if ended.interrupted else exit_code(ended)
 
 
-def _look(order: Look, cluster: Cluster, progress: ProgressLine, retries: int) -> Looked:
-    """What one node says that it and the models are. Raises: BenchError when none answers."""
+def _look(
+    order: Look, cluster: Cluster, progress: ProgressLine, retries: int
+) -> tuple[Looked, list[str]]:
+    """What one node says that it and the models are, and which nodes have refused to say.
+
+    Raises:
+        BenchError: when none answers.
+    """
     avoid: list[str] = []
     reason = ""
     for attempt in range(retries + 1):
@@ -116,7 +122,7 @@ def _look(order: Look, cluster: Cluster, progress: ProgressLine, retries: int) -
                 elif isinstance(answer, (Done, Refused, Lost)):
                     ending = answer
         if looked is not None:
-            return looked
+            return looked, avoid
         if isinstance(ending, (Refused, Lost)):
             reason = ending.reason
         avoid += [ending.node] if isinstance(ending, Refused) else []
@@ -124,7 +130,12 @@ def _look(order: Look, cluster: Cluster, progress: ProgressLine, retries: int) -
 
 
 def _measure(
-    records: Records, request: Request, cluster: Cluster, progress: ProgressLine, report: Report
+    records: Records,
+    request: Request,
+    cluster: Cluster,
+    avoided: Sequence[str],
+    progress: ProgressLine,
+    report: Report,
 ) -> Ended:
     recorder, folder = open_sweep(records, request)
     with recording_of(records, recorder, folder, report) as recording:
@@ -132,7 +143,8 @@ def _measure(
         results = list(records.results.values())
         against = baseline_axes([result.cell for result in results], request.settings.baseline)
         groups = compared_cells(results, () if against is None else tuple(against.values))
-        handing_out = HandingOut(records, groups, cluster, request.settings.where.retries)
+        retries = request.settings.where.retries
+        handing_out = HandingOut(records, groups, cluster, retries, avoided)
         progress.plan(handing_out.processes_left())
         came: deque[tuple[str, Answer | Lost]] = deque()
         try:

@@ -7,7 +7,7 @@ in.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.analysis.columns import identity_without
@@ -35,22 +35,28 @@ class _Out:
     block: Block
     tries: int  # before this one
     came: set[str]
+    avoided: frozenset[str] = frozenset()  # nodes that it was not to go to
 
 
 class HandingOut:
     """Which blocks are out, which are to follow, and what was lost."""
 
     def __init__(
-        self, records: Records, groups: Sequence[Sequence[str]], cluster: Cluster, retries: int
+        self,
+        records: Records,
+        groups: Sequence[Sequence[str]],
+        cluster: Cluster,
+        retries: int,
+        avoided: Collection[str],
     ) -> None:
         self._records, self._groups, self._cluster = records, groups, cluster
         self._retries = retries
+        self._avoided = set(avoided)  # nodes that have refused
         self._out: dict[str, _Out] = {}
         self._later: dict[int, list[int]] = {}  # passes that wait for what max means, by group
         self._reasons: dict[str, str] = {}  # why a process was lost, by cell_id
         self._names: Counter[str] = Counter()
         self._asked: set[str] = set()  # sample keys that some block has asked, or asks
-        self._avoided: set[str] = set()  # nodes that have refused
 
     def processes_left(self) -> int:
         """How many timed ones are to run."""
@@ -120,6 +126,7 @@ class HandingOut:
         if refused.node not in self._avoided:
             self._avoided.add(refused.node)
             say(f"{refused.reason}; nothing more is sent there")
+        if refused.node not in out.avoided:
             out.tries -= 1
         self.lose(name, refused.reason)
 
@@ -133,7 +140,8 @@ class HandingOut:
             and (now := self._records.results[result.cell_id]).outcome.status == "ok"
         )
         if lost.tries < self._retries and left:
-            say(f"{', '.join(result.cell.label for result in left)}: again, {reason}")
+            if lost.tries >= 0:
+                say(f"{', '.join(result.cell.label for result in left)}: again, {reason}")
             block = replace(lost.block, results=left)
             self._hand_out([_Out(block, lost.tries + 1, lost.came)])
             return
@@ -222,6 +230,7 @@ class HandingOut:
             name = f"block-{each.block.number}-pass-{each.block.pass_index}"
             self._names[name] += 1
             name = f"{name}-{self._names[name]}"
+            each.avoided = frozenset(self._avoided)
             self._out[name] = each
             orders[name] = packed(each.block)
         if orders:
