@@ -131,6 +131,9 @@ def _title(shown: Sequence[tuple[str, int, Any]], cells: int) -> str:
         key=lambda each: _moved(each[3]),
     )
     few = "" if len(shown) == cells else f" (the {len(shown)} that moved most, of {cells})"
+    words = {change.word for _, _, times in shown for change in times.values()}
+    if not words & {"faster", "slower", "different"}:
+        return f"No cell is shown to have become faster or slower{few}"
     return (
         f"{TIMES[metric]} of {name} moved most: {change.ratio:.2f} times as fast in"
         f" {LETTERS[index]}{few}"
