@@ -50,8 +50,8 @@ from bench.record.sweep import Spread
 # Of the logarithms of a process's least times: 3 times what two sittings of a quiet virtual machine
 # found (tests/data/process_noise.json), believed as firmly as three readings
 PRIOR = Spread(0.05, 3)
-# How often, before anything is read: as in the spaces in which the stated chances were compared with
-# how often they are right (tests/peers/choose_rates.py)
+# How often, before anything is read: as in the spaces in which the stated chances were compared
+# with how often they are right (tests/peers/choose_rates.py)
 TIED = 1 / 3
 _APART = 0.4  # how far others are from the leader, as a standard deviation of logarithms
 
