@@ -295,7 +295,7 @@ def test_a_node_of_slurm_whose_daemon_is_killed_comes_back(slurm: Path, tmp_path
 
 @pytest.mark.slow
 def test_what_breaks_slurms_time_limit_is_lost(slurm: Path, tmp_path: Path) -> None:
-    hang = ("engine.options.script=nf4: then hang; ttft 1.0 steps 0.5", "measure=quick")
+    hang = ("engine.options.script='nf4: then hang; ttft 1.0 steps 0.5'", "measure=quick")
     limits = ("where.limit_min=1", "where.retries=0", "measure.limits_s.warm-up=600")
     process = start(tmp_path, "where=slurm", *hang, *limits)
     out = ended(process)
