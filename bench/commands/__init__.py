@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -38,14 +39,14 @@ def run_command(name: str, arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "push": _push,
         "fetch": _fetch,
-        "compare": _compare,
-        "gate": _gate,
-        "choose": _choose,
+        "compare": _of_module("compare"),
+        "gate": _of_module("gate"),
+        "choose": _of_module("choose"),
         "advise": _advise,
-        "report": _report,
+        "report": _of_module("report"),
         "import": _import,
         "reproduce": _reproduce,
-        "sensitivity": _sensitivity,
+        "sensitivity": _of_module("sensitivity"),
         "doctor": _doctor,
         "export": _export,
     }
@@ -57,6 +58,16 @@ def run_command(name: str, arguments: list[str]) -> int:
             ]
         )
     return commands[name](arguments)
+
+
+def _of_module(name: str) -> Callable[[list[str]], int]:
+    """A command that reads its own command line; its module is imported when it is asked for."""
+
+    def command(arguments: list[str]) -> int:
+        code: int = import_module(f"bench.commands.{name}").command(arguments)
+        return code
+
+    return command
 
 
 def _push(arguments: list[str]) -> int:
@@ -224,36 +235,6 @@ def _export(arguments: list[str]) -> int:
     from bench.commands.export import export
 
     return export(results[0].cell, given.folder)
-
-
-def _compare(arguments: list[str]) -> int:
-    from bench.commands.compare import command
-
-    return command(arguments)
-
-
-def _gate(arguments: list[str]) -> int:
-    from bench.commands.gate import command
-
-    return command(arguments)
-
-
-def _report(arguments: list[str]) -> int:
-    from bench.commands.report import command
-
-    return command(arguments)
-
-
-def _sensitivity(arguments: list[str]) -> int:
-    from bench.commands.sensitivity import command
-
-    return command(arguments)
-
-
-def _choose(arguments: list[str]) -> int:
-    from bench.commands.choose import command
-
-    return command(arguments)
 
 
 def _recorded(given: str, settings: Settings) -> "Recorded":

@@ -39,40 +39,39 @@ def compare(folders: Sequence[Path], margin: float) -> int:
     Raises:
         ConfigError: when one of them cannot be read, or no cell is in two of them.
     """
-    scores = scores_of(folders)
+    sides = _sides(folders)
+    scores = _scores(folders, sides)
     for line in scores:
         print(line)
-    console().print(summary(compared(folders, margin, may_be_empty=bool(scores))))
+    console().print(summary(_side_by_side(sides, margin, may_be_empty=bool(scores))))
     return 0
 
 
-def scores_of(folders: Sequence[Path]) -> list[str]:
+def _scores(folders: Sequence[Path], sides: Sequence[Side]) -> list[str]:
     """How the choices among sweeps stand in those that are measured after them, a line each."""
     lines = []
-    try:
-        for folder in folders:
+    for folder, made in zip(folders, sides, strict=True):
+        try:
             prediction = read_choice(folder)
-            if prediction is None:
-                continue
-            for later in map(read_place, folders):
-                if later.sweep.started_at <= read_place(folder).sweep.started_at:
-                    continue
+        except StoreError as error:
+            raise ConfigError([str(error)]) from error
+        if prediction is None:
+            continue
+        for later in sides:
+            if later.sweep.started_at > made.sweep.started_at:
                 values = {result.cell_id: derive(result) for result in later.results}
                 found = score(prediction, later.results, values, later.sweep.calibration)
                 lines += [] if found is None else [str(found)]
-    except StoreError as error:
-        raise ConfigError([str(error)]) from error
     return lines
 
 
-def compared(folders: Sequence[Path], margin: float, may_be_empty: bool = False) -> SideBySide:
-    """Sweeps beside the first of them; what cannot be read is named.
+def compared(folders: Sequence[Path], margin: float) -> SideBySide:
+    """Sweeps beside the first of them; what cannot be read is named. Raises: as ``compare``."""
+    return _side_by_side(_sides(folders), margin)
 
-    Args:
-        may_be_empty: that no cell is in two of them is no mistake.
-    Raises:
-        ConfigError: as ``compare``.
-    """
+
+def _sides(folders: Sequence[Path]) -> list[Side]:
+    """What lies in different folders. Raises: ConfigError where that is not so."""
     if not 2 <= len(folders) <= len(LETTERS):
         raise ConfigError([f"sweeps to compare: want 2 to {len(LETTERS)}, got {len(folders)}"])
     places = [folder.resolve() for folder in folders]
@@ -80,9 +79,14 @@ def compared(folders: Sequence[Path], margin: float, may_be_empty: bool = False)
         if places.count(place) > 1:
             raise ConfigError([f"{from_here(folder)}: given twice; want different sweeps"])
     try:
-        found = side_by_side([side(folder) for folder in folders], margin)
+        return [side(folder) for folder in folders]
     except StoreError as error:
         raise ConfigError([str(error)]) from error
+
+
+def _side_by_side(sides: Sequence[Side], margin: float, may_be_empty: bool = False) -> SideBySide:
+    """``may_be_empty``: that no cell is in two of them is no mistake."""
+    found = side_by_side(sides, margin)
     if not found.rows and not may_be_empty:
         raise ConfigError(
             [

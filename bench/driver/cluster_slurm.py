@@ -134,14 +134,14 @@ class SlurmCluster:
         if asked.returncode != 0:  # the controller is busy, or starts anew
             return []
         alive = set(asked.stdout.split())
-        lost = []
+        lost: list[tuple[str, Answer | Lost]] = []
         for name, job in list(self._jobs.items()):
             self._missed[name] = 0 if job in alive else self._missed.get(name, 0) + 1
             if self._missed[name] >= _PATIENCE:
                 del self._jobs[name]
                 self._has_lost = True
                 lost.append((name, Lost(f"Slurm's job {job} {_how_it_ended(job)}")))
-        return list(lost)
+        return lost
 
 
 def _cancel(jobs: Sequence[str]) -> None:

@@ -70,14 +70,20 @@ def look_around(asked: Sequence[Cell], probe: Probe, with_mlflow: bool) -> Machi
             say(
                 f"{cell.model.path} is converted to fp32 safetensors once, kept in {cache_folder()}"
             )
-    engines = list({cell.engine.name: cell.engine for cell in asked}.values())
-    if any(map(wants_divergence, asked)) and plan.USUAL_ENGINE not in {e.name for e in engines}:
-        engines.append(EngineChoice(plan.USUAL_ENGINE))
+    engines = engines_of(asked, any(map(wants_divergence, asked)))
     if probe.worker is run_isolated:
         start_server(engines, probe.show, with_mlflow)
     hosts = hosts_of(engines, probe)
     cells = resolved(asked, hosts)
     return Machine(hosts, descriptions_of(cells, hosts, probe))
+
+
+def engines_of(cells: Sequence[Cell], with_reference: bool) -> list[EngineChoice]:
+    """What runs these cells, and the engine of their quality reference."""
+    engines = {cell.engine.name: cell.engine for cell in cells}
+    if with_reference:
+        engines.setdefault(plan.USUAL_ENGINE, EngineChoice(plan.USUAL_ENGINE))
+    return list(engines.values())
 
 
 def _resumed(begun: Result, outputs: Path) -> Result:

@@ -9,7 +9,6 @@ import dataclasses
 import math
 import os
 import pickle
-import random
 import shutil
 import signal
 import socket
@@ -21,10 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.analysis import differences
-from bench.config.cell import EngineChoice
 from bench.driver.launch import read_frame, write_frame
 from bench.driver.lock import machine_lock
-from bench.driver.machine import add_peaks, look_around
+from bench.driver.machine import add_peaks, engines_of, look_around
 from bench.driver.orders import (
     Answer,
     Block,
@@ -38,7 +36,7 @@ from bench.driver.orders import (
     unpacked,
 )
 from bench.driver.plan import USUAL_ENGINE
-from bench.driver.policy import Job, Records, besides, largest
+from bench.driver.policy import Job, Records, besides, largest, shuffle
 from bench.driver.probe import Probe, hosts_of, start_server
 from bench.driver.process import run_isolated
 from bench.driver.worker import PhaseTimes, take, task_of
@@ -86,9 +84,7 @@ def _carry_out(order: Order, send: Send) -> None:
         send(_looked(order, probe))
         return
     cells = [result.cell for result in order.results]
-    engines = list({cell.engine.name: cell.engine for cell in cells}.values())
-    if order.asks and USUAL_ENGINE in order.hosts and USUAL_ENGINE not in {e.name for e in engines}:
-        engines.append(EngineChoice(USUAL_ENGINE))  # of references
+    engines = engines_of(cells, bool(order.asks) and USUAL_ENGINE in order.hosts)
     start_server(engines, probe.show, with_mlflow=False)
     here = hosts_of(engines, probe)
     for name, host in here.items():
@@ -177,7 +173,7 @@ def _jobs(order: Block, records: Records, send: Send) -> Iterator[Job]:
             if not sized.cell.is_to_be_sized:
                 send(Sized(cell_id, sized.cell, sized.outcome))
     cells = [result.cell_id for result in order.results]
-    random.Random(f"{order.results[0].cell.seed}/{order.pass_index}").shuffle(cells)
+    shuffle(cells, order.results[0].cell.seed, order.pass_index)
     for cell_id in cells:
         if order.is_timed and not is_timed(records.results[cell_id]):
             yield Job("time", cell_id, records.results[cell_id].cell)

@@ -93,8 +93,13 @@ def due(results: Sequence[Result], index: int) -> list[str]:
         for r in results
         if not is_timed(r) and len(r.replicates) <= index < r.cell.measure.passes
     ]
-    random.Random(f"{results[0].cell.seed}/{index}").shuffle(cells)
+    shuffle(cells, results[0].cell.seed, index)
     return cells
+
+
+def shuffle(cells: list[str], seed: int, index: int) -> None:
+    """Put the cells of a pass in an order of its own, the same for the same seed."""
+    random.Random(f"{seed}/{index}").shuffle(cells)
 
 
 def besides(records: Records, cell_id: str, wants_profiles: bool) -> Iterator[Job]:

@@ -37,11 +37,10 @@ from bench.store.mlflow_address import (
     whose,
 )
 from bench.store.mlflow_foreign import FOREIGN, log_foreign
-from bench.store.mlflow_record import milliseconds
+from bench.store.mlflow_record import MOST_FOUND, milliseconds
 
 _RUN_STATUS = {"ok": "FINISHED", "skipped": "FINISHED", "killed": "KILLED"}  # anything else FAILED
 _LONGEST_NAME = 100
-_MOST_FOUND = 50_000  # runs in one search: MLflow's own limit
 
 
 class Tracker:
@@ -249,7 +248,7 @@ class Tracker:
 
     def _cells(self) -> list[Run]:
         cells = f"tags.`bench.kind` = 'cell' and {self._mine}"
-        found = self._client.search_runs([self.experiment_id], cells, max_results=_MOST_FOUND)
+        found = self._client.search_runs([self.experiment_id], cells, max_results=MOST_FOUND)
         return list(found)
 
     def _complete(self, comparison: Comparison) -> None:

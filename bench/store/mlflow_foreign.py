@@ -8,7 +8,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from bench.record.foreign import Foreign
-from bench.store.mlflow_record import LONGEST_VALUE, NOTE, hidden, milliseconds, rounded
+from bench.store.mlflow_record import (
+    LONGEST_VALUE,
+    MOST_FOUND,
+    NOTE,
+    hidden,
+    milliseconds,
+    rounded,
+)
 
 FOREIGN = "foreign"  # bench.kind
 _PARAMS = {
@@ -37,7 +44,7 @@ def log_foreign(
         tags: of each run.
     """
     there = f"tags.`bench.kind` = '{FOREIGN}' and {of_sweep}"
-    for run in client.search_runs([experiment_id], there, max_results=50_000):
+    for run in client.search_runs([experiment_id], there, max_results=MOST_FOUND):
         client.delete_run(run.info.run_id)
     at_ms = milliseconds(time.time())
     for of in foreign:

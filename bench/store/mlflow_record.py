@@ -35,6 +35,7 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 NOTE = "mlflow.note.content"  # the description of a run or an experiment
 
 LONGEST_VALUE = 500
+MOST_FOUND = 50_000  # runs in one search: MLflow's own limit
 _BEST = (
     *("output_tok_s", "tpot_s", "ttft_s", "vram_peak_bytes", "rss_growth_bytes", "kl_nats"),
     *("cost/output_mtok", "j_per_output_tok_net"),
