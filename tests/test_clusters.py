@@ -25,7 +25,9 @@ from tests import slurm as one_node
 from tests.command_line import from_readme
 
 GRID = ("engine=scripted", "model=tiny", "quality=none", "tracking=none", "quant=fp32,nf4")
-TWICE = ("measure.passes=2", "measure.repeats=2", "measure.warmups=1", "batch=1,2")
+# A cell takes a second, to be hit in its middle
+_SLOW = "engine.options.script='ttft 0.3 steps 0.01'"
+TWICE = ("measure.passes=2", "measure.repeats=2", "measure.warmups=1", "batch=1,2", _SLOW)
 _LONGEST_S = 240
 
 

@@ -40,6 +40,7 @@ _MEASURING = ("bench.meter.cell", "bench.meter.answers")  # what every engine's 
 _VMSTAT = Path("/proc/vmstat")
 
 _context: Any = multiprocessing.get_context("forkserver")
+_preloaded: tuple[str, ...] | None = None  # by the server that runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,16 @@ def begin_server(preload: Collection[str]) -> None:
     """Start the fork server; its imports take seconds: do something else before ``check_server``.
 
     Ctrl-C goes to every process of the terminal: the server, which would answer with a traceback
-    out of its imports, inherits that it is ignored.
+    out of its imports, inherits that it is ignored. One that runs with other imports is ended: it
+    would serve the second command of a Python process without its engine's.
     """
+    global _preloaded
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    _context.set_forkserver_preload([*_MEASURING, *preload])
+    wanted = (*_MEASURING, *preload)
+    if _preloaded not in (None, wanted):
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
+    _preloaded = wanted
+    forkserver.set_forkserver_preload(list(wanted))
     _ensure_server()
 
 

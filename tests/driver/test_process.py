@@ -31,6 +31,10 @@ def add(announce: Announce, a: int, b: int) -> tuple[int, int]:
     return os.getpid(), a + b
 
 
+def is_imported(announce: Announce, module: str) -> bool:
+    return module in sys.modules
+
+
 def raise_value_error(announce: Announce) -> None:
     raise ValueError("first line\nsecond line")
 
@@ -183,6 +187,17 @@ def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     wait_until_gone(child, grandchild)
+
+
+def test_a_second_command_of_a_process_gets_the_imports_of_its_own_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "another_engine.py").write_text("def fork_unsafe(): return None")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    begin_server(("another_engine",))
+    assert check_server(("another_engine",), NO_PHASE) is None
+    begin_server(())
+    assert run(is_imported, "another_engine") is False
 
 
 @pytest.fixture(params=["linux", "elsewhere"])
