@@ -46,6 +46,7 @@ struct Quantized {
   std::vector<int8_t> q;        // (rows, blocks * 64)
   std::vector<float> scale;     // (rows, blocks)
   std::vector<float> sums;      // (rows, room): scale times sum of q, by group of the weights
+  std::vector<int32_t> block_sums;  // (rows, blocks) of q
 };
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -152,6 +153,7 @@ AVX2 void quantize_row(const Product& p, int64_t row, float* wide, Quantized& ou
     int32_t halves[2];
     const float scale = quantize_block(wide + b * BLOCK, &out.q[(row * blocks + b) * BLOCK], halves);
     out.scale[row * blocks + b] = scale;
+    out.block_sums[row * blocks + b] = halves[0] + halves[1];
     for (int part = 0; part < 2; ++part) sums[p.group_of[2 * b + part]] += scale * halves[part];
   }
 }
@@ -166,6 +168,7 @@ void quantize(const Product& p, Quantized& out) {
   out.q.resize(p.rows * p.blocks * BLOCK);
   out.scale.resize(p.rows * p.blocks);
   out.sums.resize(p.rows * p.room());
+  out.block_sums.resize(p.rows * p.blocks);
   if (p.rows <= ROWS) return quantize_rows(p, 0, p.rows, out);
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t row = 0; row < p.rows; ++row) quantize_rows(p, row, row + 1, out);
@@ -320,62 +323,142 @@ AVX2 void tile8_avx2(const Eight& t, float* out) {
   for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
 }
 
-template <int M>
-AVX512 void tile4_avx512(const Four& t, float* out) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  __m512 total[M];
-  for (int m = 0; m < M; ++m) total[m] = _mm512_setzero_ps();
-  for (int64_t b = 0; b < t.blocks; ++b) {
-    const __m256i both = load(t.weight + 32 * b);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-    const __m512i q = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_and_si256(both, mask)), high, 1);
-    const __m512 s = _mm512_insertf32x8(_mm512_set1_ps(t.scale[t.group_of[2 * b]]),
-                                        _mm256_set1_ps(t.scale[t.group_of[2 * b + 1]]), 1);
-    for (int m = 0; m < M; ++m) {
-      const __m512i x = _mm512_loadu_si512(t.x + (m * t.blocks + b) * BLOCK);
-      const __m512i words = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x);
-      const __m512 factor = _mm512_mul_ps(s, _mm512_set1_ps(t.xs[m * t.blocks + b]));
-      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(words), factor, total[m]);
-    }
+// AVX-512 takes 16 outputs side by side, one to a lane, so that a sum never leaves its lane and an
+// input is read once for all of them.
+struct Sixteen {
+  const uint8_t* weight;
+  int64_t stride, last;         // bytes between outputs; the last output that there is
+  const float *scale, *offset;  // (groups, 16) of 4 bits
+  const int32_t* group_of;
+  const int8_t* x;
+  const float *xs, *sums;       // by block; by group
+  const int32_t* block_sums;
+  int64_t blocks, groups, room;
+};
+
+// Eight words of 4 bytes of each of 16 outputs: of each word all outputs. ``bytes``: what there is to
+// read of an output, the rest is 0.
+AVX512 inline void transpose(const void* at, int64_t stride, int64_t last, int64_t bytes, __m512i* words) {
+  const uint8_t* from = static_cast<const uint8_t*>(at);
+  const __mmask32 there = bytes >= 32 ? ~__mmask32(0) : (__mmask32(1) << bytes) - 1;
+  __m512i a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(there, from + std::min<int64_t>(i, last) * stride)),
+        _mm256_maskz_loadu_epi8(there, from + std::min<int64_t>(i + 8, last) * stride), 1);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
   }
-  for (int m = 0; m < M; ++m) {
-    const float* sums = t.sums + m * t.room;
-    out[m] = _mm512_reduce_add_ps(total[m]) +
-        sum(without_offsets(_mm256_setzero_ps(), t.offset, sums, t.room));
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  const __m512i first = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0);
+  const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    words[i] = _mm512_permutex2var_epi64(a[i], first, a[i + 4]);
+    words[i + 4] = _mm512_permutex2var_epi64(a[i], second, a[i + 4]);
   }
 }
 
-template <int M>
-AVX512 void tile8_avx512(const Eight& t, float* out) {
-  const __m512i shift = _mm512_set1_epi8(-128);
-  __m512 total[M];
-  for (int m = 0; m < M; ++m) total[m] = _mm512_setzero_ps();
-  for (int64_t b = 0; b < t.blocks; ++b) {
-    // As unsigned numbers, 128 too large: the inputs' sums take that off again
-    const __m512i q = _mm512_xor_si512(_mm512_loadu_si512(t.weight + b * BLOCK), shift);
+// A block as unsigned bytes, four inputs of each output to a register; int8 becomes 128 too large.
+template <bool IS_FOUR>
+AVX512 inline void unpack_block(const Sixteen& t, int64_t b, __m512i* w) {
+  // The processor does not see that 16 outputs are read from one stretch: it is told of the next ones
+  constexpr int bytes = OUTPUT_BLOCK * BLOCK / (IS_FOUR ? 2 : 1);
+  const uint8_t* next = t.weight + OUTPUT_BLOCK * t.stride + b * bytes;
+#pragma GCC unroll 16
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
+  if (IS_FOUR) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    transpose(t.weight + 32 * b, t.stride, t.last, 32, w);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      w[i + 8] = _mm512_and_si512(_mm512_srli_epi16(w[i], 4), mask);
+      w[i] = _mm512_and_si512(w[i], mask);
+    }
+  } else {
+    const __m512i shift = _mm512_set1_epi8(-128);
+    transpose(t.weight + 64 * b, t.stride, t.last, 32, w);
+    transpose(t.weight + 64 * b + 32, t.stride, t.last, 32, w + 8);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) w[i] = _mm512_xor_si512(w[i], shift);
+  }
+}
+
+template <int M, bool IS_FOUR, bool IS_FINE>
+AVX512 inline void add_block(const Sixteen& t, const __m512i* w, int64_t b, __m512* total) {
+  __m512i sum[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+    sum[m] = _mm512_set1_epi32(IS_FOUR ? 0 : -128 * t.block_sums[m * t.blocks + b]);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        int32_t four;
+        std::memcpy(&four, t.x + (m * t.blocks + b) * BLOCK + 32 * half + 4 * i, 4);
+        sum[m] = _mm512_dpbusd_epi32(sum[m], w[8 * half + i], _mm512_set1_epi32(four));
+      }
+    if (!IS_FINE && half == 0) continue;
+    const __m512 scale =
+        IS_FOUR ? _mm512_loadu_ps(t.scale + 16 * t.group_of[2 * b + half]) : _mm512_set1_ps(1.0f);
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const __m512i x = _mm512_loadu_si512(t.x + (m * t.blocks + b) * BLOCK);
-      const __m512i words = _mm512_sub_epi32(
-          _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x),
-          _mm512_dpbusd_epi32(_mm512_setzero_si512(), shift, x));
-      const __m512 factor = _mm512_set1_ps(t.xs[m * t.blocks + b]);
-      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(words), factor, total[m]);
+      const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(t.xs[m * t.blocks + b]));
+      total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), factor, total[m]);
+      sum[m] = _mm512_setzero_si512();
     }
   }
-  for (int m = 0; m < M; ++m) out[m] = _mm512_reduce_add_ps(total[m]);
+}
+
+// Sixteen outputs by M rows of inputs. ``ready``: their blocks unpacked, where many rows meet them.
+template <int M, bool IS_FOUR, bool IS_FINE>
+AVX512 void tile_avx512(const Sixteen& t, const __m512i* ready, float* out) {
+  __m512 total[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) total[m] = _mm512_setzero_ps();
+  for (int64_t b = 0; b < t.blocks; ++b) {
+    __m512i own[16];
+    if (!ready) unpack_block<IS_FOUR>(t, b, own);
+    add_block<M, IS_FOUR, IS_FINE>(t, ready ? ready + 16 * b : own, b, total);
+  }
+  for (int64_t g = 0; IS_FOUR && g < t.groups; ++g) {
+    const __m512 offset = _mm512_loadu_ps(t.offset + 16 * g);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+      total[m] = _mm512_fnmadd_ps(offset, _mm512_set1_ps(t.sums[m * t.room + g]), total[m]);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) _mm512_storeu_ps(out + 16 * m, total[m]);
 }
 
 // By the rows of inputs; [0] takes four rows of weights and one of inputs.
-using Four4 = void (*)(const Four&, float*);
-using Eight4 = void (*)(const Eight&, float*);
-#define BY_ROWS(tile) tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>
-const Four4 FOUR[2][ROWS + 1] = {{four_rows4, BY_ROWS(tile4_avx2)}, {four_rows4, BY_ROWS(tile4_avx512)}};
-const Eight4 EIGHT[2][ROWS + 1] = {{four_rows8, BY_ROWS(tile8_avx2)}, {four_rows8, BY_ROWS(tile8_avx512)}};
+#define BY_ROWS(tile, ...)                                                                        \
+  tile<1 __VA_ARGS__>, tile<2 __VA_ARGS__>, tile<3 __VA_ARGS__>, tile<4 __VA_ARGS__>,             \
+      tile<5 __VA_ARGS__>, tile<6 __VA_ARGS__>, tile<7 __VA_ARGS__>, tile<8 __VA_ARGS__>
+void (*const FOUR[])(const Four&, float*) = {four_rows4, BY_ROWS(tile4_avx2)};
+void (*const EIGHT[])(const Eight&, float*) = {four_rows8, BY_ROWS(tile8_avx2)};
+// Of these [0] is none
+using Tile = void (*)(const Sixteen&, const __m512i*, float*);
+const Tile FOUR_WIDE[] = {nullptr, BY_ROWS(tile_avx512, , true, false)};
+const Tile FINE_WIDE[] = {nullptr, BY_ROWS(tile_avx512, , true, true)};
+const Tile EIGHT_WIDE[] = {nullptr, BY_ROWS(tile_avx512, , false, false)};
 
 // One block of outputs: rows come in tiles, and each tile meets all outputs of the block.
 struct Scratch {
   std::vector<float> scales, offsets, wide;
+  std::vector<float> turned;      // scales and offsets by group, 16 outputs each
+  std::vector<int8_t> unpacked;   // blocks for tile_avx512
   float y[ROWS][OUTPUT_BLOCK];
 };
 
@@ -388,7 +471,62 @@ void finish(const Product& p, int64_t row, int64_t first, int64_t count, const f
   write(p, row, first, count, y);
 }
 
-void four_bits(const Product& p, const Quantized& x, bool wide, int64_t first, int64_t count, Scratch& s) {
+// Scales of 16 outputs, and scale times zero point; of each group all outputs, up to 16 groups more
+// than there are.
+AVX512 void turn_scales(const Product& p, int64_t first, int64_t last, float* scales, float* offsets) {
+  const int64_t groups = p.groups, zero_bytes = (groups + 1) / 2;
+  const uint16_t* scale = static_cast<const uint16_t*>(p.scale) + first * groups;
+  const uint8_t* zero = p.zero + first * zero_bytes;
+  __m512i words[8];
+  for (int64_t g = 0; g < groups; g += 16) {
+    transpose(scale + g, 2 * groups, last, 2 * (groups - g), words);
+    for (int i = 0; i < 8; ++i) {
+      const __m256i low = _mm512_cvtepi32_epi16(words[i]);
+      const __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(words[i], 16));
+      _mm512_storeu_ps(scales + (g + 2 * i) * 16, _mm512_cvtph_ps(low));
+      _mm512_storeu_ps(scales + (g + 2 * i + 1) * 16, _mm512_cvtph_ps(high));
+    }
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    if (g % 64 == 0) transpose(zero + g / 2, zero_bytes, last, zero_bytes - g / 2, words);
+    const __m512i shifted = _mm512_srl_epi32(words[g % 64 / 8], _mm_cvtsi32_si128(4 * (g % 8)));
+    const __m512 zeros = _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(15)));
+    _mm512_storeu_ps(offsets + g * 16, _mm512_mul_ps(_mm512_loadu_ps(scales + g * 16), zeros));
+  }
+}
+
+template <bool IS_FOUR>
+AVX512 void sixteen_outputs(const Product& p, const Quantized& x, int64_t first, int64_t count, Scratch& s) {
+  const int64_t blocks = p.blocks, room = p.room(), stride = blocks * (IS_FOUR ? 32 : 64);
+  Sixteen t{p.weight + first * stride, stride, count - 1, nullptr, nullptr, p.group_of, nullptr,
+            nullptr, nullptr, nullptr, blocks, p.groups, room};
+  if (IS_FOUR) {
+    s.turned.resize(2 * (p.groups + 16) * OUTPUT_BLOCK);
+    float* offsets = &s.turned[(p.groups + 16) * OUTPUT_BLOCK];
+    turn_scales(p, first, count - 1, s.turned.data(), offsets);
+    t.scale = s.turned.data();
+    t.offset = offsets;
+  }
+  const Tile* tiles = !IS_FOUR ? EIGHT_WIDE : p.is_fine ? FINE_WIDE : FOUR_WIDE;
+  __m512i* ready = nullptr;
+  if (p.rows > ROWS) {
+    s.unpacked.resize(blocks * 16 * 64 + 64);
+    ready = reinterpret_cast<__m512i*>((reinterpret_cast<uintptr_t>(s.unpacked.data()) + 63) & ~uintptr_t(63));
+    for (int64_t b = 0; b < blocks; ++b) unpack_block<IS_FOUR>(t, b, ready + 16 * b);
+  }
+  const float* scale = IS_FOUR ? nullptr : static_cast<const float*>(p.scale);
+  for (int64_t row = 0; row < p.rows; row += ROWS) {
+    const int m = int(std::min<int64_t>(ROWS, p.rows - row));
+    t.x = x.q.data() + row * blocks * BLOCK;
+    t.xs = x.scale.data() + row * blocks;
+    t.sums = x.sums.data() + row * room;
+    t.block_sums = x.block_sums.data() + row * blocks;
+    tiles[m](t, ready, &s.y[0][0]);
+    for (int i = 0; i < m; ++i) finish(p, row + i, first, count, scale, s.y[i]);
+  }
+}
+
+void four_bits(const Product& p, const Quantized& x, int64_t first, int64_t count, Scratch& s) {
   const int64_t blocks = p.blocks, room = p.room();
   s.scales.resize(count * room);
   s.offsets.resize(count * room);
@@ -403,7 +541,7 @@ void four_bits(const Product& p, const Quantized& x, bool wide, int64_t first, i
       t.scale = &s.scales[j * room];
       t.offset = &s.offsets[j * room];
       float out[ROWS];
-      FOUR[wide][several ? 0 : m](t, out);
+      FOUR[several ? 0 : m](t, out);
       if (several) std::copy(out, out + 4, &s.y[0][j]);
       else for (int i = 0; i < m; ++i) s.y[i][j] = out[i];
       j += several ? 4 : 1;
@@ -412,7 +550,7 @@ void four_bits(const Product& p, const Quantized& x, bool wide, int64_t first, i
   }
 }
 
-void eight_bits(const Product& p, const Quantized& x, bool wide, int64_t first, int64_t count, Scratch& s) {
+void eight_bits(const Product& p, const Quantized& x, int64_t first, int64_t count, Scratch& s) {
   const int64_t blocks = p.blocks;
   const int8_t* weight = reinterpret_cast<const int8_t*>(p.weight);
   for (int64_t row = 0; row < p.rows; row += ROWS) {
@@ -422,7 +560,7 @@ void eight_bits(const Product& p, const Quantized& x, bool wide, int64_t first, 
       const bool several = m == 1 && j + 4 <= count;
       t.weight = weight + (first + j) * blocks * BLOCK;
       float out[ROWS];
-      EIGHT[wide][several ? 0 : m](t, out);
+      EIGHT[several ? 0 : m](t, out);
       if (several) std::copy(out, out + 4, &s.y[0][j]);
       else for (int i = 0; i < m; ++i) s.y[i][j] = out[i];
       j += several ? 4 : 1;
@@ -533,8 +671,10 @@ extern "C" void bench_linear(const void* x, void* y, const uint16_t* input_scale
     const int64_t first = piece * OUTPUT_BLOCK;
     const int64_t count = std::min(OUTPUT_BLOCK, outputs - first);
     if (!is_int8) sixteen_bits(p, wide, is_four_bits, first, count, scratch);
-    else if (is_four_bits) four_bits(p, q, instructions == 2, first, count, scratch);
-    else eight_bits(p, q, instructions == 2, first, count, scratch);
+    else if (instructions == 2 && is_four_bits) sixteen_outputs<true>(p, q, first, count, scratch);
+    else if (instructions == 2) sixteen_outputs<false>(p, q, first, count, scratch);
+    else if (is_four_bits) four_bits(p, q, first, count, scratch);
+    else eight_bits(p, q, first, count, scratch);
   }
 }
 
