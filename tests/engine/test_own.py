@@ -198,14 +198,66 @@ static inline simde__m512 converted(simde__m512i a) {
   for (int i = 0; i < 16; ++i) to.f32[i] = float(from.i32[i]);
   return simde__m512_from_private(to);
 }
-static inline float added(simde__m512 a) {
-  simde__m512_private from = simde__m512_to_private(a);
-  float sum = 0;
-  for (int i = 0; i < 16; ++i) sum += from.f32[i];
-  return sum;
+static inline simde__m256i some_bytes(uint32_t there, const void* at) {
+  simde__m256i_private to;
+  for (int i = 0; i < 32; ++i) to.u8[i] = there >> i & 1 ? static_cast<const uint8_t*>(at)[i] : 0;
+  return simde__m256i_from_private(to);
 }
+static inline simde__m256i some_words(uint16_t there, const void* at) {
+  simde__m256i_private to;
+  for (int i = 0; i < 16; ++i)
+    to.u16[i] = there >> i & 1 ? static_cast<const uint16_t*>(at)[i] : 0;
+  return simde__m256i_from_private(to);
+}
+static inline void store_words(void* at, uint16_t there, simde__m256i a) {
+  simde__m256i_private from = simde__m256i_to_private(a);
+  for (int i = 0; i < 16; ++i)
+    if (there >> i & 1) static_cast<uint16_t*>(at)[i] = from.u16[i];
+}
+static inline simde__m512 some_floats(uint16_t there, const float* at) {
+  simde__m512_private to;
+  for (int i = 0; i < 16; ++i) to.f32[i] = there >> i & 1 ? at[i] : 0;
+  return simde__m512_from_private(to);
+}
+static inline void store_floats(float* at, uint16_t there, simde__m512 a) {
+  simde__m512_private from = simde__m512_to_private(a);
+  for (int i = 0; i < 16; ++i)
+    if (there >> i & 1) at[i] = from.f32[i];
+}
+static inline simde__m256i low_words(simde__m512i a) {
+  simde__m512i_private from = simde__m512i_to_private(a);
+  simde__m256i_private to;
+  for (int i = 0; i < 16; ++i) to.u16[i] = uint16_t(from.u32[i]);
+  return simde__m256i_from_private(to);
+}
+static inline simde__m512i wide_words(simde__m256i a) {
+  simde__m256i_private from = simde__m256i_to_private(a);
+  simde__m512i_private to;
+  for (int i = 0; i < 16; ++i) to.u32[i] = from.u16[i];
+  return simde__m512i_from_private(to);
+}
+static inline simde__m512 from_halves(simde__m256i a) {
+  simde__m256i_private from = simde__m256i_to_private(a);
+  simde__m512_private to;
+  for (int i = 0; i < 16; ++i) to.f32[i] = _cvtsh_ss(from.u16[i]);
+  return simde__m512_from_private(to);
+}
+static inline simde__m256i to_halves(simde__m512 a) {
+  simde__m512_private from = simde__m512_to_private(a);
+  simde__m256i_private to;
+  for (int i = 0; i < 16; ++i) to.u16[i] = _cvtss_sh(from.f32[i], 0);
+  return simde__m256i_from_private(to);
+}
+#define _mm256_maskz_loadu_epi8 some_bytes
+#define _mm256_maskz_loadu_epi16 some_words
+#define _mm256_mask_storeu_epi16 store_words
+#define _mm512_maskz_loadu_ps some_floats
+#define _mm512_mask_storeu_ps store_floats
+#define _mm512_cvtepi32_epi16 low_words
+#define _mm512_cvtepu16_epi32 wide_words
+#define _mm512_cvtph_ps from_halves
+#define _mm512_cvtps_ph(a, mode) to_halves(a)
 #define _mm512_cvtepi32_ps converted
-#define _mm512_reduce_add_ps added
 """
 
 
@@ -225,24 +277,26 @@ def test_instructions_that_this_processor_lacks_compute_the_same(tmp_path: Path)
     emulation = ctypes.CDLL(str(library)).bench_linear
     emulation.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int32] * 5
     emulation.restype = None
+    cases = ((1, 32, torch.float32), (3, 64, torch.float16), (9, 128, torch.bfloat16))
     for outputs, inputs in SHAPES:
         weight = weights(outputs, inputs)
-        for rows, size in ((1, 32), (3, 64), (9, 128), (2, padded(inputs))):
-            x = torch.randn(rows, inputs)
+        for rows, size, dtype in (*cases, (2, padded(inputs), torch.float32)):
+            x, bias = torch.randn(rows, inputs).to(dtype), torch.randn(outputs).to(dtype)
             four, eight = quantize_int4(weight, size), quantize_int8(weight)
             for matrix, zero in ((four, four.zero), (eight, None)):
-                y = torch.empty(rows, outputs)
+                y = torch.empty(rows, outputs, dtype=dtype)
                 emulation(
-                    x.data_ptr(), y.data_ptr(), None, None, matrix.weight.data_ptr(),
+                    x.data_ptr(), y.data_ptr(), None, bias.data_ptr(), matrix.weight.data_ptr(),
                     matrix.scale.data_ptr(), None if zero is None else zero.data_ptr(),
-                    rows, inputs, outputs, size, 0, zero is not None, 1, 2, 1,
+                    rows, inputs, outputs, size, list(BOUNDS).index(dtype), zero is not None,
+                    1, 2, 1,
                 )  # fmt: skip
                 expected = (
-                    ops.portable_int4(x, four.weight, four.scale, four.zero, None, None, size, True)
+                    ops.portable_int4(x, four.weight, four.scale, four.zero, None, bias, size, True)
                     if isinstance(matrix, Int4Matrix)
-                    else ops.portable_int8(x, eight.weight, eight.scale, None, None, True)
+                    else ops.portable_int8(x, eight.weight, eight.scale, None, bias, True)
                 )
-                assert relative_error(y, expected) < BOUNDS[torch.float32]
+                assert relative_error(y, expected) < BOUNDS[dtype]
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_install(

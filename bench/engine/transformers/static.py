@@ -108,7 +108,8 @@ class CompiledLoop(StaticLoop):
         # into asking (own int4, 2 threads of an AMD EPYC). Tensors' shapes are asked still.
         options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
         graphs = {"triton.cudagraphs": True} if on_cuda else {}
-        torch.compiler.reset()  # the graph of another model in this process would answer for this one
+        # Another model's graph in this process would answer for this one
+        torch.compiler.reset()
         step: Callable[[], Tensor] = torch.compile(
             self._step, fullgraph=True, dynamic=False, options={**options, **graphs}
         )

@@ -495,6 +495,43 @@ AVX512 void turn_scales(const Product& p, int64_t first, int64_t last, float* sc
   }
 }
 
+AVX512 inline __m512 widened(int32_t dtype, __m256i halves) {
+  return dtype == FP16 ? _mm512_cvtph_ps(halves)
+                       : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// As ``finish``, of up to 16 outputs at once.
+AVX512 inline void finish_wide(const Product& p, int64_t row, int64_t first, int64_t count,
+                               const float* scale, const float* sums) {
+  const __mmask16 there = __mmask16((uint32_t(1) << count) - 1);
+  const int64_t at = row * p.outputs + first;
+  __m512 y = _mm512_loadu_ps(sums);
+  if (scale) y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(there, scale + first));
+  if (p.bias && p.dtype == FP32) {
+    y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(there, static_cast<const float*>(p.bias) + first));
+  } else if (p.bias) {
+    const uint16_t* bias = static_cast<const uint16_t*>(p.bias) + first;
+    y = _mm512_add_ps(y, widened(p.dtype, _mm256_maskz_loadu_epi16(there, bias)));
+  }
+  if (p.dtype == FP32) {
+    _mm512_mask_storeu_ps(static_cast<float*>(p.y) + at, there, y);
+    return;
+  }
+  __m256i halves;
+  if (p.dtype == FP16) {
+    halves = _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT);
+  } else {  // to nearest, ties to even; NaN stays one
+    const __m512i bits = _mm512_castps_si512(y);
+    const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), is_odd);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
+    halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  }
+  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.y) + at, there, halves);
+}
+
 template <bool IS_FOUR>
 AVX512 void sixteen_outputs(const Product& p, const Quantized& x, int64_t first, int64_t count, Scratch& s) {
   const int64_t blocks = p.blocks, room = p.room(), stride = blocks * (IS_FOUR ? 32 : 64);
@@ -522,7 +559,7 @@ AVX512 void sixteen_outputs(const Product& p, const Quantized& x, int64_t first,
     t.sums = x.sums.data() + row * room;
     t.block_sums = x.block_sums.data() + row * blocks;
     tiles[m](t, ready, &s.y[0][0]);
-    for (int i = 0; i < m; ++i) finish(p, row + i, first, count, scale, s.y[i]);
+    for (int i = 0; i < m; ++i) finish_wide(p, row + i, first, count, scale, s.y[i]);
   }
 }
 
