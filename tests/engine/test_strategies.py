@@ -46,7 +46,7 @@ def random_ids(rows: int, tokens: int, seed: int = 1) -> torch.Tensor:
 
 def session(**changes: Any) -> Session:
     """Ready to answer."""
-    cell = fakes.cell(**{"model": "tiny", "quant": "fp32", "threads": 1} | changes)
+    cell = fakes.resolved(**{"model": "tiny", "quant": "fp32", "threads": 1} | changes)
     files = ENGINE.provide(cell, lambda what: None)
     ENGINE.prepare(cell)
     return ENGINE.open(cell, files)
@@ -151,6 +151,14 @@ def test_the_second_process_has_the_graph_from_disk() -> None:
         compiled = session(decode="compiled")
         compiled.ready(ids, 3)
         assert compiled.attest(ids, 3).details["decode"]["from_disk"] is from_disk
+
+
+def test_another_model_of_the_process_gets_a_graph_of_its_own() -> None:
+    ids = random_ids(1, 5).numpy()
+    for quant in ("bf16", "nf4"):  # alike but for what its layers are, which nobody asks
+        compiled = session(decode="compiled", quant=quant)
+        compiled.ready(ids, 3)
+        assert compiled.attest(ids, 3).mismatches == ()
 
 
 def test_a_step_that_cannot_be_one_graph_is_not_engaged(monkeypatch: pytest.MonkeyPatch) -> None:
