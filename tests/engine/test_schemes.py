@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from torch import nn
 
 from bench.config.cell import Quant
@@ -97,10 +98,8 @@ def test_what_a_cpu_with_avx512_bf16_repacks_is_counted_before_and_after(is_nest
     assert before - large // 2 - 64 == (4096 + 4 * 16 + 4 * 256 + 4 if is_nested else 4 * 4096)
     assert after - large // 2 - 64 == 2 * 4096 + 4 * is_nested
     assert SCHEMES["bnb_4bit"].matrix_bytes(512, 512, wanted, "cpu") == max(before, after)
-    from bitsandbytes.functional import has_avx512bf16
-
     if has_avx512bf16():
-        real = layer(wanted, 512, 512)
+        real = layer(wanted, 512, 512).eval()
         with torch.inference_mode():
             real(torch.ones(1, 512, dtype=torch.bfloat16))
         assert stored_bytes(wanted, real) == after
@@ -201,6 +200,8 @@ def test_a_product_takes_no_more_room_than_is_said(name: str, tokens: int) -> No
     held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
     said = scheme.workspace_bytes(outputs, inputs, wanted, "cpu")
     beside = scheme.product_bytes * result.numel()
+    # There oneDNN has half of a bf16 matrix beside it while it multiplies one row
+    beside += outputs * inputs * (tokens == 1 and has_avx512bf16())
     assert 0.9 * said <= held.max() - result.nbytes <= said + beside + 64 * outputs
 
 

@@ -62,7 +62,7 @@ class LayerExchange:
         quant, plain = self.quants[scheme], self.layers[layer]
         of = SCHEMES[quant.scheme].layer
         made: nn.Module = plain if of is None else of(plain, quant)
-        return made
+        return made.train(plain.training)  # bitsandbytes repacks no layer that is being trained
 
     @contextlib.contextmanager
     def exchanged(self, schemes: Mapping[str, str]) -> Iterator[None]:

@@ -31,6 +31,7 @@ _NAMES = {  # as the profiler calls them
     "c10::BFloat16": "bf16",
     "c10::Float8_e4m3fn": "fp8",
     "signed char": "int8",
+    "unsigned char": "int8",
 }
 
 
@@ -134,7 +135,8 @@ def logical_weights(plain: PreTrainedModel) -> tuple[int, int]:
 def product_dtypes(events: Iterable[Any]) -> Counter[str]:
     """How many matrix products ran in which dtype, by the profiler's record of one request.
 
-    It is the first factor's, but int8 only where both are. An operator that is made of others
+    It is the first factor's, but int8 only where both are bytes (with VNNI torch's first factor is
+    unsigned). An operator that is made of others
     counts beside them: bitsandbytes' for int8 multiplies two times in int8 and, on a CPU, once in
     fp32.
 
@@ -145,6 +147,6 @@ def product_dtypes(events: Iterable[Any]) -> Counter[str]:
     for event in events:
         if _PRODUCT.search(event.name()):
             first, second = (*event.dtypes(), "", "")[:2]
-            if first in _NAMES and (first != "signed char" or second == first):
+            if first in _NAMES and ("char" not in first or second == "signed char"):
                 found[_NAMES[first]] += 1
     return found
