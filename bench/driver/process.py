@@ -34,8 +34,6 @@ _START_LIMIT_S = 300.0  # until the first phase: on a cold disk the imports alon
 _EXIT_LIMIT_S = 10.0
 # In these the parent does not even wake up to tick.
 TIMED_PHASES = frozenset({"load", "warm-up", "measure"})
-
-
 _MEASURING = ("bench.meter.cell", "bench.meter.answers")  # what every engine's process runs
 _VMSTAT = Path("/proc/vmstat")
 

@@ -136,9 +136,8 @@ def product_dtypes(events: Iterable[Any]) -> Counter[str]:
     """How many matrix products ran in which dtype, by the profiler's record of one request.
 
     It is the first factor's, but int8 only where both are bytes (with VNNI torch's first factor is
-    unsigned). An operator that is made of others
-    counts beside them: bitsandbytes' for int8 multiplies two times in int8 and, on a CPU, once in
-    fp32.
+    unsigned). An operator that is made of others counts beside them: bitsandbytes' for int8
+    multiplies two times in int8 and, on a CPU, once in fp32.
 
     Args:
         events: of a profile with shapes.

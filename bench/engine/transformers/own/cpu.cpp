@@ -1,11 +1,12 @@
 // Products with int8 and 4-bit weights on x86-64. Layout and grids: grids.py beside this file.
 //
-// Inputs are quantized to int8 in blocks of 64, products of integers are exact in 32 bits and scaled
-// in fp32; or inputs stay as they are and weights are unpacked to fp32. Threads share the outputs in
-// blocks of 16. With AVX2 a few rows of the inputs at a time multiply each row of weights while it is in
-// registers, and what a register holds is added up in the end; with AVX-512 the 16 outputs are turned
-// into lanes first, each of which adds up its own. Buffers are kept between calls, by thread. At the
-// end these become operators of torch, by its stable ABI, which compiles in seconds.
+// Inputs are quantized to int8 in blocks of 64, products of integers are exact in 32 bits and
+// scaled in fp32; or inputs stay as they are and weights are unpacked to fp32. Threads share the
+// outputs in blocks of 16. With AVX2 a few rows of the inputs at a time multiply each row of
+// weights while it is in registers, and what a register holds is added up in the end; with
+// AVX-512 the 16 outputs are turned into lanes first, each of which adds up its own. Buffers are
+// kept between calls, by thread. At the end these become operators of torch, by its stable ABI,
+// which compiles in seconds.
 
 #include <immintrin.h>
 #include <omp.h>
