@@ -53,9 +53,9 @@ def test_a_long_context_is_bound_by_attention() -> None:
 
 def test_a_tiny_model_is_bound_by_what_is_around_its_products() -> None:
     found = bound({"num_hidden_layers": 8})
-    # Which of the two is larger, or that they are alike, is the machine's
-    assert next(iter(found.shares)) in ("interpreter", "other operators"), found.evidence
-    assert found.shares["matrix products"] < 0.4
+    # Which of the two is larger is the machine's, and whether either alone exceeds the products
+    around = found.shares["interpreter"] + found.shares["other operators"]
+    assert around > found.shares["matrix products"], found.evidence
 
 
 def test_int8_is_bound_by_what_it_does_to_activations() -> None:
