@@ -24,8 +24,7 @@ class Footprint:
 
     @property
     def least_bytes(self) -> int:
-        """No run of this cell needs less, but for a few percent of weights that the first use
-        repacks."""
+        """No run of this cell needs less."""
         return self.weight_bytes + self.kv_bytes
 
     @property

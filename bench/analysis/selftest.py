@@ -19,9 +19,6 @@ from bench.record.selftest import Check
 MIB = 2**20
 _CLOCKS, _SLOWDOWN, _MEMORY, _ENERGY = 0.01, 0.10, 0.02, 0.10  # shares that may be missing
 _SHEET = (0.70, 1.0)  # what a plain copy reaches of a data sheet's bandwidth
-# bitsandbytes' 4 bits on a CPU with AVX512-BF16: scales in 2 bytes instead of 4, and without the
-# tables of nested ones, which are 14 % of model=tiny
-_REPACKED = 0.15
 # Of a layer, those that are rounded between its norm and the residual stream: query, key, value,
 # scores, their softmax, the weighted sum, its projection, the stream
 _ROUNDED_TENSORS = 8
@@ -37,8 +34,7 @@ EXPECTED = {  # by the first word of a check's name
     "memory": f"a known allocation is the peak's growth, within {_MEMORY:.0%}",
     "bandwidth": f"a copy reaches {_SHEET[0]:.0%} to {_SHEET[1]:.0%} of the data sheet",
     "attention": f"logits as eager's, within eps x layers x {_ROUNDED_TENSORS} of the largest",
-    "quantization": "weights as predicted, to the byte; 4 bits that a CPU packs anew, up to"
-    f" {_REPACKED:.0%} less",
+    "quantization": "weights as predicted, to the byte",
     "energy": f"an idle window's energy is its mean power times its length, within {_ENERGY:.0%}",
     "grid": "every cell ok",
     "default": "both cells ok",
@@ -178,19 +174,12 @@ def weights(
     predicted_bytes: int | None,
     counted_bytes: int,
     mismatches: Sequence[str] = (),
-    is_repacked: bool = False,
 ) -> Check:
-    """Bytes that the footprint predicts, and those that the attestation counts.
-
-    Args:
-        is_repacked: where the first use may have packed them anew, into less by up to a tenth; the
-            footprint then has the larger of the two.
-    """
+    """Bytes that the footprint predicts, and those that the attestation counts."""
     if predicted_bytes is None:
         return not_run(f"quantization {name}", "the engine does not describe its models")
     found = "; ".join((f"{counted_bytes:,} of {predicted_bytes:,} bytes", *mismatches))
-    least = (1 - _REPACKED) * predicted_bytes if is_repacked else predicted_bytes
-    holds = least <= counted_bytes <= predicted_bytes and not mismatches
+    holds = counted_bytes == predicted_bytes and not mismatches
     readings = {"predicted_bytes": predicted_bytes, "counted_bytes": counted_bytes}
     return _check(f"quantization {name}", holds, found, **readings)
 

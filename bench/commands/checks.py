@@ -176,8 +176,7 @@ def quantization(here: Here, quant: str) -> Check:
     obstacle = why_not(cell, here.host, None)
     if obstacle is not None:
         return judge.not_run(name, str(obstacle.reason))
-    is_repacked = cell.device == "cpu" and cell.quant.scheme == "bnb_4bit"
-    of = partial(judge.weights, quant, is_repacked=is_repacked)
+    of = partial(judge.weights, quant)
     return here.judged(name, lambda read: of(*read), "count_weights", cell)
 
 

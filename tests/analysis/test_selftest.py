@@ -51,16 +51,6 @@ CASES: list[tuple[str, Check, Check]] = [
         judge.attention("sdpa", "fp16", 2, 1.0, 0.016),
     ),
     ("quantization nf4", judge.weights("nf4", 1000, 1000), judge.weights("nf4", 1001, 1000)),
-    (  # packed anew by a CPU with AVX512-BF16
-        "quantization nf4_double",
-        judge.weights("nf4_double", 1000, 861, is_repacked=True),
-        judge.weights("nf4_double", 1000, 840, is_repacked=True),
-    ),
-    (
-        "quantization nf4",
-        judge.weights("nf4", 1000, 1000, is_repacked=True),
-        judge.weights("nf4", 1000, 1001, is_repacked=True),
-    ),
     ("energy", judge.energy(window(500.0, 52.0)), judge.energy(window(500.0, 60.0))),
     (
         "grid",

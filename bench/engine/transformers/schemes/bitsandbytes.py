@@ -2,8 +2,8 @@
 
 int8 keeps a scale for each output. 4-bit keeps one for each block of 64 weights, and these scales
 may be quantized again. On a CPU with AVX512-BF16 the library repacks 4-bit weights at their first
-use, which halves plain scales and expands nested ones; memory has to hold the larger of before and
-after. Dtypes are always passed: left to the library, nf4 computes in fp32.
+use, which halves plain scales and expands nested ones; bytes are those afterwards. Dtypes are
+always passed: left to the library, nf4 computes in fp32.
 """
 
 from dataclasses import dataclass, field
@@ -82,17 +82,10 @@ def _int8_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
 
 
 def _four_bit_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
-    is_nested = _four_bit(quant).double_quant
-    before = four_bit_bytes(outputs * inputs, is_nested, is_repacked=False)
-    after = four_bit_bytes(outputs * inputs, is_nested, is_repacked=True)
-    return max(before, after) if device == "cpu" else before
-
-
-def four_bit_bytes(weights: int, is_nested: bool, is_repacked: bool) -> int:
-    """Packed weights, scales and tables. ``is_repacked``: in the format for AVX512-BF16."""
+    weights, is_nested = outputs * inputs, _four_bit(quant).double_quant
     blocks = -(weights // -_BLOCK_WEIGHTS)
     code = 4 * _CODE_ENTRIES
-    if is_repacked:
+    if _repacks(device):
         # Bf16, not nested any more; the mean is left behind
         scales = 2 * blocks + 4 * is_nested
     elif is_nested:
@@ -101,6 +94,23 @@ def four_bit_bytes(weights: int, is_nested: bool, is_repacked: bool) -> int:
     else:
         scales = 4 * blocks
     return -(weights // -2) + code + scales
+
+
+def kept_bytes(name: str, dtype: str, saved_bytes: int, device: str) -> int:
+    """What a tensor of a saved model takes in memory once its layer has been used.
+
+    Args:
+        dtype: as safetensors calls it.
+    """
+    is_repacked = _repacks(device)
+    if ".nested_" in name:
+        return 0 if is_repacked else saved_bytes
+    if not name.endswith(".absmax"):
+        return saved_bytes
+    is_nested = dtype == "U8"
+    bf16_bytes = 2 * saved_bytes if is_nested else saved_bytes // 2
+    # The mean that was taken off is saved as text
+    return (bf16_bytes if is_repacked else saved_bytes) + 4 * is_nested
 
 
 def _int8_workspace_bytes(outputs: int, inputs: int, quant: Quant, device: str) -> int:
@@ -116,7 +126,7 @@ def _four_bit_workspace_bytes(outputs: int, inputs: int, quant: Quant, device: s
 def _four_bit_obstacle(outputs: int, inputs: int, quant: Quant, device: str) -> str | None:
     # 0.50.2, functional._convert_weight_packed_for_cpu asserts it
     is_packed = outputs % _PACKED_OUTPUTS == 0 and inputs % 2 == 0
-    if device != "cpu" or is_packed or not _repacks():
+    if is_packed or not _repacks(device):
         return None
     return (
         f"bitsandbytes packs 4-bit weights for this processor in blocks of {_PACKED_OUTPUTS}"
@@ -124,10 +134,10 @@ def _four_bit_obstacle(outputs: int, inputs: int, quant: Quant, device: str) -> 
     )
 
 
-def _repacks() -> bool:
+def _repacks(device: str) -> bool:
     from bitsandbytes.functional import has_avx512bf16
 
-    return bool(has_avx512bf16())
+    return device == "cpu" and bool(has_avx512bf16())
 
 
 def _int8_state(layer: Any) -> "list[torch.Tensor]":

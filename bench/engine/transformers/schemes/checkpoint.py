@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config.cell import Cell, DtypeName
+from bench.engine.transformers.schemes import bitsandbytes
 from bench.engine.transformers.schemes.scheme import TORCH_NAMES, Scheme
 
 # By method, what transformers 5.23.0 asks for: distribution and import name
@@ -32,8 +33,8 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
     "torchao": {"torchao": "torchao"},
 }
 
-# Their tensors lie in memory as they lie in the files, which a test checks to the byte.
-_KEPT_AS_SAVED = ("auto-round", "bitsandbytes", "torchao")
+# Their bytes in memory follow from those in the files, which a test checks to the byte.
+_KNOWN_FROM_FILES = ("auto-round", "bitsandbytes", "torchao")
 # Of bitsandbytes: read once, not kept
 _NOT_KEPT = re.compile(r"\.(weight_format|quant_state\.bitsandbytes__\w+)$")
 _NOT_PACKED = ("BOOL", "I64", "F64", "F32", "F16", "BF16")  # as safetensors calls them
@@ -131,10 +132,8 @@ def packed_bytes(folder: Path, device: str) -> dict[str, int] | None:
 
     None where memory will hold something else than the files, or nobody has compared them.
     """
-    own = quantization(folder) or {}
-    # A CPU with AVX512-BF16 repacks these into more than was saved
-    is_expanded = device == "cpu" and own.get("bnb_4bit_use_double_quant")
-    if method(folder) not in _KEPT_AS_SAVED or is_expanded:
+    by = method(folder)
+    if by not in _KNOWN_FROM_FILES:
         return None
     stored: dict[str, int] = defaultdict(int)
     packed = set()
@@ -145,7 +144,12 @@ def packed_bytes(folder: Path, device: str) -> dict[str, int] | None:
             # model.layers.0.mlp.up_proj of its .weight.absmax, its .qweight, its ._weight_qdata
             module = re.sub(r"\.weight(\..+)?$|\.[^.]+$", "", name)
             begin, end = tensor["data_offsets"]
-            stored[module] += end - begin
+            saved_bytes = end - begin
+            stored[module] += (
+                bitsandbytes.kept_bytes(name, tensor["dtype"], saved_bytes, device)
+                if by == "bitsandbytes"
+                else saved_bytes
+            )
             if tensor["dtype"] not in _NOT_PACKED and len(tensor["shape"]) > 1:
                 packed.add(module)
     return {module: stored[module] for module in packed}
