@@ -1,15 +1,17 @@
 """How often ``choose`` is right, what it costs, and whether its chances are what they say: simulated
-on recorded noise.
+on recorded sweeps and recorded noise.
 
     python -m tests.peers.choose_rates [SPACES]
 
-Each space has 4 to 10 configurations whose true times differ by a factor that is itself drawn (a
-standard deviation of 5 % to 80 %), and in every third space two are equal. A process reads its
-configuration's true time, times a deviation drawn from recorded processes
-(``tests/data/process_noise.json``: quiet, alone on another machine, beside a busy neighbour). Right
-is an answer within 3 % of the best. Beside it: as many processes spent on random configurations,
-and a full grid of three. What it costs is compared by the budgets of the two cares: a process of
-measure=quick has 12 s for its requests, one of measure=standard 60.
+A space is ``drawn``, or a part of a ``recorded`` sweep (``tests/data/recorded_cells.json``): 4 to 10
+configurations of it at one batch, with their TTFT or TPOT as the truth. A drawn one has 4 to 10
+configurations whose true times differ by a factor that is itself drawn (a standard deviation of 5 %
+to 80 %), and in every third space two are equal. A process reads its configuration's true time,
+times a deviation drawn from recorded processes (``tests/data/process_noise.json``: quiet, alone on
+another machine, beside a busy neighbour). Right is an answer within 3 % of the best. Beside it: as
+many processes spent on random configurations, and a full grid of three. What it costs is compared
+by the budgets of the two cares: a process of measure=quick has 12 s for its requests, one of
+measure=standard 60.
 
 The calibration has races stop at all sorts of confidence, and compares the chance that they state
 with how often they are right.
@@ -18,7 +20,7 @@ with how often they are right.
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from unittest.mock import patch
 
@@ -48,14 +50,31 @@ def deviations() -> dict[str, list[list[float]]]:
     }
 
 
-def space(generator: np.random.Generator) -> list[float]:
-    """True times."""
+Space = Callable[[np.random.Generator], list[float]]  # true times
+
+
+def recorded(generator: np.random.Generator) -> list[float]:
+    """Of a part of a recorded sweep."""
+    file = ROOT / "tests/data/recorded_cells.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    cells_of = data["sweeps"][int(generator.integers(len(data["sweeps"])))]["cells"]
+    batch = int(generator.integers(len(data["batches"])))
+    metric = ("ttft_ms", "tpot_ms")[int(generator.integers(2))]
+    names = generator.choice(list(cells_of), int(generator.integers(4, 11)), replace=False)
+    return [cells_of[name][metric][batch] / 1000 for name in names]
+
+
+def drawn(generator: np.random.Generator) -> list[float]:
+    """Of configurations that nobody has measured."""
     count = int(generator.integers(4, 11))
     times = np.exp(generator.uniform(0.05, 0.8) * generator.standard_normal(count))
     if generator.random() < 1 / 3:
         order = np.argsort(times)
         times[order[1]] = times[order[0]]
     return list(map(float, times))
+
+
+SPACES: Mapping[str, Space] = {"recorded": recorded, "drawn": drawn}
 
 
 def once(
@@ -94,7 +113,7 @@ def at_random(
     return true_s[best] <= (1 + _MARGIN) * min(true_s)
 
 
-def rates(spaces: int) -> None:
+def rates(space: Space, spaces: int) -> None:
     print(f"{'noise':<12}{'right':>8}{'at random':>11}{'full grid':>11}{'of its time':>13}")
     for kind, rows in deviations().items():
         generator = np.random.default_rng(0)
@@ -116,7 +135,7 @@ def rates(spaces: int) -> None:
         )
 
 
-def calibration(spaces: int) -> None:
+def calibration(space: Space, spaces: int) -> None:
     generator = np.random.default_rng(1)
     rows = deviations()
     told: dict[int, list[tuple[float, bool]]] = {}
@@ -136,5 +155,7 @@ def calibration(spaces: int) -> None:
 
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    rates(count)
-    calibration(10 * count)
+    for name, space in SPACES.items():
+        print(f"\nspaces: {name}")
+        rates(space, count)
+        calibration(space, 10 * count)
