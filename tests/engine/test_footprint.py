@@ -61,12 +61,27 @@ def tokens(prompt: int, new: int) -> dict[str, Any]:
         # 576 groups of 64 weights; on a GPU inputs are padded to 1,024, so each output has 16
         ("torchao_int4", "cpu", PLAIN + 2 * (18432 + 4 * 576)),
         ("torchao_int4", "cuda", PLAIN + 2 * (512 * 512 + 4 * 16 * 512)),
-        # The scales before they are repacked
-        ("nf4", "cpu", PLAIN + 2 * (18432 + 4 * 576 + 7 * 64)),
     ],
 )
 def test_weights_of_a_toy_are_as_computed_by_hand(quant: str, device: str, expected: int) -> None:
     assert predicted(resolved(TOY, quant, device)).weight_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("quant", "repacks", "scale_bytes"),
+    [
+        ("nf4", False, 4 * 576),
+        ("nf4", True, 2 * 576),
+        ("nf4_double", False, 576 + 7 * (4 + 4 * 256 + 4)),
+        ("nf4_double", True, 2 * 576 + 7 * 4),
+    ],
+)
+def test_4_bits_are_counted_as_this_processor_keeps_them(
+    quant: str, repacks: bool, scale_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: repacks)
+    weight_bytes = predicted(resolved(TOY, quant, "cpu")).weight_bytes
+    assert weight_bytes == PLAIN + 2 * (18432 + 7 * 64 + scale_bytes)
 
 
 def test_a_head_that_is_not_tied_is_a_second_table() -> None:
@@ -86,15 +101,6 @@ def test_double_quantization_saves_what_its_paper_says() -> None:
     assert (plain.weight_bytes - double.weight_bytes) * 8 / matrix_weights == pytest.approx(
         0.373, abs=0.001
     )
-
-
-def test_repacked_nested_scales_are_larger_and_count_on_a_cpu() -> None:
-    architecture = fakes.group("model", "llama-2-7b")["architecture"]
-    on_cpu, on_gpu = (
-        predicted(resolved(architecture, "nf4_double", device)) for device in ("cpu", "cuda")
-    )
-    blocks = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) // 64
-    assert on_cpu.weight_bytes - on_gpu.weight_bytes == pytest.approx(blocks, rel=0.05)
 
 
 def test_a_cache_ends_one_token_before_the_last() -> None:
