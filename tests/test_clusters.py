@@ -30,9 +30,9 @@ TWICE = ("measure.passes=2", "measure.repeats=2", "measure.warmups=1", "batch=1,
 _LONGEST_S = 240
 
 
-def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
     """The command line, in ``folder``."""
-    return command_line.start(folder, ["-m", *GRID, *overrides], CI="1")
+    return command_line.start(folder, ["-m", *GRID, *overrides], CI="1", **environment)
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
@@ -254,7 +254,9 @@ def waiting_job() -> str | None:
 def test_a_cancelled_job_of_slurm_runs_again_and_arrays_are_cut(
     slurm: Path, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, "where=slurm", "where.cpus=1", "where.constraint=calm", *TWICE)
+    secrets = {"HF_TOKEN": "hf_planted", "MLFLOW_TRACKING_PASSWORD": "word-planted"}
+    calm = ("where.cpus=1", "where.constraint=calm")
+    process = start(tmp_path, "where=slurm", *calm, *TWICE, **secrets)
     wait_for(lambda: any("_" in each for each in queued()))  # it has looked at the node
     with open(tmp_path / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what runs now waits for the machine
@@ -265,7 +267,10 @@ def test_a_cancelled_job_of_slurm_runs_again_and_arrays_are_cut(
     assert process.returncode == 0, out
     assert f"again, Slurm's job {latest} ended as CANCELLED" in out
     assert_whole(tmp_path)
-    assert any((tmp_path / "outputs" / "jobs").iterdir())  # what was lost may be looked at
+    written = [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
+    assert any("jobs" in file.parts for file in written)  # what was lost may be looked at
+    for file in written:
+        assert not [s for s in secrets.values() if s.encode() in file.read_bytes()], file
 
 
 def test_ctrl_c_cancels_what_slurm_has_not_begun(slurm: Path, tmp_path: Path) -> None:

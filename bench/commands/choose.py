@@ -14,6 +14,7 @@ from bench.analysis.racing import Course, Question, missed, ranges, simplest
 from bench.analysis.verdict import COMPARED
 from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
+from bench.config.cell import EngineChoice
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
 from bench.driver.policy import wants_divergence
@@ -22,6 +23,8 @@ from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
 from bench.errors import ConfigError
+from bench.meter.nvml import driver_version
+from bench.paths import interpreter
 from bench.record.choice import ChoicePrediction, ConfigurationPrediction
 from bench.report.choice import Choice, as_mapping, lines, name_of
 from bench.report.page import try_report
@@ -37,7 +40,11 @@ _GOALS: dict[UseName, Goal] = {
     "cost": "cost",
 }
 _ALTERNATIVES = ("quant", "attn", "decode", "engine")  # axes that one chooses from
-_USUAL_QUANTS = "quant=bf16,fp16,int8_nodecomp,int8_channel,nf4,int4_g64"
+_USUAL_QUANTS = {  # by engine
+    "transformers": "quant=bf16,fp16,int8_nodecomp,int8_channel,nf4,int4_g64",
+    "llama_cpp": "quant=fp16,gguf_q8_0,gguf_q4_k_m",
+    "vllm": "quant=bf16",
+}
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
 
@@ -61,7 +68,7 @@ def command(arguments: list[str]) -> int:
         nargs="*",
         metavar="KEY=VALUES",
         help="what to choose from, as for a sweep: model=gpt2 quant=bf16,nf4 batch=1,8; without"
-        " any, usual quantizations of the default model",
+        " any, usual quantizations of the default model on each engine that is installed",
     )
     parser.add_argument(
         "--goal",
@@ -83,7 +90,7 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_intermixed_args(arguments)
-    configs = _configs(given.overrides, given.goal)
+    configs = space(given.overrides, given.goal)
     limits = limits_of(given)
     has_divergence = all(wants_divergence(config.cell) for config in configs)
     if limits.max_kl_nats is not None and not has_divergence:
@@ -96,16 +103,33 @@ def command(arguments: list[str]) -> int:
     return choose(asked, configs, run_isolated)
 
 
-def _configs(overrides: Sequence[str], goal: UseName) -> list[Config]:
+def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
+    """What is chosen from: the axes of the command line, or usual ones of this machine.
+
+    Raises:
+        ConfigError: a mistake in the overrides, or fewer than two configurations.
+    """
     keys = {override.partition("=")[0] for override in overrides}
-    more = [] if keys & {*_ALTERNATIVES, "sweeps"} else [_USUAL_QUANTS]
-    more += [] if "batch" in keys or goal not in _USUAL_BATCHES else [_USUAL_BATCHES[goal]]
-    configs = parsed(collect(["-m", *more, *overrides]))
+    batch = [] if "batch" in keys or goal not in _USUAL_BATCHES else [_USUAL_BATCHES[goal]]
+    if keys & {*_ALTERNATIVES, "sweeps"}:
+        configs = parsed(collect(["-m", *batch, *overrides]))
+    else:
+        usual = {name: [f"engine={name}", quants] for name, quants in _USUAL_QUANTS.items()}
+        if goal == "chat" and driver_version():  # a step at batch 1 is mostly launches there
+            usual["transformers"].append("decode=loop,compiled")
+        axes = [["-m", *of_engine, *batch, *overrides] for of_engine in usual.values()]
+        every = [config for each in axes for config in parsed(collect(each))]
+        configs = [config for config in every if _is_installed(config.cell.engine)]
     if any(config.cell.is_to_be_sized for config in configs):
         raise ConfigError(["max: choose wants numbers, like batch=1,8,32"])
     if len(configs) < 2:
         raise ConfigError(["nothing to choose from; want several values, like quant=bf16,nf4"])
     return configs
+
+
+def _is_installed(engine: EngineChoice) -> bool:
+    python = interpreter(engine.python)
+    return python is None or Path(python).is_file()
 
 
 def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:

@@ -16,7 +16,7 @@ from bench.analysis.choice_score import score
 from bench.analysis.metrics import derive
 from bench.analysis.racing import Course, Question, simplest
 from bench.commands import run_command
-from bench.commands.choose import Asked, choose
+from bench.commands.choose import Asked, choose, space
 from bench.config.cell import Cell
 from bench.config.settings import Config
 from bench.driver.policy import Job, Records
@@ -25,6 +25,7 @@ from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import run_sweep
 from bench.driver.worker import PhaseTimes, begin, take
 from bench.errors import CellFailure
+from bench.paths import ROOT
 from bench.record.measurement import Measurement, Repeat
 from bench.record.result import Findings
 from bench.store.files import read_choice, read_results
@@ -303,6 +304,20 @@ def test_for_programs(
         metrics["tpot_s"] for cell, metrics in found["confirmed"].items() if cell == found["best"]
     ]
     assert low_high[1] <= 0.25 <= low_high[2]
+
+
+def test_without_axes_every_installed_engine_is_chosen_from() -> None:
+    cells = [config.cell for config in space((), "chat")]
+    engines = {cell.engine.name: cell.engine for cell in cells}
+    assert {c.quant.name for c in cells if c.engine.python is None} >= {"bf16", "nf4", "int4_g64"}
+    for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
+        is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
+        assert (name in engines) is is_installed
+        of_engine = {c.quant.name for c in cells if c.engine.name == name}
+        assert (quant in of_engine) is is_installed
+    assert {
+        c.engine.name for c in (config.cell for config in space(("quant=bf16,nf4",), "chat"))
+    } == {"transformers"}
 
 
 def test_nothing_fits_is_exit_code_1(

@@ -52,7 +52,8 @@ struct Quantized {
 };
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
+#define AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 
 AVX2 inline void read_row(const Product& p, int64_t row, float* out) {
   const int64_t n = p.inputs;
@@ -85,7 +86,8 @@ AVX2 inline void read_row(const Product& p, int64_t row, float* out) {
   std::fill(out + n, out + p.blocks * BLOCK, 0.0f);
 }
 
-AVX2 inline void write(const Product& p, int64_t row, int64_t first, int64_t count, const float* y) {
+AVX2 inline void write(const Product& p, int64_t row, int64_t first, int64_t count,
+                       const float* y) {
   const int64_t at = row * p.outputs + first;
   if (p.dtype == FP32) {
     std::memcpy(static_cast<float*>(p.y) + at, y, count * sizeof(float));
@@ -136,7 +138,8 @@ AVX2 inline float quantize_block(const float* x, int8_t* q, int32_t* halves) {
     for (int i = 32 * part; i < 32 * part + 32; i += 8) {
       const __m256i n = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_loadu_ps(x + i), divisor));
       sums = _mm256_add_epi32(sums, n);
-      const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+      const __m128i words =
+          _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
       _mm_storel_epi64(reinterpret_cast<__m128i*>(q + i), _mm_packs_epi16(words, words));
     }
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
@@ -153,7 +156,8 @@ AVX2 void quantize_row(const Product& p, int64_t row, float* wide, Quantized& ou
   std::fill(sums, sums + room, 0.0f);
   for (int64_t b = 0; b < blocks; ++b) {
     int32_t halves[2];
-    const float scale = quantize_block(wide + b * BLOCK, &out.q[(row * blocks + b) * BLOCK], halves);
+    const float scale =
+        quantize_block(wide + b * BLOCK, &out.q[(row * blocks + b) * BLOCK], halves);
     out.scale[row * blocks + b] = scale;
     out.block_sums[row * blocks + b] = halves[0] + halves[1];
     for (int part = 0; part < 2; ++part) sums[p.group_of[2 * b + part]] += scale * halves[part];
@@ -176,8 +180,8 @@ void quantize(const Product& p, Quantized& out) {
   for (int64_t row = 0; row < p.rows; ++row) quantize_rows(p, row, row + 1, out);
 }
 
-// The scales of one output in fp32, and scale times zero point; both by group, eight at a time. Where
-// the tensor goes on behind the row, so does what is read: nobody looks at that.
+// The scales of one output in fp32, and scale times zero point; both by group, eight at a time.
+// Where the tensor goes on behind the row, so does what is read: nobody looks at that.
 AVX2 inline void read_scales(const Product& p, int64_t n, float* scales, float* offsets) {
   const int64_t groups = p.groups, zero_bytes = (groups + 1) / 2;
   const uint16_t* scale = static_cast<const uint16_t*>(p.scale) + n * groups;
@@ -243,7 +247,8 @@ AVX2 inline void add4(const Four& t, const uint8_t* w, const float* scale, int64
 }
 
 // Zero points come off in the end: scale * zero * sum of the inputs, group by group.
-AVX2 inline __m256 without_offsets(__m256 total, const float* offset, const float* sums, int64_t room) {
+AVX2 inline __m256 without_offsets(__m256 total, const float* offset, const float* sums,
+                                   int64_t room) {
   for (int64_t g = 0; g < room; g += 8)
     total = _mm256_fnmadd_ps(_mm256_loadu_ps(offset + g), _mm256_loadu_ps(sums + g), total);
   return total;
@@ -338,16 +343,18 @@ struct Sixteen {
   int64_t blocks, groups, room;
 };
 
-// Eight words of 4 bytes of each of 16 outputs: of each word all outputs. ``bytes``: what there is to
-// read of an output, the rest is 0.
-AVX512 inline void transpose(const void* at, int64_t stride, int64_t last, int64_t bytes, __m512i* words) {
+// Eight words of 4 bytes of each of 16 outputs: of each word all outputs. ``bytes``: what there is
+// to read of an output, the rest is 0.
+AVX512 inline void transpose(const void* at, int64_t stride, int64_t last, int64_t bytes,
+                             __m512i* words) {
   const uint8_t* from = static_cast<const uint8_t*>(at);
   const __mmask32 there = bytes >= 32 ? ~__mmask32(0) : (__mmask32(1) << bytes) - 1;
   __m512i a[8], b[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i)
     a[i] = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(there, from + std::min<int64_t>(i, last) * stride)),
+        _mm512_castsi256_si512(
+            _mm256_maskz_loadu_epi8(there, from + std::min<int64_t>(i, last) * stride)),
         _mm256_maskz_loadu_epi8(there, from + std::min<int64_t>(i + 8, last) * stride), 1);
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
@@ -373,11 +380,13 @@ AVX512 inline void transpose(const void* at, int64_t stride, int64_t last, int64
 // A block as unsigned bytes, four inputs of each output to a register; int8 becomes 128 too large.
 template <bool IS_FOUR>
 AVX512 inline void unpack_block(const Sixteen& t, int64_t b, __m512i* w) {
-  // The processor does not see that 16 outputs are read from one stretch: it is told of the next ones
+  // The processor does not see that 16 outputs are read from one stretch: it is told of the next
+  // ones
   constexpr int bytes = OUTPUT_BLOCK * BLOCK / (IS_FOUR ? 2 : 1);
   const uint8_t* next = t.weight + OUTPUT_BLOCK * t.stride + b * bytes;
 #pragma GCC unroll 16
-  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
+  for (int i = 0; i < bytes; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
   if (IS_FOUR) {
     const __m512i mask = _mm512_set1_epi8(15);
     transpose(t.weight + 32 * b, t.stride, t.last, 32, w);
@@ -465,7 +474,8 @@ struct Scratch {
 };
 
 // Bias and, of 8 bits, the output's scale; then in the dtype of the inputs.
-void finish(const Product& p, int64_t row, int64_t first, int64_t count, const float* scale, float* y) {
+void finish(const Product& p, int64_t row, int64_t first, int64_t count, const float* scale,
+            float* y) {
   if (scale)
     for (int64_t j = 0; j < count; ++j) y[j] *= scale[first + j];
   if (p.bias)
@@ -475,7 +485,8 @@ void finish(const Product& p, int64_t row, int64_t first, int64_t count, const f
 
 // Scales of 16 outputs, and scale times zero point; of each group all outputs, up to 16 groups more
 // than there are.
-AVX512 void turn_scales(const Product& p, int64_t first, int64_t last, float* scales, float* offsets) {
+AVX512 void turn_scales(const Product& p, int64_t first, int64_t last, float* scales,
+                        float* offsets) {
   const int64_t groups = p.groups, zero_bytes = (groups + 1) / 2;
   const uint16_t* scale = static_cast<const uint16_t*>(p.scale) + first * groups;
   const uint8_t* zero = p.zero + first * zero_bytes;
@@ -535,7 +546,8 @@ AVX512 inline void finish_wide(const Product& p, int64_t row, int64_t first, int
 }
 
 template <bool IS_FOUR>
-AVX512 void sixteen_outputs(const Product& p, const Quantized& x, int64_t first, int64_t count, Scratch& s) {
+AVX512 void sixteen_outputs(const Product& p, const Quantized& x, int64_t first, int64_t count,
+                            Scratch& s) {
   const int64_t blocks = p.blocks, room = p.room(), stride = blocks * (IS_FOUR ? 32 : 64);
   Sixteen t{p.weight + first * stride, stride, count - 1, nullptr, nullptr, p.group_of, nullptr,
             nullptr, nullptr, nullptr, blocks, p.groups, room};
@@ -550,7 +562,8 @@ AVX512 void sixteen_outputs(const Product& p, const Quantized& x, int64_t first,
   __m512i* ready = nullptr;
   if (p.rows > ROWS) {
     s.unpacked.resize(blocks * 16 * 64 + 64);
-    ready = reinterpret_cast<__m512i*>((reinterpret_cast<uintptr_t>(s.unpacked.data()) + 63) & ~uintptr_t(63));
+    ready = reinterpret_cast<__m512i*>((reinterpret_cast<uintptr_t>(s.unpacked.data()) + 63) &
+                                       ~uintptr_t(63));
     for (int64_t b = 0; b < blocks; ++b) unpack_block<IS_FOUR>(t, b, ready + 16 * b);
   }
   const float* scale = IS_FOUR ? nullptr : static_cast<const float*>(p.scale);
@@ -569,7 +582,8 @@ void four_bits(const Product& p, const Quantized& x, int64_t first, int64_t coun
   const int64_t blocks = p.blocks, room = p.room();
   s.scales.resize(count * room);
   s.offsets.resize(count * room);
-  for (int64_t j = 0; j < count; ++j) read_scales(p, first + j, &s.scales[j * room], &s.offsets[j * room]);
+  for (int64_t j = 0; j < count; ++j)
+    read_scales(p, first + j, &s.scales[j * room], &s.offsets[j * room]);
   for (int64_t row = 0; row < p.rows; row += ROWS) {
     const int m = int(std::min<int64_t>(ROWS, p.rows - row));
     Four t{nullptr, nullptr, nullptr, p.group_of, x.q.data() + row * blocks * BLOCK,
@@ -648,8 +662,8 @@ const Fp32 FP32_TILES[ROWS + 1] = {nullptr, tile_fp32<1>, tile_fp32<2>, tile_fp3
                                    tile_fp32<5>, tile_fp32<6>, tile_fp32<7>, tile_fp32<8>};
 
 // Outputs are a few at a time, so that unpacked weights stay in the cache while all rows meet them.
-AVX2 void sixteen_bits(const Product& p, const std::vector<float>& x, bool is_four_bits, int64_t first,
-                  int64_t count, Scratch& s) {
+AVX2 void sixteen_bits(const Product& p, const std::vector<float>& x, bool is_four_bits,
+                       int64_t first, int64_t count, Scratch& s) {
   const int64_t inputs = p.blocks * BLOCK;
   for (int64_t j = 0; j < count; ++j) {
     unpack(p, first + j, is_four_bits, s);
@@ -668,8 +682,9 @@ AVX2 void sixteen_bits(const Product& p, const std::vector<float>& x, bool is_fo
 extern "C" int32_t bench_instruction_set() {
   static const int32_t level = [] {
     __builtin_cpu_init();
-    const bool has_vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool has_vnni = __builtin_cpu_supports("avx512vnni") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c");
     return has_vnni ? 2 : int32_t(has_avx2);
