@@ -14,6 +14,7 @@ from typing import cast
 
 from bench.analysis.advice import Goal, Limits, contenders, good_in, plausible
 from bench.analysis.readings import fewest_requests, least_times_s
+from bench.analysis.stats import sureness
 from bench.config.cell import Cell, digest, identity
 from bench.record.choice import ChoicePrediction
 from bench.record.result import Result
@@ -46,13 +47,13 @@ class ChoiceScore:
         if said.best is None:
             return f"{begin}: {self.why_not}"
         name = said.configurations[said.best].name
-        parts = [f"{begin} said {name}, {said.chance:.0%} sure"]
+        parts = [f"{begin} said {name}, {sureness(said.chance)} sure"]
         if self.right is None:
             parts.append(f"{self.why_not}")
         else:
             parts.append(
-                f"by {self.measured} of its {of_all} configurations here it is right with"
-                f" {self.right:.0%}"
+                f"by {self.measured} of its {of_all} configurations here it is right,"
+                f" {sureness(self.right)} sure"
             )
         if self.unread:
             parts.append(f"not read here, so not asked for: {', '.join(self.unread)}")

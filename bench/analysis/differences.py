@@ -82,8 +82,13 @@ def _compared(
     what: str, then: object, now: object, is_decisive: bool = False
 ) -> Iterator[Difference]:
     if then != now:
-        early, late = ("none" if value is None else str(value) for value in (then, now))
-        yield Difference(what, early, late, is_decisive)
+        yield Difference(what, _in_words(then), _in_words(now), is_decisive)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _devices(then: Host, now: Host) -> Iterator[Difference]:

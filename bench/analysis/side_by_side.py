@@ -26,6 +26,7 @@ from bench.analysis.reproduction import STEADY, kernel_change
 from bench.analysis.stats import ALPHA, Estimate, mean_interval
 from bench.analysis.two_sweeps import Side, Slowdown, is_taken_over, retimed, slowdowns
 from bench.analysis.verdict import COMPARED, Change, Levels
+from bench.config.cell import Cell
 from bench.record.measurement import Window
 from bench.record.result import Result
 
@@ -78,6 +79,7 @@ class SideBySide:
     columns: tuple[str, ...]  # what tells the cells apart
     rows: tuple[Row, ...]  # cells that two or more have, damaged ones too
     alone: tuple[tuple[str, ...], ...]  # of each sweep, labels of the cells that no other has
+    apart: tuple[str, ...]  # in what those differ that have one label in two sweeps
 
     @cached_property
     def elsewhere(self) -> list[list[Difference]]:
@@ -166,7 +168,18 @@ def side_by_side(sides: Sequence[Side], margin: float) -> SideBySide:
         for results in of_sides
     ]
     columns = tuple(varying_columns([row.any_result.asked for row in rows])) or _USUAL_COLUMNS
-    return SideBySide(tuple(sides), margin, columns, rows, tuple(alone))
+    apart = _apart(
+        [result for cell, each in cells.items() if cell not in shared for result in each]
+    )
+    return SideBySide(tuple(sides), margin, columns, rows, tuple(alone), apart)
+
+
+def _apart(unshared: Sequence[Result | None]) -> tuple[str, ...]:
+    labels: dict[str, list[Cell]] = {}
+    for result in unshared:
+        if result is not None:
+            labels.setdefault(result.cell.label, []).append(result.asked)
+    return tuple(dict.fromkeys(c for cells in labels.values() for c in varying_columns(cells)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,3 +146,8 @@ def outliers(values: Sequence[float]) -> list[int]:
 def readings_needed(quantile: float) -> int:
     """How many readings a quantile takes."""
     return math.ceil(math.log(ALPHA) / math.log(quantile))
+
+
+def sureness(chance: float) -> str:
+    """A chance in words: counted draws never make it certain."""
+    return "over 99 %" if chance > 0.99 else f"{chance:.0%}"

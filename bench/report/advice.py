@@ -26,6 +26,7 @@ from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.crossover import sentence
 from bench.analysis.metrics import MIB, in_words, peak_memory_bytes
+from bench.analysis.stats import sureness
 from bench.record.result import Result
 
 _GOALS: dict[Goal, str] = {
@@ -100,10 +101,10 @@ def _how_sure(
     )
     probability = advice.probability
     if advice.word == "recommended":
-        sure = "over 99%" if probability > 0.99 else f"{probability:.0%}"
         margin = comparison.sweep.margin
         return (
-            f"how sure: {sure} that nothing measured beats it by over {margin:.0%}{assumption}",
+            f"how sure: {sureness(probability)} that nothing measured beats it by over"
+            f" {margin:.0%}{assumption}",
         )
     places = ", ".join(comparison.place(result) for result in in_question[:4])
     return (

@@ -11,6 +11,7 @@ from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import MIB, peak_memory_bytes
 from bench.analysis.racing import Course, Range
+from bench.analysis.stats import sureness
 from bench.record.result import Result
 from bench.report.advice import answer, asked_in_words
 
@@ -71,7 +72,7 @@ def _headline(choice: Choice, course: Course) -> str:
     if choice.exit_code != 0:
         chance = f", {choice.chance:.0%} likely" if choice.chance else ""
         return f"the budget does not suffice to tell; best guess {name}{chance}"
-    chance = "over 99 %" if choice.chance > 0.99 else f"{choice.chance:.0%}"
+    chance = sureness(choice.chance)
     margin = course.question.margin
     alike = ", ".join(name_of(course, result) for result in choice.equivalent)
     also = f"; equivalent, and no simpler: {alike}" if alike else ""

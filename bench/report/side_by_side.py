@@ -57,6 +57,8 @@ def what_differs(found: SideBySide, brief: bool = False) -> list[str]:
             more = f" and {len(alone) - len(names)} more" if len(alone) > len(names) else ""
             count = f"{len(alone)} cell{'s' if len(alone) > 1 else ''}"
             lines.append(f"only in {letter}, not compared: {count} ({', '.join(names)}{more})")
+    if found.apart:
+        lines.append(f"cells of one name that are not the same differ in {', '.join(found.apart)}")
     return lines
 
 
@@ -83,7 +85,7 @@ def _differences(found: SideBySide, index: int, brief: bool) -> Iterator[str]:
 
 
 def _in_words(difference: Difference, letter: str) -> str:
-    return f"{difference.what}: {difference.then} in A, {difference.now} in {letter}"
+    return f"{difference.what}: {difference.then} in A; {difference.now} in {letter}"
 
 
 def verdicts(found: SideBySide) -> list[str]:

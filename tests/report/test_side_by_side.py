@@ -40,7 +40,7 @@ def test_what_differs_comes_before_the_numbers() -> None:
         "A = 2026-01-31_12-00-00: 2 cells, Some CPU, torch 2.9.0, commit 0123abc with changes",
         "B from A: machine, versions and code are the same",
         "C from A, what could matter most first:",
-        "  device: Some CPU in A, Other CPU in C",
+        "  device: Some CPU in A; Other CPU in C",
         "C to A is a ratio of that too, not of one change alone: device",
         "B against A: worse: 1 slower by over 3 % or lost, 3 not slower by that, 0 unclear;",
         "C against A: no worse: ",
@@ -71,6 +71,12 @@ def test_cells_of_one_sweep_alone_are_counted_and_named() -> None:
     assert "only in B, not compared: 5 cells (" in (short := what_differs(found, brief=True)[-1])
     assert short.endswith(" and 2 more)")
     assert "more" not in what_differs(found)[-1]
+
+
+def test_cells_that_only_look_alike_are_told_apart() -> None:
+    careful = fakes.cell(measure=fakes.group("measure", "standard"))
+    found = side_by_side([side(fakes.paced(cell, 0.5)) for cell in (ONE, careful)], 0.03)
+    assert "cells of one name that are not the same differ in measure" in what_differs(found)
 
 
 def test_another_base_and_what_has_no_number_are_said() -> None:
