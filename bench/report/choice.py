@@ -110,7 +110,7 @@ def _row(choice: Choice, course: Course, comparison: Comparison, result: Result)
     floor_s = course.floors_s.get(arm)
     return (
         name_of(course, result),
-        "" if course.final is None else f"{course.final.chances[result.cell_id]:.0%}",
+        "" if course.final is None else sureness(course.final.chances[result.cell_id]),
         _interval(found["tpot_s"], 1e3),
         _interval(found["ttft_s"], 1e3),
         _interval(found["output_tok_s"], 1),

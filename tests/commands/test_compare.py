@@ -113,7 +113,7 @@ def test_another_host_is_said_first(outputs: Path, capsys: pytest.CaptureFixture
         write_result(outputs / "sweeps" / again, replace(result, host=host))
     assert run_command("compare", [old, again]) == 0
     said = capsys.readouterr().out
-    assert "in A, Other CPU in B" in said
+    assert "in A; Other CPU in B" in said
     assert said.index("B to A is a ratio of that too") < said.index("TPOT ms")
     assert "equivalent (" in said
 
