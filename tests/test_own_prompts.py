@@ -19,9 +19,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_spread(tmp_path_factory.mktemp("tiny"), template)
 
 
-@pytest.mark.parametrize("store_prompts", [True, False])
-def test_own_prompts_are_timed_answered_and_compared_and_tracked_if_that_is_wanted(
-    store_prompts: bool, saved: Path, tmp_path: Path
+def test_own_prompts_are_timed_answered_and_compared_and_stay_here_if_that_is_wanted(
+    saved: Path, tmp_path: Path
 ) -> None:
     turns = [{"role": "user", "content": f"What is {PLANTED}, and what is it good for?"}]
     lines = [{"messages": turns}, {"prompt": f"Of {PLANTED}, and of all that it was good for."}]
@@ -34,7 +33,7 @@ def test_own_prompts_are_timed_answered_and_compared_and_tracked_if_that_is_want
         *("quant=bf16", "batch=2", "workload=prompts", "workload.path=prompts.jsonl"),
         *("workload.new_tokens=4", "quality.texts=[./mine.txt]", "quality.text_tokens=128"),
         *("quality.window_tokens=32", "quality.max_new_tokens=4"),
-        f"quality.store_prompts={store_prompts}",
+        "quality.store_prompts=false",
         BENCH_CACHE=str(tmp_path / "cache"),
     )
     assert done.returncode == 0, done.stderr
@@ -52,12 +51,6 @@ def test_own_prompts_are_timed_answered_and_compared_and_tracked_if_that_is_want
     assert "kl_nats_prompts.jsonl" in run.data.metrics
     kept = sweep_folder(tmp_path) / result.cell_id
     tracked = [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
-    holding = {
-        file.name
-        for file in tracked
-        if PLANTED.encode() in file.read_bytes() and kept not in file.parents
-    }
-    own = {f"{result.cell.workload.sha256[:12]}-prompts.jsonl"} if store_prompts else set()
-    own |= {f"{result.cell.quality.digests[0][:12]}-mine.txt"} if store_prompts else set()
-    everywhere = {"result.json", "samples.json", "report.html"} if store_prompts else set()
-    assert holding == own | everywhere
+    holding = {file for file in tracked if PLANTED.encode() in file.read_bytes()}
+    assert holding  # what was asked and answered is on this disk
+    assert {kept} == {file.parent for file in holding}
