@@ -273,6 +273,20 @@ def test_a_cancelled_job_of_slurm_runs_again_and_arrays_are_cut(
         assert not [s for s in secrets.values() if s.encode() in file.read_bytes()], file
 
 
+def test_a_worker_of_slurm_that_is_killed_costs_its_block_alone(
+    slurm: Path, tmp_path: Path
+) -> None:
+    process = start(tmp_path, "where=slurm", "where.cpus=1", *TWICE)
+    wait_for(lambda: finished_processes(tmp_path) >= 1)
+    victim = wait_for(youngest).parent()
+    assert "submitit" in " ".join(victim.cmdline())
+    victim.kill()
+    out = ended(process)
+    assert process.returncode == 0, out
+    assert "again, Slurm's job " in out, out
+    assert_whole(tmp_path)
+
+
 def test_ctrl_c_cancels_what_slurm_has_not_begun(slurm: Path, tmp_path: Path) -> None:
     process = start(tmp_path, "where=slurm", "where.cpus=1", *TWICE)
     wait_for(lambda: finished_processes(tmp_path) >= 1)

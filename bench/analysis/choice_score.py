@@ -7,12 +7,14 @@ limits, and no other configuration that was in question is better by more than t
 the chance that was stated this says how well a choice knows what it knows.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import cast
 
 from bench.analysis.advice import Goal, Limits, contenders, good_in, plausible
+from bench.analysis.metrics import peak_memory_bytes
 from bench.analysis.readings import fewest_requests, least_times_s
 from bench.analysis.stats import sureness
 from bench.config.cell import Cell, digest, identity
@@ -40,6 +42,7 @@ class ChoiceScore:
     unread: tuple[str, ...]  # limits of which the sweep has read nothing: they do not count
     intervals: tuple[int, int]  # how many hold the later reading, of how many
     floors: tuple[int, int]  # how many hold, of how many
+    least: tuple[int, int]  # how many take the memory that none can do without, of how many
 
     def __str__(self) -> str:
         said, of_all = self.prediction, len(self.prediction.configurations)
@@ -47,7 +50,8 @@ class ChoiceScore:
         if said.best is None:
             return f"{begin}: {self.why_not}"
         name = said.configurations[said.best].name
-        parts = [f"{begin} said {name}, {sureness(said.chance)} sure"]
+        sure = "some never ran" if said.chance is None else f"{sureness(said.chance)} sure"
+        parts = [f"{begin} said {name}, {sure}"]
         if self.right is None:
             parts.append(f"{self.why_not}")
         else:
@@ -63,6 +67,9 @@ class ChoiceScore:
         if self.floors[1]:
             held, of = self.floors
             parts.append(f"{held} of {of} steps take at least what reading the weights should")
+        if self.least[1]:
+            held, of = self.least
+            parts.append(f"{held} of {of} take at least the memory of weights and cache")
         return "; ".join(parts)
 
 
@@ -99,7 +106,7 @@ def score(
         contending = contenders(draws, Limits(**limits), cast("Goal", prediction.goal))
         good = good_in(contending, prediction.margin).mean(axis=1)
         right = float(good[list(later).index(prediction.best)])
-    intervals, floors = [], []
+    intervals, floors, least = [], [], []
     requests = fewest_requests(list(later.values()))
     for key, result in later.items():
         of = prediction.configurations[key]
@@ -109,6 +116,9 @@ def score(
         }
         intervals += [low <= least_s[m] <= high for m, (low, high) in of.intervals_s.items()]
         floors += [] if of.floor_s is None else [least_s["tpot_s"] >= of.floor_s]
+        memory_bytes = peak_memory_bytes(result, values[result.cell_id])
+        if of.least_bytes is not None and not math.isnan(memory_bytes):
+            least.append(memory_bytes >= of.least_bytes)
     return ChoiceScore(
         prediction,
         len(later),
@@ -117,4 +127,5 @@ def score(
         tuple(name for name in prediction.limits if name not in limits),
         (sum(intervals), len(intervals)),
         (sum(floors), len(floors)),
+        (sum(least), len(least)),
     )

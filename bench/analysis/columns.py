@@ -93,6 +93,11 @@ def short_name(
     )
 
 
+def assignments(cell: Cell, columns: Sequence[str]) -> str:
+    """A cell as one would type it, like ``quant=nf4 batch=8``."""
+    return " ".join(f"{column}={coordinate(cell, column)}" for column in columns)
+
+
 def comparable(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results of one model and workload each, which are alternatives to each other, by what sets
     the groups apart."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.analysis.advice import SURE, Array, Plausible
-from bench.analysis.columns import coordinate, without_length
+from bench.analysis.columns import assignments, coordinate, without_length
 from bench.analysis.verdict import COMPARED
 
 _LENGTH = {
@@ -66,7 +66,7 @@ def crossovers(draws: Plausible, axis: str, columns: Sequence[str]) -> list[Cros
         # By what else the cells are: by value of the axis, by length, the row of the draws
         groups: dict[tuple[str, str], dict[str, dict[int, int]]] = {}
         for row, result in enumerate(draws.results):
-            where = " ".join(f"{column}={coordinate(result.cell, column)}" for column in others)
+            where = assignments(result.cell, others)
             rest = "" if along == "batch" else without_length(result.cell)
             values = groups.setdefault((where, rest), {})
             values.setdefault(coordinate(result.cell, axis), {})[_LENGTH[along](result)] = row

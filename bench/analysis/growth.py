@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.analysis.columns import coordinate
+from bench.analysis.columns import assignments
 from bench.analysis.crossover import Crossover, sentence, three_digits
 from bench.analysis.depth import (
     Configuration,
@@ -184,5 +184,5 @@ def _score(result: Result, growth: Growth, columns: Sequence[str]) -> str:
             )
             parts.append(text)
     others = [column for column in columns if not column.startswith("workload")]
-    who = " ".join(f"{column}={coordinate(result.cell, column)}" for column in others)
+    who = assignments(result.cell, others)
     return f"{who} at {tokens:,} tokens {', '.join(parts)}".strip()

@@ -216,11 +216,14 @@ def ranges(
 
 def simplest(results: Sequence[Result]) -> Result:
     """Of equivalent configurations the one that asks least of a person: no engine of its own, no
-    quantization, the plain loop; the first of those alike."""
+    quantization or that of fewest layers and bits, the plain loop; the first of those alike."""
 
-    def effort(result: Result) -> tuple[bool, bool, bool]:
+    def effort(result: Result) -> tuple[bool, float, bool]:
         cell, found = result.cell, result.attestation
-        is_quantized = found is None or found.is_quantized
-        return cell.engine.python is not None, is_quantized, cell.decode.strategy != "loop"
+        quantized = 1.0  # how much less the weights take than in fp32
+        if found is not None:
+            bytes_a_weight = found.weight_bytes / found.logical_weights
+            quantized = 1 - bytes_a_weight / 4 if found.is_quantized else 0.0
+        return cell.engine.python is not None, quantized, cell.decode.strategy != "loop"
 
     return min(results, key=effort)

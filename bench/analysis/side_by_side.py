@@ -168,18 +168,18 @@ def side_by_side(sides: Sequence[Side], margin: float) -> SideBySide:
         for results in of_sides
     ]
     columns = tuple(varying_columns([row.any_result.asked for row in rows])) or _USUAL_COLUMNS
-    apart = _apart(
-        [result for cell, each in cells.items() if cell not in shared for result in each]
-    )
+    apart = _apart([result for each in cells.values() for result in each], set(shared))
     return SideBySide(tuple(sides), margin, columns, rows, tuple(alone), apart)
 
 
-def _apart(unshared: Sequence[Result | None]) -> tuple[str, ...]:
-    labels: dict[str, list[Cell]] = {}
-    for result in unshared:
+def _apart(results: Sequence[Result | None], shared: set[str]) -> tuple[str, ...]:
+    """In what those of one label differ of which one at least is of one sweep alone."""
+    labels: dict[str, dict[str, Cell]] = {}
+    for result in results:
         if result is not None:
-            labels.setdefault(result.cell.label, []).append(result.asked)
-    return tuple(dict.fromkeys(c for cells in labels.values() for c in varying_columns(cells)))
+            labels.setdefault(result.cell.label, {})[result.cell_id] = result.asked
+    mixed = [cells for cells in labels.values() if not shared.issuperset(cells)]
+    return tuple(dict.fromkeys(c for of in mixed for c in varying_columns(list(of.values()))))
 
 
 @dataclass(frozen=True, slots=True)

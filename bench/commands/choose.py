@@ -88,7 +88,9 @@ def command(arguments: list[str]) -> int:
         metavar="SHARE",
         help="the chance to be right that it stops at (default 0.95)",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--json", action="store_true", help="for programs, as bench/data/choice.schema.json has it"
+    )
     given = parser.parse_intermixed_args(arguments)
     configs = space(given.overrides, given.goal)
     limits = limits_of(given)
@@ -140,6 +142,10 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
         ConfigError: before anything runs.
     """
     settings = common_settings(configs)
+    if settings.dry_run:
+        raise ConfigError(
+            ["dry_run: choose decides on the way what runs; without the word choose it shows cells"]
+        )
     cells = [config.cell for config in configs]
     course = course_of(cells, asked.question, asked.budget_s)
     arms = [arm_of(cell) for cell in cells]
@@ -154,6 +160,7 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
         return 130
     if ended.interrupted:
         say_what_next(ended)
+        say("resume=true on the same command goes on from there")
         return 130
     choice = chosen(course, ended.comparison)
     if asked.is_json:
@@ -186,7 +193,7 @@ def prediction(choice: Choice, course: Course, comparison: Comparison) -> Choice
             if metric in COMPARED
         }
         configurations[configuration(result.asked)] = ConfigurationPrediction(
-            name_of(course, result), course.floors_s.get(arm), ranges_s
+            name_of(course, result), course.floors_s.get(arm), result.predicted_bytes, ranges_s
         )
     return ChoicePrediction(
         sweep_id=comparison.sweep.sweep_id,
@@ -204,22 +211,24 @@ def chosen(course: Course, comparison: Comparison) -> Choice:
     results = {result.cell_id: result for result in comparison.results}
     measured = {cell: r for cell, r in results.items() if r.measurements}
     if course.search is None or course.search.leader is None:
-        return Choice(None, 0.0, (), (), {}, 1)
+        return Choice(None, None, (), (), {}, 1)
     searched = [measured[cell] for cell in course.search.chances]
     values, question = comparison.values, course.question
     final = course.final
     if final is None:
-        return Choice(measured[course.search.leader], 0.0, (), (), {}, 4)
+        return Choice(measured[course.search.leader], None, (), (), {}, 4)
     confirmed = [measured[cell] for cell in final.chances]
     if final.leader is None:
-        return Choice(None, 0.0, (), tuple(confirmed), ranges(confirmed, values), 1)
+        return Choice(None, None, (), tuple(confirmed), ranges(confirmed, values), 1)
+    typed = list(course.twins.values())
+    confirmed.sort(key=lambda result: typed.index(result.cell_id))
     equal = [r for r in confirmed if final.chances[r.cell_id] >= question.confidence]
     best = simplest(equal) if equal else results[final.leader]
     inside = frozenset(arm for arm, twin in course.twins.items() if twin in final.chances)
     chance = final.chances[best.cell_id] * (1 - missed(searched, values, question, inside))
     return Choice(
         best,
-        chance,
+        None if course.is_cut_short else chance,
         tuple(result for result in equal if result is not best),
         tuple(confirmed),
         ranges(confirmed, values),

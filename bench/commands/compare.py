@@ -88,12 +88,10 @@ def _side_by_side(sides: Sequence[Side], margin: float, may_be_empty: bool = Fal
     """``may_be_empty``: that no cell is in two of them is no mistake."""
     found = side_by_side(sides, margin)
     if not found.rows and not may_be_empty:
-        raise ConfigError(
-            [
-                "no cell is in two of these sweeps: nothing to compare; a cell is all that was"
-                " asked for, from model to measure"
-            ]
-        )
+        what = "a cell is all that was asked for, from model to measure"
+        if found.apart:
+            what = f"cells of one name differ in {', '.join(found.apart)}"
+        raise ConfigError([f"no cell is in two of these sweeps: nothing to compare; {what}"])
     return found
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from bench.analysis.columns import varying_columns
+from bench.analysis.columns import assignments, varying_columns
 from bench.analysis.footprint import predict
 from bench.analysis.metrics import derive
 from bench.analysis.racing import Course, Question, Standing, standing
@@ -250,7 +250,7 @@ def _too_slow(records: Records, course: Course, cell: str) -> str | None:
         return None
     return (
         f"before it ran: reading its weights takes {floor_s * 1e3:.1f} ms a step,"
-        f" {leader.cell.label} needs {needed_s * 1e3:.1f} ms in all"
+        f" {course.labels[found.leader]} needs {needed_s * 1e3:.1f} ms in all"
     )
 
 
@@ -276,5 +276,6 @@ def course_of(cells: Sequence[Cell], question: Question, budget_s: float) -> Cou
     """Before anything has run. ``cells``: as they were asked for."""
     arms = [arm_of(cell) for cell in cells]
     twins = {cell_id(arm): cell_id(twin_of(arm)) for arm in arms}
-    labels = {cell_id(arm): arm.label for arm in arms}
-    return Course(question, budget_s, twins, labels, tuple(varying_columns(arms)))
+    columns = tuple(varying_columns(arms))
+    labels = {cell_id(arm): assignments(arm, columns) for arm in arms}
+    return Course(question, budget_s, twins, labels, columns)

@@ -134,7 +134,7 @@ class Recording:
         results = self.records.results
         for key, result in results.items():
             results[key] = replace(result, sweep_id=self.folder.name)
-            if is_timed(result):
+            if is_timed(result) or result.measurements:
                 self._keep(key)
         reused = sum(r.reused_from is not None and is_timed(r) for r in results.values())
         if reused:
@@ -181,10 +181,13 @@ class Recording:
         predictions = files.read_predictions(self.folder, results)
         earlier = files.read_growths(self.folder)
         self.comparison = compare(results, self.recorder.sweep, predictions, earlier)
-        # A Ctrl-C ends at once.
-        report = self._report(self.folder, self.comparison) if status == "FINISHED" else []
-        summary = terminal.as_text(self.comparison)
-        self.recorder.close(status, ended_at, self.comparison, report, summary)
+        report: list[Path] = []
+        try:
+            if status == "FINISHED":  # a Ctrl-C ends at once
+                report = self._report(self.folder, self.comparison)
+        finally:
+            summary = terminal.as_text(self.comparison)
+            self.recorder.close(status, ended_at, self.comparison, report, summary)
         files.write_growths(self.folder, [each.growth for each in self.comparison.deep])
 
 

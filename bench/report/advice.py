@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -282,14 +282,29 @@ def _value(name: str, value: float) -> str:
     return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
 
 
+def broken_limits(result: Result, values: Mapping[str, float], limits: Limits) -> list[str]:
+    """What a cell has where it breaks a limit. ``values``: as derived."""
+    broken = []
+    for name, limit in limits.set_ones().items():
+        value = _reading(result, values, name)
+        if value < limit if name.startswith("min_") else value > limit:
+            broken.append(f"{_LIMITS[name]} {_value(name, value)}")
+    return broken
+
+
+def _reading(result: Result, values: Mapping[str, float], limit: str) -> float:
+    """What a limit is about; nan where it was not read."""
+    reading = limit.partition("_")[2]
+    if reading == "memory_bytes":
+        return peak_memory_bytes(result, values)
+    return values.get(reading, math.nan)
+
+
 def _excluded(comparison: Comparison, result: Result, cell: Excluded, limits: Limits) -> str:
     values = comparison.values[result.cell_id]
     broken = []
     for name in cell.breaks:
-        reading = name.partition("_")[2]
-        value = values.get(reading, math.nan)
-        if reading == "memory_bytes":
-            value = peak_memory_bytes(result, values)
+        value = _reading(result, values, name)
         has = "none" if math.isnan(value) else _value(name, value)
         broken.append(f"{_limit(name, getattr(limits, name))}, it has {has}")
     return f"{comparison.place(result)}: {'; '.join(broken)}"

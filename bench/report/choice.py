@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis.advice import advise
-from bench.analysis.columns import coordinate
+from bench.analysis.columns import assignments, coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.metrics import MIB, peak_memory_bytes
 from bench.analysis.racing import Course, Range
 from bench.analysis.stats import sureness
 from bench.record.result import Result
-from bench.report.advice import answer, asked_in_words
+from bench.report.advice import answer, asked_in_words, broken_limits
 
 _SHOWN_DROPPED = 12
+_SURE = 0.99  # above it nobody asks for more
+_NOT_AGAIN = ("measure", "resume")  # of what was typed, where the answer is measured once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,9 @@ class Choice:
     """The answer, from the confirmation alone."""
 
     best: Result | None  # None: nothing keeps the limits; with exit code 4 a guess
-    chance: float  # that it keeps the limits and nothing in the race beats it by over the margin
+    # That it keeps the limits and nothing in the race beats it by over the margin; None where some
+    # never ran
+    chance: float | None
     equivalent: tuple[Result, ...]
     confirmed: tuple[Result, ...]
     ranges: Mapping[str, Mapping[str, Range]]  # of what was confirmed, by cell_id and metric
@@ -47,18 +51,16 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
         )
         margin = course.question.margin
         yield f"  chance: that no other here is better by over {margin:.0%}, limits kept"
-        yield f"  of {processes} processes each after the search, on {prompts}; 95 % intervals"
+        each = f"{processes} process{'es' * (processes > 1)} each"
+        yield f"  of {each} after the search, on {prompts}; 95 % intervals"
+        yield from _rivals(choice, course, comparison)
     if course.dropped:
         yield "dropped:"
     for line in list(_dropped(course, comparison))[:_SHOWN_DROPPED]:
         yield f"  {line}"
     if len(course.dropped) > _SHOWN_DROPPED:
         yield f"  and {len(course.dropped) - _SHOWN_DROPPED} more: see the report"
-    if choice.exit_code == 4:
-        yield (
-            f"more time would tell: --budget {2 * course.budget_s / 60:.0f}min; what stands in"
-            " question gets further processes"
-        )
+    yield from _more_time(choice, course)
     if choice.best is not None:
         yield f"measure it again: {_command(course, comparison, choice.best)}"
         yield from _how_to_run(choice.best)
@@ -69,9 +71,9 @@ def _headline(choice: Choice, course: Course) -> str:
         searched = course.search is not None
         return "nothing keeps these limits" if searched else "nothing could be measured"
     name = name_of(course, choice.best)
-    if choice.exit_code != 0:
-        chance = f", {choice.chance:.0%} likely" if choice.chance else ""
-        return f"the budget does not suffice to tell; best guess {name}{chance}"
+    if choice.exit_code != 0 or choice.chance is None:
+        likely = f"{sureness(choice.chance)} likely" if choice.chance else "some never ran"
+        return f"the budget does not suffice to tell; best guess {name}, {likely}"
     chance = sureness(choice.chance)
     margin = course.question.margin
     alike = ", ".join(name_of(course, result) for result in choice.equivalent)
@@ -81,18 +83,28 @@ def _headline(choice: Choice, course: Course) -> str:
 
 def name_of(course: Course, result: Result) -> str:
     """What tells configurations apart, like ``quant=nf4 batch=8``."""
-    return " ".join(f"{column}={coordinate(result.cell, column)}" for column in course.columns)
+    return assignments(result.cell, course.columns)
+
+
+def _more_time(choice: Choice, course: Course) -> Iterator[str]:
+    """What it would bring."""
+    if choice.exit_code == 4:
+        twice_s = math.ceil(2 * course.budget_s)
+        budget = f"{twice_s / 60:.0f}min" if twice_s >= 120 else f"{twice_s}s"
+        yield f"more time would tell: --budget {budget}; what is in question gets more processes"
+    elif choice.chance is not None and choice.chance <= _SURE:
+        yield f"more time would make it surer: --confidence {_SURE:.0%}"
 
 
 _HEADS = (
     *("", "chance", "TPOT ms", "TTFT ms", "tok/s", "memory MiB", "KL nat"),
-    *("cost of a million tokens", "TPOT at least ms"),
+    *("cost of a million tokens", "TPOT at least ms", "MiB at least"),
 )
 
 
 def _table(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
-    """What was confirmed, the answer first; the last column is what was predicted: no step is
-    quicker than its weights are read."""
+    """What was confirmed, the answer first; the last columns are what was predicted: no step is
+    quicker than its weights are read, nothing takes less than weights and KV cache."""
     best = choice.best
     ordered = sorted(choice.confirmed, key=lambda result: result is not best)
     rows = [_HEADS, *(_row(choice, course, comparison, result) for result in ordered)]
@@ -118,7 +130,21 @@ def _row(choice: Choice, course: Course, comparison: Comparison, result: Result)
         f"{values['kl_nats']:.3g}" if "kl_nats" in values else "",
         f"{values['cost/output_mtok']:.3g}" if "cost/output_mtok" in values else "",
         "" if floor_s is None else f"{floor_s * 1e3:.1f}",
+        "" if result.predicted_bytes is None else f"{result.predicted_bytes / MIB:,.0f}",
     )
+
+
+def _rivals(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
+    """What separates those from the answer that were confirmed beside it."""
+    if course.final is None or course.final.leader is None:
+        return
+    alike = {result.cell_id for result in (choice.best, *choice.equivalent) if result is not None}
+    for result in choice.confirmed:
+        cell = result.cell_id
+        if cell not in alike:
+            behind = course.final.behind.get(cell)
+            parts = _why_behind(course, comparison, result, behind, "the best's")
+            yield f"  {name_of(course, result)}: {', '.join(parts)}"
 
 
 def _interval(found: Range, factor: float) -> str:
@@ -130,29 +156,33 @@ def _interval(found: Range, factor: float) -> str:
 def _dropped(course: Course, comparison: Comparison) -> Iterator[str]:
     """When and why, with what bounds it; those that ran longest last."""
     results = {result.cell_id: result for result in comparison.results}
-    behind = course.search.behind if course.search is not None else {}
     for cell, why in course.dropped.items():
         result = results.get(cell)
         if result is None:
             yield f"{course.labels[cell]}: {why}"
             continue
-        parts = [why]
-        limit = course.question.limits.max_kl_nats
-        kl_nats = comparison.values[cell].get("kl_nats", 0.0)
-        if limit is not None and kl_nats > limit:
-            parts.append(f"KL {kl_nats:.3g} nat")
-        elif (times := behind.get(cell)) is not None:
-            parts.append(f"{times:.2f} times the leader's")
-        bound = comparison.bound_by.get(cell)
-        if bound is not None and bound.name != "unclear":
-            parts.append(f"bound by {bound.text}")
+        parts = [why, *_why(course, comparison, result)]
         yield f"{name_of(course, result)}: {', '.join(parts)}"
+
+
+def _why_behind(
+    course: Course, comparison: Comparison, result: Result, behind: float | None, whose: str
+) -> Iterator[str]:
+    """The limits that it breaks, or how far behind it is; and what bounds it."""
+    values = comparison.values.get(result.cell_id, {})
+    broken = broken_limits(result, values, course.question.limits) if values else []
+    yield from broken
+    if not broken and behind is not None:
+        yield f"{behind:.2f} times {whose}"
+    bound = comparison.bound_by.get(result.cell_id)
+    if bound is not None and bound.name != "unclear":
+        yield f"bound by {bound.text}"
 
 
 def _command(course: Course, comparison: Comparison, result: Result) -> str:
     axes = [f"{column}={coordinate(result.cell, column)}" for column in course.columns]
     typed = [word for word in comparison.sweep.overrides if "=" in word and "," not in word]
-    keys = {word.partition("=")[0] for word in axes}
+    keys = {*_NOT_AGAIN, *(word.partition("=")[0] for word in axes)}
     kept = [word for word in typed if word.partition("=")[0] not in keys]
     return f"python -m bench {shlex.join([*axes, *kept, 'measure=standard'])}"
 
@@ -164,8 +194,9 @@ def _how_to_run(result: Result) -> Iterator[str]:
 
 
 def as_mapping(choice: Choice, course: Course, comparison: Comparison) -> dict[str, Any]:
-    """The same for programs. Units: SI."""
-    best = choice.best
+    """The same for programs, as data/choice.schema.json has it. Units: SI."""
+    best, results = choice.best, {result.cell_id: result for result in comparison.results}
+    ordered = sorted(choice.confirmed, key=lambda result: result is not best)
     return {
         "schema": 1,
         "sweep": comparison.sweep.sweep_id,
@@ -177,10 +208,44 @@ def as_mapping(choice: Choice, course: Course, comparison: Comparison) -> dict[s
         "goal": course.question.goal,
         "limits": course.question.limits.set_ones(),
         "confidence": course.question.confidence,
-        "confirmed": {
-            cell: {name: (r.value, r.low, r.high) for name, r in metrics.items()}
-            for cell, metrics in choice.ranges.items()
-        },
-        "dropped": dict(course.dropped),
+        "confirmed": [_confirmed(choice, course, comparison, result) for result in ordered],
+        "dropped": [
+            {
+                "cell": cell,
+                "configuration": course.labels[cell],
+                "when": when,
+                "why": [] if cell not in results else _why(course, comparison, results[cell]),
+            }
+            for cell, when in course.dropped.items()
+        ],
+        "measure_again": None if best is None else _command(course, comparison, best),
         "load": None if best is None else best.lines or None,
+    }
+
+
+def _why(course: Course, comparison: Comparison, result: Result) -> list[str]:
+    behind = course.search.behind if course.search is not None else {}
+    return [*_why_behind(course, comparison, result, behind.get(result.cell_id), "the leader's")]
+
+
+def _confirmed(
+    choice: Choice, course: Course, comparison: Comparison, result: Result
+) -> dict[str, Any]:
+    arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
+    final, values = course.final, comparison.values[result.cell_id]
+    memory = peak_memory_bytes(result, values)
+    return {
+        "cell": result.cell_id,
+        "configuration": name_of(course, result),
+        "chance": None if final is None else final.chances[result.cell_id],
+        "metrics": {
+            name: {"value": of.value, "low": of.low, "high": of.high}
+            for name, of in choice.ranges[result.cell_id].items()
+        },
+        "memory_bytes": None if math.isnan(memory) else memory,
+        "kl_nats": values.get("kl_nats"),
+        "predicted": {
+            "least_tpot_s": course.floors_s.get(arm),
+            "least_memory_bytes": result.predicted_bytes,
+        },
     }

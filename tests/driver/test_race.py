@@ -2,35 +2,23 @@
 the scripted engine."""
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.analysis.advice import Goal, Limits
-from bench.analysis.choice_score import score
-from bench.analysis.metrics import derive
 from bench.analysis.racing import Course, Question, simplest
-from bench.commands import run_command
-from bench.commands.choose import Asked, choose, space
 from bench.config.cell import Cell
-from bench.config.settings import Config
-from bench.driver.policy import Job, Records
-from bench.driver.process import run_isolated
+from bench.driver.policy import Job, Records, described_as
 from bench.driver.race import arm_of, course_of, race, twin_of
-from bench.driver.sweep import run_sweep
 from bench.driver.worker import PhaseTimes, begin, take
 from bench.errors import CellFailure
-from bench.paths import ROOT
 from bench.record.measurement import Measurement, Repeat
 from bench.record.result import Findings
-from bench.store.files import read_choice, read_results
 from tests import fakes
-from tests.scripted import scripted, settings
 
 QUIET = 0.012  # of logarithms of least times, between processes of a quiet machine
 NO_QUALITY = fakes.group("quality", "none")
@@ -55,8 +43,10 @@ def play(
     budget_s: float = 1e6,
     kl_nats: Callable[[Cell], float] = lambda _: 0.0,
     fails: Callable[[Cell], bool] = lambda _: False,
+    weights: Callable[[Cell], int] | None = None,
 ) -> tuple[Course, Records, list[Job]]:
-    """A whole race in this process, its readings by these functions."""
+    """A whole race in this process, its readings by these functions. ``weights``: bytes that are
+    known before it; else nothing is predicted."""
     question = Question(goal, limits or Limits(), 0.03, confidence)
     course = course_of(given, question, budget_s)
     host = fakes.host()
@@ -67,7 +57,15 @@ def play(
         for arm in map(arm_of, given)
         for cell in (arm, twin_of(arm))
     ]
-    records = Records({r.cell_id: r for r in results}, {"transformers": host}, {})
+    matrix = fakes.description().matrices[-1]
+    described = {
+        described_as(result.cell): fakes.description(
+            matrices=(replace(matrix, count=1, stored_bytes=weights(result.cell)),)
+        )
+        for result in results
+        if weights is not None
+    }
+    records = Records({r.cell_id: r for r in results}, {"transformers": host}, described)
     jobs = []
     for job in race(records, course):
         jobs.append(job)
@@ -120,6 +118,13 @@ def test_each_of_two_equal_ones_is_good_and_the_simpler_is_taken() -> None:
         for twin, is_quantized in zip(course.confirmed, (False, True), strict=True)
     )
     assert simplest([packed, plain]) is plain
+    half = replace(
+        packed,
+        attestation=fakes.attestation(
+            is_quantized=True, weight_bytes=2 * fakes.attestation().weight_bytes
+        ),
+    )
+    assert simplest([packed, half]) is half  # half of its layers are as they were
 
 
 def test_what_loses_too_much_is_asked_once_and_leaves_the_race() -> None:
@@ -173,6 +178,30 @@ def test_a_budget_that_is_over_ends_the_search_with_what_is_known() -> None:
     assert never == ["did not run: the budget was over"] * 2
 
 
+def test_what_cannot_be_fast_enough_or_fit_never_runs() -> None:
+    given = [fakes.resolved(quality=NO_QUALITY, quant=quant) for quant in ("nf4", "bf16")]
+    read_bytes_s = fakes.result().peaks.read_bytes_s  # type: ignore[union-attr]
+
+    def weights(cell: Cell) -> int:
+        return int(read_bytes_s * (0.1 if cell.quant.name == "nf4" else 3.0))  # seconds of reading
+
+    by_speed, _, jobs = play(given, lambda _: 0.2, weights=weights)
+    nf4, bf16 = by_speed.twins
+    assert by_speed.floors_s == pytest.approx({nf4: 0.1, bf16: 3.0}, rel=0.01)
+    (why,) = by_speed.dropped.values()
+    assert why == (
+        "before it ran: reading its weights takes 3000.0 ms a step, quant=nf4 needs 200.0 ms in all"
+    )
+    assert {job.cell.quant.name for job in jobs} == {"nf4"}
+    tight = Limits(max_memory_bytes=read_bytes_s)
+    by_memory, _, jobs = play(given, lambda _: 0.2, goal="memory", limits=tight, weights=weights)
+    assert by_memory.dropped[bf16].startswith("before it ran: weights and cache alone take ")
+    assert {job.cell.quant.name for job in jobs} == {"nf4"}
+    slow, _, jobs = play(given, lambda _: 0.2, limits=Limits(max_tpot_s=0.5), weights=weights)
+    assert slow.dropped[bf16] == "before it ran: reading its weights alone takes 1500.0 ms a step"
+    assert {job.cell.quant.name for job in jobs} == {"nf4"}
+
+
 def test_what_fails_is_dropped_with_its_reason_and_ends_nothing() -> None:
     given = cells(2)
     course, _, _ = play(given, noisy((1.0, 2.0), given, 7), fails=lambda cell: cell.seed == 0)
@@ -208,128 +237,6 @@ def test_the_answer_is_within_the_margin_of_the_best(noise: float) -> None:
         right += true_s[index] <= 1.03 * min(true_s)
     assert right >= 37
     assert np.median(spent) < grid
-
-
-def asked(goal: Goal = "tpot", limits: Limits | None = None, is_json: bool = False) -> Asked:
-    return Asked(("engine=scripted",), Question(goal, limits or Limits(), 0.03, 0.95), 600, is_json)
-
-
-def configs(tmp_path: Path, script: str, *quants: str, **changes: Any) -> list[Config]:
-    return [
-        Config(
-            scripted(script, quant=fakes.group("quant", quant), quality=NO_QUALITY, **changes),
-            settings(tmp_path),
-        )
-        for quant in quants
-    ]
-
-
-def test_the_command_searches_confirms_and_says_what_to_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("BENCH_LOCK", str(tmp_path / "lock"))
-    script = "nf4: ttft 1.0 steps 0.25; int8: then oom; ttft 1.0 steps 0.5"
-    space = configs(tmp_path, script, "bf16", "nf4", "int8")
-    code = choose(asked(), space, run_isolated)
-    out = capsys.readouterr().out
-    assert code == 0, out
-    assert "use quant=nf4 (over 99 % sure" in out
-    assert "quant=int8: out of memory, says the script" in out
-    assert "quant=bf16: after 1 process each, 2.00 times the leader's" in out
-    assert "python -m bench quant=nf4 engine=scripted measure=standard" in out
-    (folder,) = (tmp_path / "sweeps").iterdir()
-    answer = (folder / "choice.txt").read_text()
-    assert answer.splitlines() == out.splitlines()[: len(answer.splitlines())]
-    page = (folder / "report.html").read_text()
-    assert "use quant=nf4 (over 99 % sure" in page
-    assert "not enough data" not in page
-    found = read_choice(folder)
-    assert found is not None
-    assert found.configurations[str(found.best)].name == "quant=nf4"
-    assert len(found.configurations) == 3
-    low_s, high_s = found.configurations[str(found.best)].intervals_s["tpot_s"]
-    assert low_s <= 0.25 <= high_s
-
-
-def test_a_later_sweep_scores_a_choice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("BENCH_LOCK", str(tmp_path / "lock"))
-    script = "nf4: ttft 1.0 steps 0.25; ttft 1.0 steps 0.5"
-    space = configs(tmp_path, script, "bf16", "nf4")
-    assert choose(asked(), space, run_isolated) == 0
-    careful = [
-        replace(c, cell=replace(c.cell, measure=replace(c.cell.measure, passes=2))) for c in space
-    ]
-    assert run_sweep(careful, (), run_isolated, lambda *_: []) == 0
-    choice, later = sorted((tmp_path / "sweeps").iterdir())
-    prediction = read_choice(choice)
-    assert prediction is not None
-    results = list(read_results(later))
-    values = {result.cell_id: derive(result) for result in results}
-    found = score(prediction, results, values, {})
-    assert found is not None
-    assert (found.measured, found.right) == (2, 1.0)
-    wrong = replace(
-        prediction, best=next(k for k in prediction.configurations if k != prediction.best)
-    )
-    unlucky = score(wrong, results, values, {})
-    assert unlucky is not None
-    assert unlucky.right == 0.0
-    assert score(prediction, [], {}, {}) is None
-    alone = score(prediction, [r for r in results if r.cell.quant.name == "nf4"], values, {})
-    assert alone is not None
-    assert alone.right is None
-    assert "nothing else that was in question was measured here" in str(alone)
-    strict = score(replace(prediction, limits={"max_kl_nats": 0.1}), results, values, {})
-    assert strict is not None
-    assert (strict.right, strict.unread) == (1.0, ("max_kl_nats",))
-    capsys.readouterr()
-    assert run_command("compare", [str(choice), str(later)]) == 0
-    said = capsys.readouterr().out.splitlines()[0]
-    assert said.startswith(f"the choice {choice.name} said quant=nf4, ")
-    assert "by 2 of its 2 configurations here it is right, over 99 % sure" in said
-
-
-def test_for_programs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("BENCH_LOCK", str(tmp_path / "lock"))
-    space = configs(tmp_path, "nf4: ttft 1.0 steps 0.25; ttft 1.0 steps 0.5", "bf16", "nf4")
-    assert choose(asked(is_json=True), space, run_isolated) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["answer"], found["configuration"]) == ("chosen", "quant=nf4")
-    assert found["chance"] > 0.95
-    (low_high,) = [
-        metrics["tpot_s"] for cell, metrics in found["confirmed"].items() if cell == found["best"]
-    ]
-    assert low_high[1] <= 0.25 <= low_high[2]
-
-
-def test_without_axes_every_installed_engine_is_chosen_from() -> None:
-    cells = [config.cell for config in space((), "chat")]
-    engines = {cell.engine.name: cell.engine for cell in cells}
-    assert {c.quant.name for c in cells if c.engine.python is None} >= {"bf16", "nf4", "int4_g64"}
-    for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
-        is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
-        assert (name in engines) is is_installed
-        of_engine = {c.quant.name for c in cells if c.engine.name == name}
-        assert (quant in of_engine) is is_installed
-    assert {
-        c.engine.name for c in (config.cell for config in space(("quant=bf16,nf4",), "chat"))
-    } == {"transformers"}
-
-
-def test_nothing_fits_is_exit_code_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("BENCH_LOCK", str(tmp_path / "lock"))
-    space = configs(tmp_path, "ttft 1.0 steps 0.5", "bf16", "nf4")
-    assert choose(asked(limits=Limits(max_tpot_s=0.1)), space, run_isolated) == 1
-    asked_for, headline, first, *_ = capsys.readouterr().out.splitlines()
-    assert asked_for == "asked for: shortest time per output token, TPOT at most 100 ms"
-    assert headline == "nothing keeps these limits"
-    assert first.startswith("  would be first, but: quant=")
 
 
 def test_ids_of_twins_are_all_different() -> None:

@@ -76,7 +76,11 @@ def test_cells_of_one_sweep_alone_are_counted_and_named() -> None:
 def test_cells_that_only_look_alike_are_told_apart() -> None:
     careful = fakes.cell(measure=fakes.group("measure", "standard"))
     found = side_by_side([side(fakes.paced(cell, 0.5)) for cell in (ONE, careful)], 0.03)
-    assert "cells of one name that are not the same differ in measure" in what_differs(found)
+    said = "cells of one name that are not the same differ in measure"
+    assert said in what_differs(found)
+    two = [side(fakes.paced(ONE, 0.5)) for _ in range(2)]
+    assert said in what_differs(side_by_side([*two, side(fakes.paced(careful, 0.5))], 0.03))
+    assert said not in what_differs(side_by_side(two, 0.03))
 
 
 def test_another_base_and_what_has_no_number_are_said() -> None:

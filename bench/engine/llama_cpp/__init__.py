@@ -80,9 +80,10 @@ class LlamaCpp:
     def lines(self, cell: Cell) -> str:
         """The file is there once the cell has run; llama.cpp's server takes it too."""
         place, kind = sources.place(cell.model), file_type(cell.quant)
-        if place is None or kind == NATIVE:
+        if place is None:
             return ""
-        file = f"{place}-{kind}.gguf"
+        published = cell.model.path or f"{place}.gguf"
+        file = published if kind == NATIVE else f"{place}-{kind}.gguf"
         return (
             "from llama_cpp import Llama\n"
             f"llm = Llama({file!r}, n_threads={cell.threads}, n_threads_batch={cell.threads})\n"
