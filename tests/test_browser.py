@@ -26,6 +26,7 @@ from bench.store.files import write_result, write_sweep
 from bench.store.mlflow_view import LATEST, page
 from tests import fakes
 from tests.analysis.test_advice import KNOWN, SWEEP
+from tests.command_line import TINY, bench
 from tests.report.test_page import answering, written
 from tests.report.test_side_by_side import THREE
 
@@ -231,3 +232,15 @@ def test_mlflow_shows_the_report_among_the_artifacts_of_the_sweep(
     assert "batch processing" in inner.locator("#advice").inner_text()
     assert inner.locator("figure svg").count() == 6
     seen.keep("mlflow-report")
+
+
+def test_a_sweep_is_tracked_on_a_server(server: str, tmp_path: Path) -> None:
+    options = ("engine=scripted", "batch=1,2", "tracking.experiment=on a server")
+    done = bench(tmp_path, "-m", *TINY, *options, MLFLOW_TRACKING_URI=server)
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(tracking_uri=server)
+    experiment = client.get_experiment_by_name("on a server")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags["bench.kind"] for run in found) == ["cell", "cell", "sweep"]
+    assert {run.info.status for run in found} == {"FINISHED"}
