@@ -40,7 +40,6 @@ if sys.argv[1] == "cpu":
     pynvml.nvmlInit = no_driver
 else:
     pynvml.nvmlInit = pynvml.nvmlShutdown = lambda: None
-    pynvml.nvmlSystemGetDriverVersion = lambda: "580.1"
     torch.version.cuda = "13.0"
     torch.cuda.is_available = lambda: True  # by NVML, as PYTORCH_NVML_BASED_CUDA_CHECK wants it
     torch.cuda.device_count = lambda: 1

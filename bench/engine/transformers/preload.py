@@ -21,8 +21,6 @@ from collections.abc import Iterator
 
 import tqdm
 
-from bench.meter.nvml import driver_version
-
 # Else torch.cuda.is_available() may initialize CUDA.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
@@ -36,6 +34,18 @@ warnings.filterwarnings("ignore", module="bitsandbytes")
 # torchao tells of deprecations and of kernels for other devices, in every process that imports it.
 for _chatty in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
+
+
+def has_nvidia_driver() -> bool:
+    """Whether NVML answers; asks no CUDA."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    pynvml.nvmlShutdown()
+    return True
 
 
 NEEDED = (
@@ -73,7 +83,7 @@ with without("torchao"):
             importlib.import_module(_name)
         except Exception as error:  # the fork server survives an ImportError alone, and is asked
             raise ImportError(f"{_name}: {type(error).__name__}: {error}") from error
-    for _name in optional(driver_version() is not None):
+    for _name in optional(has_nvidia_driver()):
         with contextlib.suppress(Exception):
             importlib.import_module(_name)
 
