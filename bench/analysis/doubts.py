@@ -22,21 +22,22 @@ _PROFILED_ALIKE = 1.5
 _LIBRARY = {"answers_looping": "answers that end in a loop", "answers_empty": "empty answers"}
 
 
-def doubts_about(result: Result, values: Mapping[str, float], steady: float) -> Iterator[Doubt]:
-    """Of a cell with numbers.
+def doubts_about(
+    results: Sequence[Result], values: Mapping[str, Mapping[str, float]], steady: float
+) -> Iterator[dict[str, list[Doubt]]]:
+    """Of cells with numbers, by cell_id; what others did to them first, since a person reads few.
 
     Args:
-        values: its metrics.
+        values: derived, by cell_id.
         steady: what a drift is on this machine (``readings.steady_drift``).
     """
-    if not result.measurements:
-        return
-    yield from _of_requests(result)
-    yield from _of_machine(result, steady)
-    yield from _of_record(result)
-    yield from _of_instruments(result, values)
-    yield from _of_attestation(result)
-    yield from _of_quality(result, values)
+    measured = {result.cell_id: result for result in results if result.measurements}
+    yield {cell: list(_of_machine(r, steady)) for cell, r in measured.items()}
+    yield {cell: list(_of_record(r)) for cell, r in measured.items()}
+    yield {cell: list(_of_requests(r)) for cell, r in measured.items()}
+    yield {cell: list(_of_instruments(r, values[cell])) for cell, r in measured.items()}
+    yield {cell: list(_of_attestation(r)) for cell, r in measured.items()}
+    yield {cell: list(_of_quality(r, values[cell])) for cell, r in measured.items()}
 
 
 def _of_requests(result: Result) -> Iterator[Doubt]:

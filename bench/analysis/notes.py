@@ -52,7 +52,7 @@ def findings(
     """
     outcomes = {r.cell_id: _outcome(r) for r in results}
     steady = steady_drift([m for r in results for m in r.measurements])
-    doubts = {r.cell_id: list(doubts_about(r, values[r.cell_id], steady)) for r in results}
+    doubts = doubts_about(results, values, steady)
     return [
         *_shared("outcome", outcomes),
         *_about_prompts(results),
@@ -65,7 +65,7 @@ def findings(
         *_without_effect(results),
         *_about_references(results),
         *_about_published_grids(results),
-        *_shared("doubt", doubts),
+        *itertools.chain.from_iterable(_shared("doubt", of_kind) for of_kind in doubts),
     ]
 
 

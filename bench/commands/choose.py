@@ -160,7 +160,6 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
         return 130
     if ended.interrupted:
         say_what_next(ended)
-        say("resume=true on the same command goes on from there")
         return 130
     choice = chosen(course, ended.comparison)
     if asked.is_json:

@@ -259,8 +259,9 @@ def show(ended: Ended) -> None:
     """The table of a sweep, its advice in short, and where to look further."""
     out = terminal.console()
     out.print(terminal.summary(ended.comparison))
-    for line in advice.in_short(ended.comparison):
-        out.print(line, markup=False)
+    if not ended.interrupted:  # a part of the cells would not be what was asked
+        for line in advice.in_short(ended.comparison):
+            out.print(line, markup=False)
     say_what_next(ended)
 
 
@@ -278,6 +279,8 @@ def exit_code(ended: Ended) -> int:
 def say_what_next(ended: Ended) -> None:
     """Where the results are, and how to look further."""
     recorder, folder = ended.recorder, ended.folder
+    if ended.interrupted:
+        say("interrupted: what is finished is kept; resume=true on the same command goes on")
     warnings = files.library_warnings(folder, recorder.results)
     for line in warnings[:_MAX_WARNINGS_SHOWN]:
         say(f"a library says: {line}")

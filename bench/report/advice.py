@@ -305,6 +305,6 @@ def _excluded(comparison: Comparison, result: Result, cell: Excluded, limits: Li
     broken = []
     for name in cell.breaks:
         value = _reading(result, values, name)
-        has = "none" if math.isnan(value) else _value(name, value)
-        broken.append(f"{_limit(name, getattr(limits, name))}, it has {has}")
+        has = "which was not read" if math.isnan(value) else f"it has {_value(name, value)}"
+        broken.append(f"{_limit(name, getattr(limits, name))}, {has}")
     return f"{comparison.place(result)}: {'; '.join(broken)}"

@@ -269,7 +269,7 @@ def dry_run(
         f"{len(records)} cells" + (f"; {total}, by earlier runs of these cells" if known_s else "")
     ]
     if unknown:
-        lines.append(f"?: {unknown} cells never ran on this machine")
+        lines.append(f"?: {unknown} cell{'s' * (unknown > 1)} never ran on this machine")
     lines.append("dry_run=true: nothing was loaded or measured")
     grid = Grid((*columns, Column("what would happen", wraps=True)), rows)
     return Group(Fitted(grid), *map(Text, lines))

@@ -190,7 +190,7 @@ def test_a_choice_goes_on_wherever_ctrl_c_ended_it(
     code = choose(asked(), space, until)
     said = capsys.readouterr()
     if code == 130:
-        assert "resume=true on the same command goes on from there" in said.err
+        assert "interrupted: what is finished is kept; resume=true" in said.err
     assert choose(asked(), space, in_this_process) == 0
     assert "use quant=nf4 (over 99 % sure" in capsys.readouterr().out
 

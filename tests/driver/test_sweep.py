@@ -103,13 +103,16 @@ def test_not_to_fit_is_an_answer_and_no_failure(tmp_path: Path) -> None:
     assert (code, statuses(results)) == (0, ["oom"])
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = [scripted("b2: then interrupt", batch=batch, seed=IN_ORDER) for batch in (1, 2)]
     code, results = sweep(tmp_path, *grid)
     assert code == 130
     assert statuses(results) == ["ok", "killed"]
     assert results[1].outcome.reason == "ended by the user"
     assert not list(tmp_path.rglob("report.html"))  # a Ctrl-C ends at once
+    said = capsys.readouterr()
+    assert "interrupted: what is finished is kept; resume=true on the same" in said.err
+    assert "what to use" not in said.out
 
 
 def test_a_sweep_takes_up_where_an_earlier_one_ended(tmp_path: Path) -> None:

@@ -286,6 +286,18 @@ def test_what_disturbed_a_cell_is_said_with_how_much() -> None:
     assert "(+20%): the machine's speed changed during this cell, by its reference kernels" in text
 
 
+def test_what_others_did_to_a_cell_comes_before_what_it_did_itself() -> None:
+    hasty = fakes.result(measurement=fakes.measurement(settled=False))
+    stolen = Interference(
+        wall_s=10.0, throttled_s=None, steal_s=1.0, involuntary_switches=None, pressure_s=None
+    )
+    disturbed = fakes.result(
+        cell=fakes.resolved(quant="nf4"), measurement=fakes.measurement(interference=stolen)
+    )
+    text = as_text([hasty, disturbed], Baseline())
+    assert text.index("other virtual machines took") < text.index("the warm-ups never settled")
+
+
 def test_a_cell_that_is_not_known_well_enough_is_said() -> None:
     hasty = fakes.result(measurement=fakes.measurement(stopped="budget", settled=False))
     text = as_text([hasty], Baseline())
@@ -367,4 +379,4 @@ def test_a_dry_run_says_what_each_cell_needs_how_long_it_takes_and_what_becomes_
     assert rows["4"] == "? ? 25 2 processes more, 1 taken from an earlier sweep"  # twice 12.5 s
     assert rows["8"].endswith("0 taken from an earlier sweep (ok)")
     assert "4 cells; about 25 s, by earlier runs of these cells" in text
-    assert "1 cells never ran on this machine" in text
+    assert "1 cell never ran on this machine" in text
