@@ -58,6 +58,8 @@ def test_the_doctor_says_what_works_here(tmp_path: Path) -> None:
     words = " ".join(done.stdout.split())
     assert "attn flash2 no: attn=flash2 needs device cuda, this cell runs on cpu" in words
     assert "quant nf4 yes" in words
+    assert "decode static yes" in words  # with the attention that it would get
+    assert "gguf" not in words  # another engine's
     assert "GB/s" in words
 
 

@@ -20,7 +20,7 @@ from bench.analysis.verdict import COMPARED, spread
 from bench.config.cell import Cell, cell_id
 from bench.driver.lock import machine_lock, signals_as_interrupts
 from bench.driver.places import try_places
-from bench.driver.plan import resolve, why_not, with_attention
+from bench.driver.plan import engine_of, resolve, why_not, with_attention
 from bench.driver.policy import Job, Records
 from bench.driver.probe import Probe, find_peaks, hosts_of, start_server
 from bench.driver.process import run_isolated
@@ -115,7 +115,9 @@ def _values(host: Host, variants: Sequence[tuple[str, str, Cell]]) -> Table:
     for heading in ("axis", "value", "can run here"):
         shown.add_column(heading)
     for axis, value, cell in variants:
-        obstacle = why_not(resolve(cell, host), host, None)
+        if engine_of(cell).unknown_names(cell):
+            continue  # another engine's
+        obstacle = why_not(with_attention(resolve(cell, host), None), host, None)
         shown.add_row(axis, value, Text("yes" if obstacle is None else f"no: {obstacle.reason}"))
     return shown
 
