@@ -1,6 +1,7 @@
 """``python -m bench fetch MODEL``: download and convert models now, so that the first sweep need
 not."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def fetch(names: Sequence[str]) -> int:
     models = [_model(name) for name in names]
     # Read when tqdm is imported: transformers' conversion shows a bar and asks nobody
     os.environ["TQDM_DISABLE"] = "1"
+    for chatty in ("torchao", "torch.utils._pytree"):  # of kernels for other devices
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     from bench.engine import sources
 
     for name, model in zip(names, models, strict=True):
