@@ -18,6 +18,7 @@ from bench.record.result import Attestation, Result
 
 # Reference kernels move by some percent on a quiet machine
 _STEADY_DRIFT, _LARGE_SCORE, _FEWEST_DRIFTS = 0.10, 3.0, 5
+_HEAVY = 0.5  # of the time; beside the busy neighbour below, least times were the cell's own
 # by field of Interference: what it means, and the share of the time that is harmless. A quiet
 # machine of two CPUs shows a pressure of 0.3 to 1.2 % (60 processes measured), one with a busy
 # neighbour 12 to 47 %.
@@ -139,6 +140,16 @@ def disturbances(measured: Sequence[Measurement]) -> list[tuple[str, float]]:
     }
     harmless = dict(_DISTURBANCES.values())
     return [(text, share) for text, share in shares.items() if share > harmless[text]]
+
+
+def is_disturbed(measured: Sequence[Measurement]) -> bool:
+    """Whether others had half of the time of every process, so that not even the least times are
+    the cell's own."""
+    worst = (
+        max(getattr(m.interference, field) or 0 for field in _DISTURBANCES) / m.interference.wall_s
+        for m in measured
+    )
+    return bool(measured) and all(share > _HEAVY for share in worst)
 
 
 def ttft(m: Measurement) -> float:

@@ -26,6 +26,7 @@ from bench.analysis.columns import coordinate
 from bench.analysis.comparison import Comparison
 from bench.analysis.crossover import sentence
 from bench.analysis.metrics import MIB, in_words, peak_memory_bytes
+from bench.analysis.readings import is_disturbed
 from bench.analysis.stats import sureness
 from bench.record.result import Result
 
@@ -45,6 +46,7 @@ _LIMITS = {
     "min_output_tok_s": "throughput",
 }
 _MOST_EXCLUDED = 3
+_MOST_DISTURBED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +101,17 @@ def _how_sure(
         if advice.is_assumed
         else ""
     )
-    probability = advice.probability
+    probability, disturbed = advice.probability, _disturbed(comparison)
     if advice.word == "recommended":
         margin = comparison.sweep.margin
         return (
+            *disturbed,
             f"how sure: {sureness(probability)} that nothing measured beats it by over"
             f" {margin:.0%}{assumption}",
         )
     places = ", ".join(comparison.place(result) for result in in_question[:4])
     return (
+        *disturbed,
         f"best guess {probability:.0%} likely{assumption}; still possible: {places}",
         f"run this to tell: {command(comparison, in_question)}",
     )
@@ -153,7 +157,18 @@ def in_short(comparison: Comparison) -> list[str]:
     has_quality = any(result.divergence for result in comparison.results)
     limit = f", with a divergence of at most {USUAL_KL_NATS} nat" if has_quality else ""
     lines = [f"  {name:<{width}}  {given.headline}" for name, given in answers]
-    return [f"what to use{limit} (why: the report, or `python -m bench advise`):", *lines]
+    head = f"what to use{limit} (why: the report, or `python -m bench advise`):"
+    return [head, *(f"  {warning}" for warning in _disturbed(comparison)), *lines]
+
+
+def _disturbed(comparison: Comparison) -> list[str]:
+    """A warning where what is compared is not the cells' own."""
+    of = [comparison.place(r) for r in comparison.measured if is_disturbed(r.measurements)]
+    if not of:
+        return []
+    more = f" and {len(of) - _MOST_DISTURBED} more" if len(of) > _MOST_DISTURBED else ""
+    names = ", ".join(of[:_MOST_DISTURBED])
+    return [f"others had the CPUs while {names}{more} ran: measure again before you rely on this"]
 
 
 def turning_points(comparison: Comparison) -> list[str]:

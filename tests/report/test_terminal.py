@@ -14,6 +14,7 @@ from bench.record.result import Outcome, Peaks, Result
 from bench.record.sweep import Sweep
 from bench.report import grid as grids
 from bench.report import terminal as table
+from bench.report.advice import in_short
 from bench.store.files import read_results, write_result, write_sweep
 from tests import fakes
 
@@ -296,6 +297,31 @@ def test_what_others_did_to_a_cell_comes_before_what_it_did_itself() -> None:
     )
     text = as_text([hasty, disturbed], Baseline())
     assert text.index("other virtual machines took") < text.index("the warm-ups never settled")
+
+
+def test_advice_warns_where_every_process_of_a_cell_had_to_wait() -> None:
+    def waited(*shares: float) -> list[str]:
+        processes = [
+            replace(
+                fakes.process(),
+                measurement=fakes.measurement(
+                    interference=Interference(
+                        wall_s=10.0,
+                        throttled_s=None,
+                        steal_s=None,
+                        involuntary_switches=None,
+                        pressure_s=10.0 * share,
+                    )
+                ),
+            )
+            for share in shares
+        ]
+        packed = fakes.result(cell=fakes.resolved(quant="nf4"), replicates=tuple(processes))
+        return in_short(compare([fakes.result(), packed], sweep()))
+
+    warning = "  others had the CPUs while quant=nf4 ran: measure again before you rely on this"
+    assert waited(0.98, 0.6)[1] == warning
+    assert warning not in waited(0.98, 0.2)
 
 
 def test_a_cell_that_is_not_known_well_enough_is_said() -> None:
