@@ -13,6 +13,7 @@ import pytest
 from bench.config.cell import Cell
 from bench.driver.plan import unknown_names, why_not
 from bench.driver.process import Task, run_isolated
+from bench.engine import sources
 from bench.engine.llama_cpp import ENGINE
 from bench.engine.protocol import ENGINES
 from bench.errors import CellFailure
@@ -280,7 +281,9 @@ def test_its_lines_load_the_very_file(tmp_path: Path) -> None:
     assert "\n# a server: llama-server -m " in code
     done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
     assert "'finish_reason': 'length'" in done.stdout
-    assert ENGINE.lines(cell(quant="gguf_native")) == ""
+    published = sources.original(of.model)
+    assert published.is_file()
+    assert f"Modelfile with the line FROM {published}\n" in ENGINE.lines(cell(quant="gguf_native"))
 
 
 @built
