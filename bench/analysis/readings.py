@@ -145,11 +145,8 @@ def disturbances(measured: Sequence[Measurement]) -> list[tuple[str, float]]:
 def is_disturbed(measured: Sequence[Measurement]) -> bool:
     """Whether others had half of the time of every process, so that not even the least times are
     the cell's own."""
-    worst = (
-        max(getattr(m.interference, field) or 0 for field in _DISTURBANCES) / m.interference.wall_s
-        for m in measured
-    )
-    return bool(measured) and all(share > _HEAVY for share in worst)
+    heavy = [any(share > _HEAVY for _, share in disturbances([m])) for m in measured]
+    return bool(heavy) and all(heavy)
 
 
 def ttft(m: Measurement) -> float:

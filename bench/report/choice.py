@@ -117,9 +117,7 @@ def _table(choice: Choice, course: Course, comparison: Comparison) -> Iterator[s
 
 def _row(choice: Choice, course: Course, comparison: Comparison, result: Result) -> tuple[str, ...]:
     found, values = choice.ranges[result.cell_id], comparison.values[result.cell_id]
-    memory = peak_memory_bytes(result, values)
-    arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
-    floor_s = course.floors_s.get(arm)
+    memory, floor_s = peak_memory_bytes(result, values), _floor_s(course, result)
     return (
         name_of(course, result),
         "" if course.final is None else sureness(course.final.chances[result.cell_id]),
@@ -132,6 +130,12 @@ def _row(choice: Choice, course: Course, comparison: Comparison, result: Result)
         "" if floor_s is None else f"{floor_s * 1e3:.1f}",
         "" if result.predicted_bytes is None else f"{result.predicted_bytes / MIB:,.0f}",
     )
+
+
+def _floor_s(course: Course, result: Result) -> float | None:
+    """What was predicted of a twin, by the arm that it confirms."""
+    arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
+    return course.floors_s.get(arm)
 
 
 def _rivals(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
@@ -231,7 +235,6 @@ def _why(course: Course, comparison: Comparison, result: Result) -> list[str]:
 def _confirmed(
     choice: Choice, course: Course, comparison: Comparison, result: Result
 ) -> dict[str, Any]:
-    arm = next(arm for arm, twin in course.twins.items() if twin == result.cell_id)
     final, values = course.final, comparison.values[result.cell_id]
     memory = peak_memory_bytes(result, values)
     return {
@@ -245,7 +248,7 @@ def _confirmed(
         "memory_bytes": None if math.isnan(memory) else memory,
         "kl_nats": values.get("kl_nats"),
         "predicted": {
-            "least_tpot_s": course.floors_s.get(arm),
+            "least_tpot_s": _floor_s(course, result),
             "least_memory_bytes": result.predicted_bytes,
         },
     }
