@@ -74,7 +74,7 @@ def test_a_calibration_turns_a_single_pass_into_verdicts(tmp_path: Path) -> None
     assert "tpot_s" in done.stdout
     sweep = bench(tmp_path, "-m", *TINY, "quant=fp32,nf4", BENCH_CACHE=str(cache))
     assert "?" not in sweep.stdout
-    assert "intervals at 95 % for all comparisons together" in sweep.stdout
+    assert "intervals at 95% for all comparisons together" in sweep.stdout
 
 
 def test_the_grids_of_the_readme_are_what_they_say(

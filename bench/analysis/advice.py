@@ -37,6 +37,7 @@ from bench.record.result import Result
 from bench.record.sweep import Spread
 
 Goal = Literal["throughput", "ttft", "tpot", "memory", "cost", "energy"]
+UseName = Literal["chat", "batch", "edge", "battery", "api", "cost"]
 Answered = Literal["recommended", "not enough data", "nothing fits", "nothing measured"]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -302,30 +303,30 @@ def _excluded(
 class UseCase:
     """A kind of use as a goal, and which cells come into question for it."""
 
-    name: str
+    name: UseName
     goal: Goal
     one_row_only: bool  # a single user at a time: batch 1
     what: str
 
 
-USE_CASES: tuple[UseCase, ...] = (
-    UseCase("single-user chat", "tpot", True, "one request at a time, shortest time per token"),
-    UseCase(
-        "batch processing", "throughput", False, "most tokens per second, latency does not matter"
-    ),
-    UseCase("edge device", "memory", False, "least memory"),
-    UseCase("edge device on battery", "energy", False, "least energy per output token"),
-    UseCase("real-time API", "ttft", False, "shortest time to first token"),
+_CASES = (
+    UseCase("chat", "tpot", True, "one request at a time, shortest time per token"),
+    UseCase("batch", "throughput", False, "most tokens per second, latency does not matter"),
+    UseCase("edge", "memory", False, "least memory"),
+    UseCase("battery", "energy", False, "least energy per output token"),
+    UseCase("api", "ttft", False, "shortest time to first token"),
+    UseCase("cost", "cost", False, "least cost per output token"),
 )
+USE_CASES: dict[UseName, UseCase] = {case.name: case for case in _CASES}
 
 
 def usual_advice(draws: Plausible, margin: float) -> list[tuple[UseCase, Limits, Advice]]:
     """The usual questions, each answered within the usual divergence where any was read; that
-    about energy where any was read."""
+    about energy where any was read. Cost is a matter of throughput, and asked for apart."""
     has_quality = any(result.divergence is not None for result in draws.results)
     limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
     return [
         (case, limits, advise(draws, limits, case.goal, margin, case.one_row_only))
-        for case in USE_CASES
-        if case.goal != "energy" or has_energy(draws)
+        for case in _CASES
+        if case.name != "cost" and (case.name != "battery" or has_energy(draws))
     ]

@@ -193,7 +193,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("outliers", "1", "lower", "timed requests far from the others, all kept",
            lambda p: len(readings.outlying(p.measurement))),
     Metric("drift", "1", "neither",
-           "change of the reference kernels over the cell; 0.1: slower by 10 %",
+           "change of the reference kernels over the cell; 0.1: slower by 10%",
            lambda p: readings.drift(p.measurement)),
     Metric("throttled_share", "1", "lower",
            "share of the timed requests' wall time in which the cgroup was throttled",

@@ -84,7 +84,7 @@ def _about_speedups(
     words = {change.word for of_metric in speedups.values() for change in of_metric.values()}
     text = f"speedup: how many times as fast as {against}, by minimum times"
     if "uncalibrated" not in words:
-        yield Finding("speedup", f"{text}; intervals at 95 % for all comparisons together")
+        yield Finding("speedup", f"{text}; intervals at 95% for all comparisons together")
         return
     yield Finding("speedup", text)
     yield Finding(

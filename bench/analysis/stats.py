@@ -150,4 +150,4 @@ def readings_needed(quantile: float) -> int:
 
 def sureness(chance: float) -> str:
     """A chance in words: counted draws never make it certain."""
-    return "over 99 %" if chance > 0.99 else f"{chance:.0%}"
+    return "over 99%" if chance > 0.99 else f"{chance:.0%}"

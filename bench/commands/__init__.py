@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -90,11 +90,12 @@ def _fetch(arguments: list[str]) -> int:
 
 def _advise(arguments: list[str]) -> int:
     # Imports numpy, which no other command line needs to wait for
-    from bench.analysis.advice import Goal
+    from bench.analysis.advice import USE_CASES
 
     parser = sweep_parser("advise", "Which configuration to take, and how sure that is.")
+    of_uses = "; ".join(f"{name}: {case.what}" for name, case in USE_CASES.items())
     parser.add_argument(
-        "--goal", choices=get_args(Goal), help="without it the usual questions are answered"
+        "--goal", choices=USE_CASES, help=f"{of_uses}; without it the usual questions are answered"
     )
     take_limits(parser)
     parser.add_argument(
@@ -180,7 +181,7 @@ def _reproduce(arguments: list[str]) -> int:
         "--margin",
         type=share,
         default=0.05,
-        help="relative difference that counts as equal (default 0.05: 5 %%)",
+        help="relative difference that counts as equal (default 0.05: 5%%)",
     )
     parser.add_argument(
         "--processes",

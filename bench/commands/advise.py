@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.analysis.advice import Goal, Limits, has_energy
+from bench.analysis.advice import Limits, UseName, has_energy
 from bench.analysis.comparison import Comparison
 from bench.errors import ConfigError
 from bench.report.advice import as_json, print_advice
@@ -10,7 +10,7 @@ from bench.report.terminal import compared
 
 
 def advise(
-    folder: Path, limits: Limits, goal: Goal | None, price_per_hour: float | None, is_json: bool
+    folder: Path, limits: Limits, goal: UseName | None, price_per_hour: float | None, is_json: bool
 ) -> int:
     """Print the answers; returns the exit code.
 
@@ -30,15 +30,15 @@ def advise(
     return 0
 
 
-def _check(comparison: Comparison, goal: Goal | None) -> None:
+def _check(comparison: Comparison, goal: UseName | None) -> None:
     if goal == "cost" and comparison.sweep.price_per_hour is None:
         raise ConfigError(
             ["--goal cost: this sweep has no price; add what an hour costs, --price-per-hour 2.50"]
         )
-    if goal == "energy" and not has_energy(comparison.plausible):
+    if goal == "battery" and not has_energy(comparison.plausible):
         raise ConfigError(
             [
-                "--goal energy: no cell of this sweep has energy; want measure=standard on an"
+                "--goal battery: no cell of this sweep has energy; want measure=standard on an"
                 " NVIDIA GPU, or a CPU that lets us read RAPL (`python -m bench doctor` says how)"
             ]
         )

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
-from bench.analysis.advice import USUAL_KL_NATS, Goal
+from bench.analysis.advice import USE_CASES, USUAL_KL_NATS, UseName
 from bench.analysis.choice_score import configuration
 from bench.analysis.comparison import Comparison
 from bench.analysis.racing import Course, Question, missed, ranges, simplest
@@ -31,14 +30,7 @@ from bench.report.page import try_report
 from bench.report.terminal import say
 from bench.store.files import write_choice
 
-UseName = Literal["chat", "batch", "edge", "api", "cost"]
-_GOALS: dict[UseName, Goal] = {
-    "chat": "tpot",
-    "batch": "throughput",
-    "edge": "memory",
-    "api": "ttft",
-    "cost": "cost",
-}
+_USES = {name: case for name, case in USE_CASES.items() if name != "battery"}  # it reads no energy
 _ALTERNATIVES = ("quant", "attn", "decode", "engine")  # axes that one chooses from
 _USUAL_QUANTS = {  # by engine
     "transformers": "quant=bf16,fp16,int8_nodecomp,int8_channel,nf4,int4_g64",
@@ -72,10 +64,9 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--goal",
-        choices=get_args(UseName),
+        choices=_USES,
         default="chat",
-        help="chat: time per token; batch: tokens per second; edge: memory; api: time to first"
-        " token; cost: of a million tokens (default chat)",
+        help="; ".join(f"{name}: {case.what}" for name, case in _USES.items()) + " (default chat)",
     )
     take_limits(parser)
     parser.add_argument(
@@ -100,7 +91,7 @@ def command(arguments: list[str]) -> int:
     if limits.max_kl_nats is None and has_divergence:
         limits = replace(limits, max_kl_nats=USUAL_KL_NATS)
     margin = configs[0].settings.margin
-    question = Question(_GOALS[given.goal], limits, margin, given.confidence)
+    question = Question(_USES[given.goal].goal, limits, margin, given.confidence)
     asked = Asked(tuple(given.overrides), question, given.budget, given.json)
     return choose(asked, configs, run_isolated)
 

@@ -32,7 +32,7 @@ def command(arguments: list[str]) -> int:
         "--threshold",
         type=share,
         default=0.05,
-        help="largest slowdown to accept (default 0.05: 5 %%)",
+        help="largest slowdown to accept (default 0.05: 5%%)",
     )
     given = parser.parse_args(arguments)
     current, baseline = (

@@ -16,7 +16,7 @@ _EXAMPLES = {
     "gate": "gate 2026-02-01_12-00-00 --baseline 2026-01-31_12-00-00 --threshold 5%",
     "compare": "compare 2026-01-31_12-00-00 2026-02-01_12-00-00 --margin 5%",
     "choose": "choose model=smollm2-135m quant=bf16,nf4 --goal chat --max-kl 0.05 --budget 20min",
-    "advise": "advise --goal tpot --max-memory 8GiB --max-kl 0.05",
+    "advise": "advise --goal chat --max-memory 8GiB --max-kl 0.05",
     "import": "import llama-bench.json --sweep 2026-01-31_12-00-00",
     "report": "report 2026-01-31_12-00-00",
     "reproduce": "reproduce 2026-01-31_12-00-00 --processes 5",
@@ -64,7 +64,7 @@ def take_margin(parser: argparse.ArgumentParser) -> None:
         "--margin",
         type=share,
         default=0.03,
-        help="relative difference of times that counts as none (default 0.03: 3 %%)",
+        help="relative difference of times that counts as none (default 0.03: 3%%)",
     )
 
 

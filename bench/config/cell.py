@@ -229,7 +229,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         if self.target is not None and not 0 < self.target < 1:
-            raise ValueError(f"target={self.target:g}: want a share like 0.02 for 2 %, or null")
+            raise ValueError(f"target={self.target:g}: want a share like 0.02 for 2%, or null")
         for phase, limit_s in self.limits_s.items():
             if limit_s <= 0:
                 raise ValueError(f"limits_s.{phase}={limit_s:g}: want seconds, above 0")

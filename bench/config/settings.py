@@ -75,7 +75,7 @@ class Settings:
         if not self.output_dir:
             raise ValueError("output_dir=: want the name of a folder")
         if not 0 < self.margin < 1:
-            raise ValueError(f"margin={self.margin:g}: want a share like 0.03 for 3 %")
+            raise ValueError(f"margin={self.margin:g}: want a share like 0.03 for 3%")
         if self.where.name == "here":
             return
         if self.profile:

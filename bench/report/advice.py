@@ -11,12 +11,14 @@ from rich.console import Console
 
 from bench.analysis.advice import (
     ASSUMED,
+    USE_CASES,
     USUAL_KL_NATS,
     Advice,
     Excluded,
     Goal,
     Limits,
     UseCase,
+    UseName,
     advise,
     has_energy,
 )
@@ -53,7 +55,6 @@ _MOST_DISTURBED = 2
 class Answer:
     """Advice for people."""
 
-    question: str
     headline: str  # the configuration, or that there is none
     why: tuple[str, ...]  # one sentence each
     chosen: Result | None = None
@@ -62,21 +63,19 @@ class Answer:
 def answer(comparison: Comparison, advice: Advice, limits: Limits) -> Answer:
     """What to take, why, what binds and how sure that is."""
     results = {result.cell_id: result for result in comparison.results}
-    question = asked_in_words(advice.goal, limits)
     if advice.word == "nothing measured":
         which = "no cell with batch 1" if comparison.measured else "no cell"
-        return Answer(question, f"{which} has a number", ())
+        return Answer(f"{which} has a number", ())
     excluded = [
         _excluded(comparison, results[cell.cell_id], cell, limits)
         for cell in advice.better_but_excluded[:_MOST_EXCLUDED]
     ]
     if advice.best is None:
         why = tuple(f"would be first, but: {cell}" for cell in excluded)
-        return Answer(question, "no measured cell keeps these limits", why)
+        return Answer("no measured cell keeps these limits", why)
     best = results[advice.best]
     place = comparison.place(best)
     return Answer(
-        question,
         place if advice.word == "recommended" else f"not enough data; best guess {place}",
         (
             in_words(best, comparison.values[best.cell_id]),
@@ -117,7 +116,7 @@ def _how_sure(
     )
 
 
-Asked = tuple[str, UseCase | None, Limits, Advice]  # group, and None for a question of one's own
+Asked = tuple[str, UseCase, Limits, Advice]  # the first: of which group of alternatives
 
 
 def use_cases(comparison: Comparison) -> list[tuple[str, Answer]]:
@@ -125,16 +124,16 @@ def use_cases(comparison: Comparison) -> list[tuple[str, Answer]]:
     return _answered(comparison, comparison.advice)
 
 
-def _asked(comparison: Comparison, limits: Limits, goal: Goal | None) -> Sequence[Asked]:
+def _asked(comparison: Comparison, limits: Limits, goal: UseName | None) -> Sequence[Asked]:
     """The usual questions where there is neither goal nor limit, else this one, for each group of
     alternatives."""
     if goal is None and limits == Limits():
         return comparison.advice
-    margin = comparison.sweep.margin
+    case, margin = USE_CASES[goal or "batch"], comparison.sweep.margin
     return [
-        (group, None, limits, advise(draws, limits, goal or "throughput", margin))
+        (group, case, limits, advise(draws, limits, case.goal, margin, case.one_row_only))
         for group, draws in comparison.alternatives
-        if goal != "energy" or has_energy(draws)
+        if case.name != "battery" or has_energy(draws)
     ]
 
 
@@ -142,7 +141,7 @@ def _answered(comparison: Comparison, asked: Sequence[Asked]) -> list[tuple[str,
     answers = []
     for group, case, limits, advice in asked:
         given = answer(comparison, advice, limits)
-        name = given.question if case is None else f"{case.name} ({case.what})"
+        name = f"{case.name} ({case.what}{_limits_in_words(limits)})"
         answers.append((f"{group}: {name}" if group else name, given))
     return answers
 
@@ -176,7 +175,7 @@ def turning_points(comparison: Comparison) -> list[str]:
     return [sentence(change) for change in comparison.crossovers]
 
 
-def print_advice(comparison: Comparison, limits: Limits, goal: Goal | None) -> None:
+def print_advice(comparison: Comparison, limits: Limits, goal: UseName | None) -> None:
     """Without a goal and limits the usual questions are answered."""
     console = Console(highlight=False, soft_wrap=True)
     answers = _answered(comparison, _asked(comparison, limits, goal))
@@ -204,12 +203,12 @@ def to_run(comparison: Comparison, answers: Sequence[Answer]) -> list[tuple[str,
     ]
 
 
-def as_json(comparison: Comparison, limits: Limits, goal: Goal | None) -> str:
+def as_json(comparison: Comparison, limits: Limits, goal: UseName | None) -> str:
     """The same for programs, as data/advice.schema.json has it. Units: SI."""
     answers = [
         {
             "group": group or None,
-            "use_case": None if case is None else case.name,
+            "use_case": case.name,
             "goal": advice.goal,
             "limits": kept.set_ones(),
             "answer": advice.word,

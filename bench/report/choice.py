@@ -52,7 +52,7 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
         margin = course.question.margin
         yield f"  chance: that no other here is better by over {margin:.0%}, limits kept"
         each = f"{processes} process{'es' * (processes > 1)} each"
-        yield f"  of {each} after the search, on {prompts}; 95 % intervals"
+        yield f"  of {each} after the search, on {prompts}; 95% intervals"
         yield from _rivals(choice, course, comparison)
     if course.dropped:
         yield "dropped:"

@@ -17,7 +17,7 @@ from bench.report.drawing import COLOURS, Chart, colours_of, dots, legend, name_
 from bench.report.grid import Column, Entry, Grid
 
 _LEAD = (
-    "Fits over the depth, of least times, with intervals at 95 %: step = a + b context, and TTFT ="
+    "Fits over the depth, of least times, with intervals at 95%: step = a + b context, and TTFT ="
     " c + d n + e n^2 of n prompt tokens. Attention outweighs all else in a step from a / b on."
 )
 
@@ -86,10 +86,10 @@ def _title(comparison: Comparison) -> str:
     told = [slope.value * 1e6 for slope in slopes if slope.low > 0]
     if not told:
         longest = max(each.growth.prompt_tokens[-1] for each in comparison.deep)
-        return f"Up to {longest:,} tokens no growth of a decode step can be told (bars: 95 %)"
+        return f"Up to {longest:,} tokens no growth of a decode step can be told (bars: 95%)"
     least, most = f"{min(told):.2g}", f"{max(told):.2g}"
     cost = least if least == most else f"{least} to {most}"
-    return f"Each 1,000 tokens of context cost a decode step {cost} ms (bars: 95 %, lines: fits)"
+    return f"Each 1,000 tokens of context cost a decode step {cost} ms (bars: 95%, lines: fits)"
 
 
 def grid(comparison: Comparison) -> Grid | None:

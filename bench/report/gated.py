@@ -15,7 +15,7 @@ _STANDING: dict[Standing, str] = {
 
 def share(value: float) -> str:
     """Like 2.5 %, with no digit that says nothing."""
-    return f"{value * 100:.3g} %"
+    return f"{value * 100:.3g}%"
 
 
 def gate_lines(changes: Sequence[Slowdown], threshold: float, damaged: bool = False) -> list[str]:

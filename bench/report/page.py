@@ -9,6 +9,7 @@ import csv
 import functools
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -152,9 +153,17 @@ def page(
 def template(name: str) -> jinja2.Template:
     """Of a page, from ``bench/data``."""
     loader = jinja2.FileSystemLoader(DATA)
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template(name)
+    )
+    environment.filters["code"] = _code
+    return environment.get_template(name)
+
+
+def _code(line: str) -> markupsafe.Markup:
+    """A line whose words between backticks, as a terminal shows them, are set as code."""
+    escaped = str(markupsafe.escape(line))
+    return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
 
 def commit_of(sweep: Sweep) -> str:

@@ -160,6 +160,8 @@ def _what_it_takes(cell: Reproduction) -> str:
     if any(timed.change.low is None for timed in unclear):
         return "one process on each side: want --processes 5"
     needed = [timed.processes_needed for timed in unclear]
+    if None in needed and len(cell.then.measurements) == 1:
+        return "the original has one process: run it with measure=standard, and reproduce that"
     if None in needed:
         return (
             "no number of processes here would tell: the original has too few, or the change lies"

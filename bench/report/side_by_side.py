@@ -207,7 +207,7 @@ def notes(found: SideBySide) -> list[str]:
     lines = []
     if any(change.low is not None for *_, change in changes):
         lines.append(
-            "Times are medians, verdicts stand on minimum times. Intervals hold at 95 % for all"
+            "Times are medians, verdicts stand on minimum times. Intervals hold at 95% for all"
             f" {len(changes)} comparisons together; within {share(found.margin)} is equivalent. A"
             " sweep is one sitting: what changes between two, like heat or neighbours, is in no"
             " interval."

@@ -101,7 +101,7 @@ def chart(found: SideBySide) -> Chart | None:
         if high > 2 * low:  # below that logarithms have hardly a round number, and are straight
             logarithmic(axis, "x")
         axis.grid(axis="x")
-        axis.set_xlabel(f"{TIMES[metric]}: times as fast (bars: 95 %, grey: margin)")
+        axis.set_xlabel(f"{TIMES[metric]}: times as fast (bars: 95%, grey: margin)")
     if len(colours) > 1:
         legend(figure, "upper right", dots(colours), columns=len(colours))
     return Chart("ratios", _title(shown, len(drawn)), figure)

@@ -266,7 +266,8 @@ def dry_run(
         rows.append(list(map(Entry, texts)))
     total = f"about {known_s / 60:.0f} min" if known_s >= 60 else f"about {known_s:.0f} s"
     lines = [
-        f"{len(records)} cells" + (f"; {total}, by earlier runs of these cells" if known_s else "")
+        f"{len(records)} cell{'s' * (len(records) != 1)}"
+        + (f"; {total}, by earlier runs of these cells" if known_s else "")
     ]
     if unknown:
         lines.append(f"?: {unknown} cell{'s' * (unknown > 1)} never ran on this machine")

@@ -55,7 +55,7 @@ def test_the_command_searches_confirms_and_says_what_to_use(
     code = choose(asked(), space, run_isolated)
     out = capsys.readouterr().out
     assert code == 0, out
-    assert "use quant=nf4 (over 99 % sure" in out
+    assert "use quant=nf4 (over 99% sure" in out
     assert "quant=int8: out of memory, says the script" in out
     assert "quant=bf16: after 1 process each, 2.00 times the leader's" in out
     assert "python -m bench quant=nf4 engine=scripted measure=standard" in out
@@ -63,7 +63,7 @@ def test_the_command_searches_confirms_and_says_what_to_use(
     answer = (folder / "choice.txt").read_text()
     assert answer.splitlines() == out.splitlines()[: len(answer.splitlines())]
     page = (folder / "report.html").read_text()
-    assert "use quant=nf4 (over 99 % sure" in page
+    assert "use quant=nf4 (over 99% sure" in page
     assert "not enough data" not in page
     found = read_choice(folder)
     assert found is not None
@@ -107,7 +107,7 @@ def test_a_later_sweep_scores_a_choice(tmp_path: Path, capsys: pytest.CaptureFix
     assert run_command("compare", [str(choice), str(later)]) == 0
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"the choice {choice.name} said quant=nf4, ")
-    assert "by 2 of its 2 configurations here it is right, over 99 % sure" in said
+    assert "by 2 of its 2 configurations here it is right, over 99% sure" in said
 
 
 def test_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +192,7 @@ def test_a_choice_goes_on_wherever_ctrl_c_ended_it(
     if code == 130:
         assert "interrupted: what is finished is kept; resume=true" in said.err
     assert choose(asked(), space, in_this_process) == 0
-    assert "use quant=nf4 (over 99 % sure" in capsys.readouterr().out
+    assert "use quant=nf4 (over 99% sure" in capsys.readouterr().out
 
 
 def test_where_some_never_ran_no_chance_is_stated(

@@ -41,7 +41,7 @@ def test_the_newest_sweep_is_the_one_of_that_folder(
     written = elsewhere / "sweeps" / "2026-02-02_00-00-00" / "report.html"
     assert capsys.readouterr().out.splitlines()[0] == str(written)
     assert written.is_file()
-    assert run("advise", "--output-dir", "elsewhere", "--goal", "tpot") == 0
+    assert run("advise", "--output-dir", "elsewhere", "--goal", "chat") == 0
     assert "quant=nf4 batch=1" in capsys.readouterr().out
 
 
@@ -54,7 +54,7 @@ def test_a_price_comes_from_the_sweep_or_the_option(
     command = from_readme("python -m bench advise --goal cost --price-per-hour 2.50")
     assert run(*command, *there) == 0
     said = capsys.readouterr().out
-    assert "least cost per million output tokens: quant=bf16 batch=32" in said
+    assert said.startswith("cost (least cost per output token): quant=bf16 batch=32\n")
     assert "2.170 per million output tokens" in said
     folder = elsewhere / "sweeps" / "2026-02-02_00-00-00"
     write_sweep(folder, replace(read_sweep(folder), price_per_hour=5.0))
@@ -75,8 +75,8 @@ def test_a_price_comes_from_the_sweep_or_the_option(
 
 
 def test_energy_that_no_cell_has_is_no_goal(elsewhere: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--goal energy: no cell of this sweep has energy; "):
-        run("advise", "--output-dir", str(elsewhere), "--goal", "energy")
+    with pytest.raises(ConfigError, match=r"^--goal battery: no cell of this sweep has energy; "):
+        run("advise", "--output-dir", str(elsewhere), "--goal", "battery")
 
 
 def test_a_name_is_looked_for_in_that_folder_and_a_path_is_a_path(

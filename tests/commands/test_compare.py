@@ -60,11 +60,11 @@ def test_sweeps_side_by_side(outputs: Path, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert said.startswith(f"A = {old}: 2 cells, ")
     assert "B from A: machine, versions and code are the same" in said
-    assert "B against A: worse: 4 slower by over 3 % or lost" in said
+    assert "B against A: worse: 4 slower by over 3% or lost" in said
     assert said.count("0.91x slower") + said.count("0.90x slower") + said.count("0.92x slower") == 4
     assert run_command("compare", [old, again, new, "--margin", "5%"]) == 0
     said = capsys.readouterr().out
-    assert "B against A: no worse: 0 slower by over 5 % or lost, 4 not slower" in said
+    assert "B against A: no worse: 0 slower by over 5% or lost, 4 not slower" in said
     assert said.count("equivalent (") == 4
     assert "C against A: worse" in said
 

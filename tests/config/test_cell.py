@@ -353,7 +353,7 @@ def test_mistakes_in_the_cell_and_in_the_settings_are_told_together() -> None:
             _care(limits_s={"lode": 1}),
             "limits_s.lode=1: unknown key; did you mean limits_s.load?",
         ),
-        (Measure, _care(target=2), "target=2: want a share like 0.02 for 2 %, or null"),
+        (Measure, _care(target=2), "target=2: want a share like 0.02 for 2%, or null"),
         (Measure, _care(passes=0), "passes=0: want an integer, at least 1"),
     ],
 )
@@ -376,5 +376,5 @@ def test_a_cell_is_labelled_by_what_a_sweep_usually_varies() -> None:
 
 def test_a_margin_is_a_share() -> None:
     assert config_problems(fakes.config_mapping(margin=3)) == [
-        "margin=3: want a share like 0.03 for 3 %"
+        "margin=3: want a share like 0.03 for 3%"
     ]

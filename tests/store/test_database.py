@@ -1,14 +1,16 @@
 """The database of runs is there whole or not at all, wherever its folder lies and goes."""
 
+import itertools
 import multiprocessing
-import random
+import os
 import shutil
+import signal
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import Engine, event
 
 from bench.config.settings import Tracking
 from bench.errors import ConfigError, TrackingError
@@ -36,18 +38,27 @@ def opens(uri: str) -> bool:
     return bool(MlflowClient(tracking_uri=uri).search_experiments())
 
 
-def test_a_first_start_that_is_killed_at_any_moment_ends_no_tracking(tmp_path: Path) -> None:
-    moments = random.Random(0)
+def _make_and_die(uri: str, statement: int) -> None:
+    """Make a database and be killed before its so manieth statement."""
+    statements = itertools.count(1)
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def _kill(*_: object) -> None:
+        if next(statements) == statement:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    make_whole(uri)
+
+
+@pytest.mark.parametrize("statement", [1, 20, 100, 200])
+def test_a_first_start_that_is_killed_ends_no_tracking(tmp_path: Path, statement: int) -> None:
     uri = f"{SQLITE}{tmp_path / 'mlflow.db'}"
-    started = 0
-    for _ in range(4):
-        maker = multiprocessing.get_context("fork").Process(target=make_whole, args=(uri,))
-        maker.start()
-        time.sleep(moments.uniform(0.1, 1.2))
-        started += bool(list(tmp_path.glob(".mlflow-*")))
-        maker.kill()
-        maker.join()
-    assert started >= 1  # some were killed while they made it
+    fork = multiprocessing.get_context("fork")
+    maker = fork.Process(target=_make_and_die, args=(uri, statement))
+    maker.start()
+    maker.join()
+    assert maker.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob(".mlflow-*"))  # was killed while it made the database
     make_whole(uri)
     assert opens(uri)
     assert not list(tmp_path.glob(".mlflow-*"))
