@@ -45,6 +45,7 @@ def test_the_page_needs_no_network_and_has_every_cell(tmp_path: Path) -> None:
     assert page.count("<tr>") >= len(KNOWN)
     assert "batch (most tokens" in page
     assert "quant=bf16 decodes faster than nf4 from batch 14.2 on" in page
+    assert "assuming that processes differ by 5% (<code>doctor --calibrate</code> measures it)" in page
 
 
 def test_what_a_model_says_is_escaped(tmp_path: Path) -> None:
