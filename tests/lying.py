@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from bench.config.cell import Cell
+from bench.engine.clock import Clock, HostClock
 from bench.engine.kernels import PeakKernels, numpy_peaks
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock, Files, HostClock
+from bench.engine.protocol import Files
 from bench.engine.scripted import Scripted, ScriptedClock, ScriptedSession, read_script
 from bench.record.measurement import Repeat
 

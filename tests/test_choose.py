@@ -1,12 +1,13 @@
-"""``choose`` on the default model: the README's command, on less to choose from."""
+"""``choose`` through the real command line: the README's command, on less to choose from."""
 
 from pathlib import Path
 
 from bench.store.files import read_results
+from tests.architectures import save_spread
 from tests.command_line import bench, from_readme, runs, sweep_folder
 
 FEW = (
-    "quant=fp32,nf4",  # nowhere near each other, so that few processes tell
+    "quant=fp32,nf4",
     "workload.new_tokens=4",
     "measure.warmups=1",
     "measure.repeats=2",
@@ -15,9 +16,10 @@ FEW = (
 )
 
 
-def test_the_default_model_gets_an_answer(tmp_path: Path) -> None:
+def test_a_model_of_ones_own_gets_an_answer(tmp_path: Path) -> None:
+    save_spread(tmp_path / "mine")
     command = from_readme("python -m bench choose --goal chat --max-kl 0.05 --budget 20min")
-    done = bench(tmp_path, *command, *FEW)
+    done = bench(tmp_path, *command, "model=./mine", *FEW)
     assert done.returncode in (0, 4), done.stderr
     first, second, *_ = done.stdout.splitlines()
     assert first == "asked for: shortest time per output token, KL at most 0.05 nat"

@@ -1,4 +1,5 @@
-"""What fits over the depth say: in numbers, in sentences, and of cells that came after them."""
+"""What the fits of times over the context length (``depth``) say: numbers, sentences, and scores of
+later cells that they predicted."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -13,8 +13,8 @@ few more.
 A configuration is *good* in a draw when it keeps every limit there and none that does is better by
 more than the margin; its *chance* is the share of draws. The race is decided when the likeliest
 one's chance reaches the confidence, and over when nothing keeps the limits with that confidence.
-What is good in fewer draws than the doubt that is left, divided among all configurations, runs no
-more. So two equal ones both end good, and neither has to beat the other.
+Of n configurations, one whose chance is below (1 - confidence) / n runs no more. So two equal ones
+both end good, and neither has to beat the other.
 
 Two configurations are often the same thing by another name: the same kernel, or weights that are
 converted as they are loaded. Draws that know nothing of that call the leader of two equal ones
@@ -97,7 +97,7 @@ class Course:
     final: Standing | None = None  # of the twins
 
     def left_s(self) -> float:
-        """Of the budget."""
+        """What is left of the budget."""
         return self.budget_s - (time.monotonic() - self.began_s)
 
 

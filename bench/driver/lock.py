@@ -33,8 +33,8 @@ def machine_lock(say: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def outputs_lock(outputs: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Likewise for a sweep on a cluster, which leaves this machine to others: what MLflow has open
-    of the same folder it takes for the runs of a driver that was killed.
+    """Likewise for a sweep on a cluster, which leaves this machine to others. Of two sweeps in one
+    folder the second would end the runs of the first in MLflow, as those of a killed driver.
 
     The file is on this machine: shared disks may have no locks.
 

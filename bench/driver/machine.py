@@ -20,7 +20,7 @@ from bench.driver.probe import (
     start_server,
 )
 from bench.driver.process import run_isolated
-from bench.driver.provenance import weights_of
+from bench.driver.resume import weights_of
 from bench.driver.worker import begin
 from bench.engine import sources
 from bench.paths import cache_folder

@@ -2,9 +2,9 @@
 
 ``grid`` runs every cell in a fresh process, pass by pass, each pass in an order of its own, so that
 a drift of the machine falls on all cells alike. A cell with ``batch=max`` or
-``workload.prompt_tokens=max`` is preceded by the tries that find the number. The first process that
-gives a cell a number is followed by what is asked of it besides: a profile, and a quality job if no
-cell with the same sample key has been asked yet. What ends a job ends no other.
+``workload.prompt_tokens=max`` is preceded by the tries that find the number. The first process
+that gives a cell its times is followed by what is asked of it besides: a profile, and a quality
+job if no cell with the same sample key has been asked yet. What ends a job ends no other.
 """
 
 import math
@@ -27,7 +27,7 @@ from bench.config.cell import (
 )
 from bench.config.prompt_file import digest_of
 from bench.driver.plan import USUAL_ENGINE, available_bytes, why_not, with_attention
-from bench.driver.provenance import measuring_digest, weights_of
+from bench.driver.resume import measuring_digest, weights_of
 from bench.paths import TEXTS, cache_folder
 from bench.record.description import Description
 from bench.record.result import Answers, Host, Outcome, Result, is_timed

@@ -23,7 +23,7 @@ from bench.driver.policy import (
     wants_divergence,
 )
 from bench.driver.process import Task, begin_server, check_server
-from bench.driver.provenance import measuring_digest, weights_of
+from bench.driver.resume import measuring_digest, weights_of
 from bench.driver.worker import Worker
 from bench.engine import sources
 from bench.engine.protocol import ENGINES, engine_at

@@ -17,7 +17,7 @@ from typing import Any
 from bench.config.cell import Cell, cell_id, sample_key
 from bench.driver.policy import Job, Records, sixteen_bits, unquantized
 from bench.driver.process import OnPhase, Task
-from bench.driver.provenance import resume_key
+from bench.driver.resume import resume_key
 from bench.engine.protocol import ENGINES
 from bench.errors import CellFailure
 from bench.record.result import (

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bench.engine.clock import Clock
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock, Floats
+from bench.engine.protocol import Floats
 
 Show = Callable[[str], None]
 # Name, class and output of a module; the first dimension of an output is rows or tokens

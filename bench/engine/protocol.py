@@ -1,4 +1,5 @@
-"""The two seams between this tool and what it measures: an ``Engine`` loads, a ``Session`` runs.
+"""The two seams between this tool and what it measures: an ``Engine`` loads, a ``Session`` runs
+(and a ``Clock`` times it, see ``engine.clock``).
 
 Everything outside ``engine/`` talks to a model through these two, in numpy arrays and the types of
 ``record``; no signature knows torch. An engine can be imported without the libraries that it
@@ -11,8 +12,6 @@ pins clash with ours lives in an environment of its own).
 """
 
 import importlib
-import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bench.config.cell import Cell, Quality, Quant
+from bench.engine.clock import Clock
 from bench.engine.kernels import CanaryKernels, PeakKernels
 from bench.engine.prompts import Ids, Tokenizer
 from bench.record.description import Description
-from bench.record.measurement import PhaseProfile, Profile, Repeat, TaskScore
+from bench.record.measurement import PhaseProfile, Profile, TaskScore
 from bench.record.result import Attestation, Host, ModelShape, Outcome
 
 if TYPE_CHECKING:
@@ -51,53 +51,6 @@ class Announce(Protocol):
     """Tell the parent which phase begins; returns when the parent sleeps again."""
 
     def __call__(self, phase: str, detail: str = "") -> None: ...
-
-
-class Clock(Protocol):
-    """Times one request. The engine makes it: it knows when a token is on the host."""
-
-    def start(self) -> None:
-        """The device is idle; the request begins."""
-
-    def token(self, count: int = 1) -> None:
-        """So many more tokens of each row are there; the first call is the first token's."""
-
-    def read(self) -> tuple[Repeat, float | None]:
-        """The times, and by how much host and device clocks disagree (None with one clock)."""
-
-
-class HostClock:
-    """A monotonic clock read after every token: the truth where no device runs ahead of Python."""
-
-    def __init__(self) -> None:
-        self.stamps: list[float] = []
-        self.counts: list[int] = []
-
-    def start(self) -> None:
-        self.stamps.append(time.perf_counter())
-
-    def token(self, count: int = 1) -> None:
-        self.stamps.append(time.perf_counter())
-        self.counts.append(count)
-
-    def read(self) -> tuple[Repeat, float | None]:
-        start, first, *_ = self.stamps
-        steps = tuple(after - before for before, after in itertools.pairwise(self.stamps[1:]))
-        tokens = tuple(self.counts[1:]) if any(count != 1 for count in self.counts) else None
-        return Repeat(first - start, steps, self.stamps[-1] - start, step_tokens=tokens), None
-
-
-class Untimed:
-    """A clock for requests that nobody times."""
-
-    def start(self) -> None:
-        pass
-
-    def token(self, count: int = 1) -> None:
-        pass
-
-    def read(self) -> tuple[Repeat, float | None]:
-        raise NotImplementedError("this request was not timed")
 
 
 @dataclass(frozen=True, slots=True)

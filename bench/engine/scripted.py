@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.config.cell import Cell, Quality, Quant
+from bench.engine.clock import Clock
 from bench.engine.kernels import CanaryKernels, PeakKernels, nothing
 from bench.engine.prompts import Ids, Tokenizer, load_tokenizer
-from bench.engine.protocol import Accelerator, Clock, Files, Floats, Head
+from bench.engine.protocol import Accelerator, Files, Floats, Head
 from bench.errors import CellFailure
 from bench.record.description import Description
 from bench.record.measurement import PhaseProfile, Profile, Repeat, TaskScore

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from bench.analysis.stopping import is_warm
 from bench.config.cell import Cell
+from bench.engine.clock import Untimed
 from bench.engine.prompts import Ids, prompt_ids, prompt_lengths
-from bench.engine.protocol import Announce, Engine, Files, Session, Untimed, engine_at
+from bench.engine.protocol import Announce, Engine, Files, Session, engine_at
 from bench.errors import BenchError, CellFailure
 from bench.meter import nvml, rapl
 from bench.meter.canary import read_canary

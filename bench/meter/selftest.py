@@ -15,9 +15,10 @@ import numpy as np
 
 from bench.analysis.footprint import predict
 from bench.config.cell import Cell
+from bench.engine.clock import Clock
 from bench.engine.kernels import PeakKernels
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Announce, Clock, Floats, Session, engine_at
+from bench.engine.protocol import Announce, Floats, Session, engine_at
 from bench.errors import CellFailure
 from bench.meter.cell import begin, ids_of, opened
 from bench.meter.memory import PhaseMemory, rss_bytes, settle_heap

@@ -16,9 +16,10 @@ from statistics import fmean
 import numpy as np
 
 from bench.config.cell import Cell, Quant
+from bench.engine.clock import Untimed
 from bench.engine.exchange import Change, Exchange
 from bench.engine.prompts import Ids, Tokenizer
-from bench.engine.protocol import Announce, Floats, Session, Untimed
+from bench.engine.protocol import Announce, Floats, Session
 from bench.errors import CellFailure
 from bench.meter.cell import begin, ids_of
 from bench.meter.divergence import compare

@@ -155,13 +155,13 @@ class Fitted:
 
 
 def _edged(widths: Iterable[int]) -> int:
-    """Of a table with columns of these widths."""
+    """The width of a table whose columns have these."""
     widths = list(widths)
     return sum(widths) + _BETWEEN * (len(widths) - 1) + 2
 
 
 def _narrowest(grid: Grid, i: int) -> int:
-    """That a column can be."""
+    """The least width that a column can have."""
     pieces = [piece for row in grid.rows for piece in _pieces(grid.columns[i], row[i])]
     return max(map(cell_len, (*grid.columns[i].heading.split(), *pieces)))
 

@@ -23,7 +23,7 @@ from bench.paths import cache_folder, from_here, whole_path
 from bench.record.choice import ChoicePrediction
 from bench.record.depth import Growth
 from bench.record.redact import redacted
-from bench.record.result import Host, Outcome, Result, from_json
+from bench.record.result import Answers, Host, Outcome, Result, from_json
 from bench.record.sensitivity import Prediction
 from bench.record.sweep import Spread, Sweep
 
@@ -246,7 +246,8 @@ def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
     """What the newest sweep has that measured this very cell, fit to go on from; None: begin anew.
 
     ``ok`` results are taken as they are, with the passes that they have; an ``oom`` would come
-    again. A cell that failed, was killed or took too long gets another try.
+    again. A cell that failed, was killed or took too long gets another try, and so do answers, and
+    a divergence for which there was no reference.
     """
     for earlier in _newest_first(outputs, cell_id):
         status = earlier.outcome.status
@@ -261,9 +262,18 @@ def find_earlier(outputs: Path, cell_id: str, resume_key: str) -> Result | None:
                 earlier,
                 outcome=earlier.outcome if is_whole else Outcome("ok"),
                 replicates=kept,
+                answers=earlier.answers if _is_whole(earlier.answers) else None,
                 reused_from=earlier.reused_from or earlier.sweep_id,
             )
     return None
+
+
+def _is_whole(answers: Answers | None) -> bool:
+    return (
+        answers is not None
+        and answers.outcome.status in ("ok", "oom")
+        and answers.no_reference is None
+    )
 
 
 def last_wall_s(outputs: Path, cell_id: str, host: Host) -> float | None:

@@ -275,6 +275,30 @@ def test_a_quality_job_that_fails_costs_no_number(tmp_path: Path) -> None:
     assert result.answers == Answers(Outcome("oom", "no room for answers"), no_reference=without)
 
 
+def test_answers_that_failed_and_a_missing_divergence_get_another_try(tmp_path: Path) -> None:
+    asked = scripted(model=PRETRAINED, quality="samples")
+    _, (first,) = sweep(tmp_path, asked, worker=in_this_process)
+    assert first.answers is not None
+    assert first.answers.no_reference is not None
+    asked_again: list[str] = []
+
+    def counting(task: Task, on_phase: OnPhase, log: Path) -> object:
+        name = task.place.rpartition(":")[2]
+        if name in ("measure_cell", "keep_reference", "answer_cell"):
+            asked_again.append(name)
+        return in_this_process(task, on_phase, log)
+
+    _, (second,) = sweep(tmp_path, asked, resume=True, worker=counting)
+    assert asked_again == ["keep_reference", "answer_cell"]
+    assert second.reused_from == first.sweep_id
+    folder = tmp_path / "sweeps" / second.sweep_id / second.cell_id
+    whole = replace(second, answers=replace(first.answers, no_reference=None))
+    (folder / "result.json").write_text(whole.to_json())
+    asked_again.clear()
+    _, (third,) = sweep(tmp_path, asked, resume=True, worker=counting)
+    assert (asked_again, third.answers) == ([], whole.answers)
+
+
 def test_a_sweep_is_tracked_in_mlflow(tmp_path: Path) -> None:
     grid = [scripted("b2: then oom", batch=batch) for batch in (1, 2)]
     tracking = Tracking("local", True, "tests")

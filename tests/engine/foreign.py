@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from bench.config.cell import Cell
-from bench.engine.protocol import Announce, Untimed
+from bench.engine.clock import Untimed
+from bench.engine.protocol import Announce
 from bench.meter.cell import begin, ids_of, measure_cell, opened
 from bench.record.result import Attestation, Findings
 

@@ -18,7 +18,8 @@ from bench.config.cell import Cell, Model
 from bench.config.models import own_model
 from bench.config.parse import parse
 from bench.driver.plan import resolve, why_not, with_attention
-from bench.engine.protocol import ENGINES, HostClock, Untimed
+from bench.engine.clock import HostClock, Untimed
+from bench.engine.protocol import ENGINES
 from bench.engine.transformers import ENGINE
 from bench.engine.transformers.schemes import bitsandbytes
 from bench.engine.transformers.session import TransformersSession

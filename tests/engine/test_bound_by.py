@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from bench.analysis.bottlenecks import Bottleneck, Cause, bottlenecks
 from bench.engine import transformers
-from bench.engine.protocol import ENGINES, Clock
+from bench.engine.clock import Clock
+from bench.engine.protocol import ENGINES
 from bench.engine.transformers.strategies import loop
 from bench.meter.cell import measure_cell
 from tests import fakes

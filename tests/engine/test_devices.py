@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bench.driver.plan import resolve, why_not
+from bench.engine.clock import Clock
 from bench.engine.kernels import BLOCK_COLUMNS
 from bench.engine.prompts import Ids
-from bench.engine.protocol import ENGINES, Clock
+from bench.engine.protocol import ENGINES
 from bench.engine.transformers.device import (
     accelerator,
     canary_kernels,
@@ -19,7 +20,7 @@ from bench.engine.transformers.device import (
     peak_block_bytes,
     unsupported,
 )
-from bench.engine.transformers.probes import syncs
+from bench.engine.transformers.profiling import syncs
 from bench.engine.transformers.session import open_session
 from bench.meter.cell import probe_host
 from bench.paths import PACKAGE

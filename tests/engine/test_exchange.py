@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from bench.config.cell import Quant
-from bench.engine.protocol import HostClock, Session, Untimed
+from bench.engine.clock import HostClock, Untimed
+from bench.engine.protocol import Session
 from bench.engine.transformers.schemes import SCHEMES, Scheme
 from bench.engine.transformers.session import TransformersSession, open_session
 from bench.errors import CellFailure

@@ -13,8 +13,9 @@ import torch
 from bench.config.cell import Cell
 from bench.driver.process import Task, begin_server, run_isolated
 from bench.engine import transformers as engine
+from bench.engine.clock import Clock, Untimed
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock, Files, Session, Untimed
+from bench.engine.protocol import Files, Session
 from bench.engine.transformers import Transformers
 from bench.engine.transformers.schemes import SCHEMES, Configuration, Scheme
 from bench.record.result import Attestation
@@ -100,7 +101,7 @@ class Watched(Transformers):
 
 def Both(session: Any) -> Any:  # noqa: N802
     """A real clock that looks as well."""
-    from bench.engine.protocol import HostClock
+    from bench.engine.clock import HostClock
 
     class Clock(HostClock):
         def token(self, count: int = 1) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from bench.engine.protocol import ENGINES, HostClock, Session, Untimed, engine_at
+from bench.engine.clock import HostClock, Untimed
+from bench.engine.protocol import ENGINES, Session, engine_at
 from bench.engine.transformers import STRATEGIES, strategy
 from bench.engine.transformers.load import load
 from bench.engine.transformers.lookup import GUESS_TOKENS, PromptLookup, continuation

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bench.config.cell import Cell
+from bench.engine.clock import Clock, Untimed
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Announce, Clock, Untimed
+from bench.engine.protocol import Announce
 from bench.meter.cell import begin, ids_of
 from bench.meter.requests import time_requests
 from bench.record.measurement import Repeat
@@ -75,7 +76,7 @@ def count_syncs(
     """Waits of one request, as the attestation counts them: after its first token, or before."""
     import torch
 
-    from bench.engine.transformers.probes import syncs
+    from bench.engine.transformers.profiling import syncs
 
     session, ids = opened(announce, cell)
     for _ in range(2):  # what happens once only is not counted

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bench.analysis.metrics import derive
+from bench.engine.clock import Clock
 from bench.engine.prompts import Ids
-from bench.engine.protocol import ENGINES, Clock
+from bench.engine.protocol import ENGINES
 from bench.engine.scripted import ScriptedSession
 from bench.meter import rapl
 from bench.meter.cell import measure_cell

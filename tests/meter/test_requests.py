@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bench.config.cell import Measure
+from bench.engine.clock import Clock
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock
 from bench.engine.scripted import ScriptedSession
 from bench.errors import CellFailure
 from bench.meter.requests import one_request, time_requests, until_known, until_warm

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from bench.config.cell import Cell
+from bench.engine.clock import Untimed
 from bench.engine.prompts import Ids, prompt_ids
-from bench.engine.protocol import ENGINES, Untimed, engine_at
+from bench.engine.protocol import ENGINES, engine_at
 from bench.engine.transformers import strategy
 from bench.meter.host import host_of
 from tests import fakes

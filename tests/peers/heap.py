@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bench.engine.protocol import HostClock
+from bench.engine.clock import HostClock
 from bench.engine.sources import fetch
 from bench.engine.transformers import ENGINE
 from bench.meter.memory import settle_heap

@@ -45,7 +45,12 @@ def test_the_page_needs_no_network_and_has_every_cell(tmp_path: Path) -> None:
     assert page.count("<tr>") >= len(KNOWN)
     assert "batch (most tokens" in page
     assert "quant=bf16 decodes faster than nf4 from batch 14.2 on" in page
-    assert "assuming that processes differ by 5% (<code>doctor --calibrate</code> measures it)" in page
+
+
+def test_what_stands_between_backticks_is_code(tmp_path: Path) -> None:
+    single = [replace(each, replicates=each.replicates[:1]) for each in KNOWN]
+    page = written(tmp_path, single)[0].read_text(encoding="utf-8")
+    assert "differ by 5% (<code>doctor --calibrate</code> measures it)" in page
 
 
 def test_what_a_model_says_is_escaped(tmp_path: Path) -> None:

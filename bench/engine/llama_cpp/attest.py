@@ -19,10 +19,11 @@ import llama_cpp as c
 import numpy as np
 
 from bench.config.cell import Cell
+from bench.engine.clock import Clock, Untimed
 from bench.engine.llama_cpp.native import Context
 from bench.engine.llama_cpp.types import FILE_TYPES, KV_TYPES, NATIVE, file_type, product_dtype
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock, Untimed, shape_mismatches
+from bench.engine.protocol import shape_mismatches
 from bench.errors import CellFailure
 from bench.record.result import Attestation, ModelShape
 

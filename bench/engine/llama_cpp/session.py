@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.config.cell import Cell, Quality, Quant
+from bench.engine.clock import Clock, HostClock
 from bench.engine.llama_cpp.attest import attest
 from bench.engine.llama_cpp.files import tensors_of
 from bench.engine.llama_cpp.native import Context, Model
 from bench.engine.llama_cpp.types import kv_type
 from bench.engine.prompts import Ids, load_tokenizer
-from bench.engine.protocol import Clock, Files, Floats, Head, HostClock
+from bench.engine.protocol import Files, Floats, Head
 from bench.record.measurement import PhaseProfile, Profile, TaskScore
 from bench.record.result import Attestation
 

@@ -20,8 +20,9 @@ from torch._C._autograd import DeviceType
 from transformers import DynamicCache, PreTrainedModel
 
 from bench.config.cell import Cell
+from bench.engine.clock import Untimed
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Untimed, shape_mismatches
+from bench.engine.protocol import shape_mismatches
 from bench.engine.transformers.assignment import assigned
 from bench.engine.transformers.attention import (
     attention_mismatches,
@@ -43,7 +44,7 @@ from bench.engine.transformers.packed import (
     saved_quantization,
     unpacked,
 )
-from bench.engine.transformers.probes import Request, syncs
+from bench.engine.transformers.profiling import Request, syncs
 from bench.engine.transformers.schemes import SCHEMES, Scheme, torch_dtype
 from bench.engine.transformers.strategies import Plain, Strategy, loop, new_cache
 from bench.errors import CellFailure

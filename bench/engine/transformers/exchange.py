@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bench.config.cell import Quant
+from bench.engine.clock import Clock
 from bench.engine.exchange import Change, See, Show
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock
 from bench.engine.transformers.assignment import candidates
 from bench.engine.transformers.attest import stored_tensors
 from bench.engine.transformers.schemes import SCHEMES

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from bench.engine.protocol import Clock
+from bench.engine.clock import Clock
 from bench.engine.transformers.strategies import Ran, new_cache
 from bench.errors import CellFailure
 

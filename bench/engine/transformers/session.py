@@ -13,17 +13,18 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from bench.config.cell import Cell, Quality, Quant
+from bench.engine.clock import Clock, HostClock
 from bench.engine.exchange import Exchange
 from bench.engine.prompts import FileTokenizer, Ids, load_tokenizer
-from bench.engine.protocol import Clock, Floats, Head, HostClock
+from bench.engine.protocol import Floats, Head
 from bench.engine.transformers import strategy
 from bench.engine.transformers.attention import pinned
 from bench.engine.transformers.attest import attest
+from bench.engine.transformers.clock import CudaClock
 from bench.engine.transformers.device import allocated_peaks
 from bench.engine.transformers.exchange import LayerExchange
 from bench.engine.transformers.load import load, reading, release_heap
-from bench.engine.transformers.probes import (
-    CudaClock,
+from bench.engine.transformers.profiling import (
     profile_request,
     profile_step,
 )

@@ -20,7 +20,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel, StaticCache
 
-from bench.engine.protocol import Clock
+from bench.engine.clock import Clock
 from bench.engine.transformers.strategies import Ran, cache_argument
 from bench.errors import CellFailure
 from bench.paths import cache_folder

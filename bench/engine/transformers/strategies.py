@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from bench.engine.protocol import Clock
+from bench.engine.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
 from bench.config.cell import Cell, Quality, Quant
+from bench.engine.clock import Clock, HostClock, Untimed
 from bench.engine.prompts import Ids, load_tokenizer, prompt_ids
-from bench.engine.protocol import Clock, Files, Floats, Head, HostClock, Untimed
+from bench.engine.protocol import Files, Floats, Head
 from bench.engine.vllm import DTYPES
 from bench.engine.vllm.attest import attest, head_dim, kv_heads
 from bench.errors import CellFailure

@@ -1,13 +1,5 @@
-"""torch's instruments on a running model: clocks, waits for the device, the profiler.
+"""torch's profiler on a running model, and which of its operations wait for the device."""
 
-On a CPU every operation has finished when Python goes on, so the protocol's ``HostClock`` is the
-truth. On CUDA the host runs ahead of the device: an event is recorded after each token and read
-only after the last, so that nothing waits in between. The first token is the exception: its ids are
-on the host, which is a synchronisation, and the host's clock is read there. Events of a request are
-made before it starts and never used again.
-"""
-
-import itertools
 import time
 import warnings
 from collections import Counter
@@ -21,55 +13,16 @@ from torch.profiler import ProfilerActivity
 from transformers import PreTrainedModel
 
 from bench.analysis.operators import DECODE_MARK, PREFILL_MARK, Span, by_kind
+from bench.engine.clock import Clock, Untimed
 from bench.engine.prompts import Ids
-from bench.engine.protocol import Clock, Untimed
 from bench.engine.transformers.strategies import new_cache
 from bench.paths import PACKAGE
-from bench.record.measurement import PhaseProfile, Profile, Repeat
+from bench.record.measurement import PhaseProfile, Profile
 
 _PROFILED_STEPS = 4  # each does the same, and traces of whole answers are hundreds of megabytes
 _PROFILED_S = 0.5  # as many of these as fit, at least one
 
 Request = Callable[[Ids, int, Clock], Ids]
-
-
-class CudaClock:
-    """The host's clock for the first token, events on the current stream for the rest."""
-
-    def __init__(self, new_tokens: int) -> None:
-        self.stream = torch.cuda.current_stream()
-        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens)]
-        for event in self.events:
-            event.record(self.stream)  # only at its first record does torch make the CUDA event
-        self.recorded = 0
-        self.counts: list[int] = []
-        self.started = self.first = self.enqueued = 0.0
-
-    def start(self) -> None:
-        torch.cuda.synchronize()
-        self.started = time.perf_counter()
-
-    def token(self, count: int = 1) -> None:
-        if self.recorded == 0:
-            self.first = time.perf_counter()
-        self.events[self.recorded].record(self.stream)
-        self.recorded += 1
-        self.counts.append(count)
-        if self.recorded == 2:  # the first step finds the queue empty; later the host may wait
-            self.enqueued = time.perf_counter()
-
-    def read(self) -> tuple[Repeat, float | None]:
-        torch.cuda.synchronize()
-        ended = time.perf_counter()
-        used = self.events[: self.recorded]
-        # elapsed_time is in ms
-        steps = tuple(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(used))
-        host_total, device_total = ended - self.first, sum(steps)
-        ttft_s = self.first - self.started
-        tokens = tuple(self.counts[1:]) if any(count != 1 for count in self.counts) else None
-        enqueue_s = self.enqueued - self.first
-        repeat = Repeat(ttft_s, steps, ttft_s + device_total, enqueue_s, tokens)
-        return repeat, abs(host_total - device_total) / host_total
 
 
 class _SyncWatch(Untimed):
