@@ -1,6 +1,6 @@
 """What a gate finds, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from bench.analysis.two_sweeps import GateWord, Slowdown, Standing, overall
 
@@ -47,16 +47,15 @@ def gate_lines(changes: Sequence[Slowdown], threshold: float, damaged: bool = Fa
 
 def headline(changes: Sequence[Slowdown], threshold: float, damaged: bool = False) -> str:
     """The verdict in one line."""
-    cells = len({change.label for change in changes})
-    compared = [change for change in changes if change.ratio is not None]
+    cells = {change.label for change in changes}
     bad = sum(change.word in ("worse", "lost") for change in changes)
     fine = sum(change.word == "no worse" for change in changes)
     word = _STANDING[overall(changes, damaged)]
     also = ", and a result cannot be read" if damaged else ""
     return (
-        f"{word}: {bad} slower by over {share(threshold)} or lost, {fine} not slower by that,"
-        f" {len(changes) - bad - fine} unclear{also}; {len(compared)} times of"
-        f" {cells} cell{'' if cells == 1 else 's'}"
+        f"{word}: of {len(changes)} time{_s(changes)} in {len(cells)} cell{_s(cells)}"
+        f" {bad} slower by over {share(threshold)} or lost, {fine} not slower by that,"
+        f" {len(changes) - bad - fine} unclear{also}"
     )
 
 
@@ -89,5 +88,5 @@ def _worse(slower: Slowdown) -> str:
     )
 
 
-def _s(of: Sequence[object]) -> str:
+def _s(of: Collection[object]) -> str:
     return "" if len(of) == 1 else "s"

@@ -5,8 +5,10 @@ which nothing is timed. There is no thread that redraws it: a benchmark's own pr
 compete with what it times.
 """
 
+import itertools
 import os
 import time
+from statistics import median
 
 from rich.console import Console
 from rich.live import Live
@@ -21,10 +23,9 @@ class ProgressLine:
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._quiet = not console.is_terminal or "CI" in os.environ
         self._cells: int | None = None
-        self._done = 0
         self._label = ""
         self._started = time.monotonic()
-        self._first_cell = self._started
+        self._ends = [self._started]  # of the plan, then of each cell
 
     def __enter__(self) -> "ProgressLine":
         if not self._quiet:
@@ -36,7 +37,7 @@ class ProgressLine:
 
     def plan(self, cells: int) -> None:
         """How many cells will run, once it is known; where it never is, none are left to tell."""
-        self._cells, self._first_cell = cells, time.monotonic()
+        self._cells, self._ends = cells, [time.monotonic()]
 
     def cell(self, label: str) -> None:
         """The next cell begins."""
@@ -44,21 +45,23 @@ class ProgressLine:
 
     def finished(self) -> None:
         """The cell has ended, one way or another."""
-        self._done += 1
+        self._ends.append(time.monotonic())
 
     def show(self, phase: str, detail: str = "") -> None:
         """Redraw the line."""
         if self._quiet:
             return
+        done = len(self._ends) - 1
         of_all = "" if self._cells is None else f"/{self._cells}"
-        parts = [f"cell {self._done + 1}{of_all}", self._label] if self._label else []
+        parts = [f"cell {done + 1}{of_all}", self._label] if self._label else []
         parts += [
             " ".join(filter(None, (phase, detail))),
             f"{_clock(time.monotonic() - self._started)} elapsed",
         ]
-        if self._done and self._cells is not None:
-            a_cell = (time.monotonic() - self._first_cell) / self._done
-            parts.append(f"about {_clock(a_cell * (self._cells - self._done))} left")
+        if done and self._cells is not None:
+            # The median: the first may wait for a quality reference, or for kernels to be built
+            a_cell = median(end - begin for begin, end in itertools.pairwise(self._ends))
+            parts.append(f"about {_clock(a_cell * (self._cells - done))} left")
         self._live.update(Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 

@@ -34,7 +34,7 @@ def legend(found: SideBySide) -> list[str]:
     """Which sweep each letter stands for."""
     lines = []
     for letter, side in zip(LETTERS, found.sides, strict=False):
-        parts = [f"{len(side.results)} cells"]
+        parts = [f"{len(side.results)} cell{'s' * (len(side.results) != 1)}"]
         if side.results:
             host = side.results[0].host
             parts.append(host.device_name)
