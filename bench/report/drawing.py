@@ -18,7 +18,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-_NAME_WIDTH, _NAME_HEIGHT = 0.16, 0.05  # of a point's name, in shares of the axes
+# Of a point and its name, in shares of the axes
+_DOT, _CHARACTER, _NAME_HEIGHT, _MARGIN = 0.04, 0.016, 0.05, 0.03
+_SIDES = (
+    ("left", "center", 1, 0),
+    ("right", "center", -1, 0),
+    ("center", "bottom", 0, 1),
+    ("center", "top", 0, -1),
+)
 TEXT, GRID = "#010203", "#c8c9ca"  # stand for the page's own colours; a PNG has them
 mpl.rcParams["text.parse_math"] = False  # a label may hold dollar signs
 
@@ -104,18 +111,37 @@ def legend(figure: Figure, place: str, handles: Sequence[Artist], columns: int =
 
 
 def name_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """A name beside each point, but where an earlier one stands already."""
+    """A name at the first side of each point on which it covers no other point or name; none where
+    every side is taken."""
+    axis.autoscale_view()  # else matplotlib only knows its limits when it draws
     to_axes = axis.transScale + axis.transLimits  # both sides in shares of the axes
-    named: list[tuple[float, float]] = []
-    for x, y, name in points:
-        across, up = to_axes.transform((x, y))
-        if any(abs(across - a) < _NAME_WIDTH and abs(up - u) < _NAME_HEIGHT for a, u in named):
-            continue
-        named.append((across, up))
-        is_right = across > 1 - _NAME_WIDTH  # there it would leave the axes
-        style = {"fontsize": 7, "color": TEXT, "textcoords": "offset points"}
-        place = {"xytext": (-6 if is_right else 6, 0), "ha": "right" if is_right else "left"}
-        axis.annotate(name, (x, y), va="center", **style, **place)
+    places = [to_axes.transform((x, y)) for x, y, _ in points]
+    # A little less than a dot, which its own name touches
+    taken = [_box(across, up, 0.9 * _DOT, 0.9 * _DOT) for across, up in places]
+    for (x, y, name), (across, up) in zip(points, places, strict=True):
+        width = _CHARACTER * len(name)
+        for sideways, upward, right, above in _SIDES:
+            centre = across + right * (_DOT + width) / 2, up + above * (_DOT + _NAME_HEIGHT) / 2
+            box = _box(*centre, width, _NAME_HEIGHT)
+            if _is_free(box, taken):
+                taken.append(box)
+                style = {"fontsize": 7, "color": TEXT, "textcoords": "offset points"}
+                offset = 6 * right, 6 * above
+                axis.annotate(name, (x, y), xytext=offset, ha=sideways, va=upward, **style)
+                break
+
+
+def _box(across: float, up: float, width: float, height: float) -> tuple[float, ...]:
+    """Left, right, lower and upper end of what lies around a place."""
+    return across - width / 2, across + width / 2, up - height / 2, up + height / 2
+
+
+def _is_free(box: tuple[float, ...], taken: Sequence[tuple[float, ...]]) -> bool:
+    """Whether nothing is there, and the axes go so far, or almost."""
+    left, right, low, high = box
+    if min(left, low) < -_MARGIN or max(right, high) > 1 + _MARGIN:
+        return False
+    return not any(left < r and le < right and low < h and lo < high for le, r, lo, h in taken)
 
 
 def logarithmic(axis: Any, direction: str) -> None:
