@@ -1,9 +1,11 @@
 """What bounds a decode step, on real models in which the answer is planted."""
 
+import itertools
 import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +14,8 @@ from bench.analysis.bottlenecks import Bottleneck, Cause, bottlenecks
 from bench.engine import transformers
 from bench.engine.clock import Clock
 from bench.engine.protocol import ENGINES
+from bench.engine.transformers.load import load
+from bench.engine.transformers.profiling import profile_step
 from bench.engine.transformers.strategies import loop
 from bench.meter.cell import measure_cell
 from tests import fakes
@@ -53,10 +57,28 @@ def test_a_long_context_is_bound_by_attention() -> None:
 
 
 def test_a_tiny_model_is_bound_by_what_is_around_its_products() -> None:
-    found = bound({"num_hidden_layers": 8})
+    narrow = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    found = bound({"num_hidden_layers": 8, **narrow, **heads})
     # Which of the two is larger is the machine's, and whether either alone exceeds the products
     around = found.shares["interpreter"] + found.shares["other operators"]
     assert around > found.shares["matrix products"], found.evidence
+
+
+def test_the_quickest_of_the_profiled_steps_counts() -> None:
+    model = load(fakes.cell(model="tiny", quant="fp32"), None)
+    calls, pause_s = itertools.count(), 0.03
+
+    def disturb(*_: object) -> None:
+        if next(calls) % 2:
+            time.sleep(pause_s)
+
+    model.register_forward_pre_hook(disturb)
+    with torch.inference_mode():
+        found = profile_step(model, np.array([[1, 2, 3]]), "cpu")
+    assert (found.phase, found.steps) == ("decode", 1)
+    assert found.wall_s < pause_s
+    assert sum(found.seconds.values()) == pytest.approx(found.wall_s)
 
 
 def test_int8_is_bound_by_what_it_does_to_activations() -> None:
