@@ -50,9 +50,10 @@ test: test-fast test-models
 test-fast: .venv/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/engine --ignore=tests/gpu --ignore-glob='tests/test_*.py'
 
-# Real models: whole command lines, which take longest, and the engine by itself; each worker takes a GB and more
+# Real models: whole command lines, which take longest, and the engine by itself; each worker takes a GB and more.
+# Threads that wait do not spin: they would take the CPU of the other worker's.
 test-models: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_*.py tests/engine
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_*.py tests/engine
 
 lint: .venv/.installed
 	$(BIN)/ruff check

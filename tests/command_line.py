@@ -1,5 +1,7 @@
 """Running the real command in a folder of its own, and looking at what it leaves behind."""
 
+import contextlib
+import io
 import os
 import shlex
 import signal
@@ -8,10 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
-import pytest
 
 from bench.__main__ import main
 from bench.paths import ROOT
@@ -47,11 +48,42 @@ def start(folder: Path, arguments: Sequence[str], **extra: str) -> "subprocess.P
     )
 
 
-def bench(folder: Path, *arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+class Ended(NamedTuple):
+    """A command that has run."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def bench(folder: Path, *arguments: str, **extra: str) -> Ended:
     """The same, to its end."""
     process = start(folder, arguments, **extra)
     out, err = process.communicate(timeout=500)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return Ended(process.returncode, out, err)
+
+
+def in_process(folder: Path, *arguments: str) -> Ended:
+    """The same in this process, whose fork server imports torch once for all of them.
+
+    Measured processes have the environment of the first one: nothing that matters to them may be
+    set for a single call.
+    """
+    place, variables, words = Path.cwd(), dict(os.environ), sys.argv
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        os.chdir(folder)
+        os.environ |= environment(folder)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        sys.argv = ["bench", *arguments]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main()
+    finally:
+        os.chdir(place)
+        os.environ.clear()
+        os.environ |= variables
+        sys.argv = words
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def readme_commands() -> list[str]:
@@ -126,20 +158,3 @@ def wait_until_gone(processes: Sequence[psutil.Process]) -> None:
     """Fails when one of them is still there after some seconds."""
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
-
-
-def in_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
-) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command that runs in ``folder``, in this process."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("BENCH_LOCK", str(folder / "lock"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for processes that are started from there
-    monkeypatch.setenv("BENCH_ROOT", "")  # what composing sets is taken back
-    monkeypatch.setenv("BENCH_SCRATCH", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("sys.argv", ["bench", *words])
-    capsys.readouterr()
-    code = main()
-    said = capsys.readouterr()
-    return code, said.out, said.err

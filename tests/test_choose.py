@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.store.files import read_results
 from tests.architectures import save_spread
-from tests.command_line import bench, from_readme, runs, sweep_folder
+from tests.command_line import from_readme, in_process, runs, sweep_folder
 
 FEW = (
     "quant=fp32,nf4",
@@ -19,7 +19,7 @@ FEW = (
 def test_a_model_of_ones_own_gets_an_answer(tmp_path: Path) -> None:
     save_spread(tmp_path / "mine")
     command = from_readme("python -m bench choose --goal chat --max-kl 0.05 --budget 20min")
-    done = bench(tmp_path, *command, "model=./mine", *FEW)
+    done = in_process(tmp_path, *command, "model=./mine", *FEW)
     assert done.returncode in (0, 4), done.stderr
     first, second, *_ = done.stdout.splitlines()
     assert first == "asked for: shortest time per output token, KL at most 0.05 nat"
@@ -37,12 +37,12 @@ def test_a_model_of_ones_own_gets_an_answer(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_divergence_that_nobody_reads_is_an_error(tmp_path: Path) -> None:
-    done = bench(tmp_path, "choose", "quant=bf16,fp16", "quality=none", "--max-kl", "0.1")
+    done = in_process(tmp_path, "choose", "quant=bf16,fp16", "quality=none", "--max-kl", "0.1")
     assert done.returncode == 2
     assert done.stderr == "--max-kl: wants weights that are not random, and quality.texts\n"
 
 
 def test_one_configuration_is_no_choice(tmp_path: Path) -> None:
-    done = bench(tmp_path, "choose", "quant=bf16")
+    done = in_process(tmp_path, "choose", "quant=bf16")
     assert done.returncode == 2
     assert "nothing to choose from; want several values, like quant=bf16,nf4" in done.stderr

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.command_line import TINY, bench, from_readme, results
+from tests.command_line import TINY, bench, from_readme, in_process, results
 
 
 def test_a_compiled_step_is_measured_beside_the_loop(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_compiled_step_is_measured_beside_the_loop(tmp_path: Path) -> None:
 def test_guesses_are_tokens_a_forward_and_a_batch_is_skipped(tmp_path: Path) -> None:
     own = ("decode=prompt_lookup", "workload=rewrite", "batch=1,2", "quant=fp32", "tracking=none")
     short = [word for word in TINY if not word.startswith("workload")]
-    done = bench(tmp_path, "-m", *short, *own, "quality=none")
+    done = in_process(tmp_path, "-m", *short, *own, "quality=none")
     assert done.returncode == 0, done.stderr
     alone, batch = results(tmp_path)
     assert batch.outcome.status == "skipped"

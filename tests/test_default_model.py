@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from bench.analysis.metrics import derive
 from tests.command_line import (
-    bench,
+    in_process,
     results,
     runs,
 )
@@ -19,7 +19,7 @@ def test_the_default_model_answers_in_each_kind_of_quantization(tmp_path: Path) 
     names = "fp32,bf16,int8,nf4"
     short = ["workload.new_tokens=4", "measure.warmups=1", "measure.repeats=1", "threads=1"]
     short += ["quality.max_new_tokens=8", "quality.text_tokens=64", "quality.window_tokens=64"]
-    done = bench(tmp_path, "-m", f"quant={names}", *short)
+    done = in_process(tmp_path, "-m", f"quant={names}", *short)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path)
     for one in found:

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bench.store.files import GROWTH, read_growths
-from tests.command_line import TINY, bench, from_readme
+from tests.command_line import TINY, from_readme, in_process
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,10 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "python -m bench -m quant=bf16,nf4 workload.prompt_tokens=128,512,2048,4096"
     )
     tiny = [*TINY, "quant=fp32", "quality=none"]
-    done = bench(folder, *(word for word in command if not word.startswith("quant")), *tiny)
+    done = in_process(folder, *(word for word in command if not word.startswith("quant")), *tiny)
     assert done.returncode == 0, done.stderr
     (folder / "first").write_text(done.stdout)
-    done = bench(folder, *tiny, "workload.prompt_tokens=6144")
+    done = in_process(folder, *tiny, "workload.prompt_tokens=6144")
     assert done.returncode == 0, done.stderr
     (folder / "second").write_text(done.stdout)
     return folder
@@ -54,7 +54,7 @@ def test_the_next_one_scores_it_and_its_report_does_again(deep: Path) -> None:
     assert " at 6,144 tokens TPOT " in said
     assert not (second / GROWTH).exists()
     for folder, is_scored in ((second, True), (first, False)):
-        done = bench(deep, "report", str(folder))
+        done = in_process(deep, "report", str(folder))
         assert done.returncode == 0, done.stderr
         page = (folder / "report.html").read_text(encoding="utf-8")
         assert ("predicted by the fits of sweep" in page) is is_scored

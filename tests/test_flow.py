@@ -77,9 +77,7 @@ def test_a_calibration_turns_a_single_pass_into_verdicts(tmp_path: Path) -> None
     assert "intervals at 95% for all comparisons together" in sweep.stdout
 
 
-def test_the_grids_of_the_readme_are_what_they_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_grids_of_the_readme_are_what_they_say(tmp_path: Path) -> None:
     """On the scripted engine, which loads nothing; all else is real."""
     default = "smollm2-135m"
     grids: list[tuple[list[str], list[str]]] = [
@@ -110,7 +108,7 @@ def test_the_grids_of_the_readme_are_what_they_say(
     scripted += ["engine.options.script='fits 9'"]
     for command, labels in grids:
         shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
-        code, out, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
+        code, out, err = in_process(tmp_path, *command, *scripted)
         assert code == 0, err
         assert ("cost/Mtok out" in out) == ("price_per_hour=2.50" in command)
         found = results(tmp_path)
@@ -119,14 +117,12 @@ def test_the_grids_of_the_readme_are_what_they_say(
         assert [len(result.measurements) for result in found] == [passes] * len(labels)
 
 
-def test_own_prompts_are_a_row_for_each_bucket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_own_prompts_are_a_row_for_each_bucket(tmp_path: Path) -> None:
     command = from_readme(
         "python -m bench -m quant=bf16,nf4 workload=prompts workload.path=prompts.jsonl"
     )
     scripted = ["model=tiny", "engine=scripted", "tracking=none", "measure.repeats=2"]
-    code, _, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
+    code, _, err = in_process(tmp_path, *command, *scripted)
     assert (code, err) == (
         2,
         "workload.path=prompts.jsonl: cannot be read (No such file or directory)\n",
@@ -134,7 +130,7 @@ def test_own_prompts_are_a_row_for_each_bucket(
     turns = [{"role": "user", "content": "Explain what a bucket of prompts is, in a sentence."}]
     lines = [{"prompt": "Why?", "new_tokens": 2}, {"messages": turns}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    code, out, err = in_process(tmp_path, monkeypatch, capsys, *command, *scripted)
+    code, out, err = in_process(tmp_path, *command, *scripted)
     assert code == 0, err
     assert {result.asked.workload.name for result in results(tmp_path)} == {
         "prompts-to1+2",
@@ -144,7 +140,7 @@ def test_own_prompts_are_a_row_for_each_bucket(
     assert "prompts-to16 has 1 of 51 tokens, timed at 51" in " ".join(out.split())
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why not?"}')
     again = ("reproduce", str(sweep_folder(tmp_path)))
-    code, _, err = in_process(tmp_path, monkeypatch, capsys, *again)
+    code, _, err = in_process(tmp_path, *again)
     assert code == 2
     assert err.startswith("workload.path=prompts.jsonl: has changed")
     assert len(err.splitlines()) == 1
@@ -163,9 +159,7 @@ def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
-def test_a_tracking_server_that_is_down_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -178,7 +172,7 @@ def test_a_tracking_server_that_is_down_loses_nothing(
     assert "Traceback" not in done.stderr
     assert [r.outcome.status for r in results(tmp_path)] == ["ok"]
     for _ in range(2):  # the second finds everything there
-        code, _, err = in_process(tmp_path, monkeypatch, capsys, "push", str(folder))
+        code, _, err = in_process(tmp_path, "push", str(folder))
         assert code == 0, err
         parents, (run,) = runs(tmp_path)
         assert (parents, run.info.status) == ([], "FINISHED")

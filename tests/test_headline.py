@@ -97,14 +97,12 @@ def test_no_secret_is_in_any_file(headline: Path) -> None:
 def test_the_commands_after_a_sweep(
     headline: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(headline / "outputs", tmp_path / "outputs")
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
 
     def run(*words: str) -> tuple[int, str, str]:
-        return in_process(tmp_path, monkeypatch, capsys, *words)
+        return in_process(tmp_path, *words)
 
     command = from_readme("python -m bench gate NEW --baseline OLD")
     gate = [folder.name if word in ("NEW", "OLD") else word for word in command]

@@ -12,7 +12,7 @@ from bench.commands.checks import CHECKS
 from bench.config.compose import collect, parsed
 from bench.engine import sources
 from bench.record.selftest import from_json
-from tests.command_line import bench, from_readme, start, wait_until_gone
+from tests.command_line import bench, from_readme, in_process, start, wait_until_gone
 
 NEEDS_A_GPU = {"events", "bandwidth", "energy"}
 
@@ -40,7 +40,7 @@ def test_this_machine_is_measured_truly(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] in ([], ["lock"])
 
     command = from_readme("python -m bench doctor --read selftest.json")
-    again = bench(tmp_path, *command)
+    again = in_process(tmp_path, *command)
     assert (again.returncode, again.stdout) == (0, done.stdout)
 
 

@@ -1,7 +1,6 @@
 """From layers to a sweep: the command studies the tiny model, and what it writes runs."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import yaml
 
 from bench.analysis.mixed import Budget, Mixed, mixed
 from bench.record.sensitivity import Study, from_json
-from tests.command_line import TINY, bench, from_readme, in_process, results
+from tests.command_line import TINY, Ended, from_readme, in_process, results
 
 NAME = "mixed_4.5bits"
 CONTROLS = [f"{NAME}_{control}" for control in ("uniform", "random", "inverted", "ends")]
@@ -22,18 +21,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(folder: Path) -> "subprocess.CompletedProcess[str]":
+def done(folder: Path) -> Ended:
     asked = from_readme(
         "python -m bench sensitivity quant=int4_g128 --schemes int4_g32,int8_channel,none"
         " --budget 4.5bits"
     )
-    done = bench(folder, *asked, "model=tiny", "workload.new_tokens=4", "threads=1")
+    done = in_process(folder, *asked, "model=tiny", "workload.new_tokens=4", "threads=1")
     assert done.returncode == 0, done.stderr
     return done
 
 
 @pytest.fixture(scope="module")
-def study(done: "subprocess.CompletedProcess[str]", folder: Path) -> Study:
+def study(done: Ended, folder: Path) -> Study:
     (kept,) = folder.glob("outputs/sensitivity/*/sensitivity.json")
     return from_json(kept.read_bytes(), str(kept))
 
@@ -43,9 +42,7 @@ def found(study: Study) -> list[Mixed]:
     return mixed(study.readings, SCHEMES, Budget(4.5, "bits", "4.5bits"), study.cell.seed)
 
 
-def test_it_says_what_it_allocates(
-    done: "subprocess.CompletedProcess[str]", found: list[Mixed]
-) -> None:
+def test_it_says_what_it_allocates(done: Ended, found: list[Mixed]) -> None:
     best = found[0]
     line = next(line for line in done.stdout.splitlines() if line.startswith(f"{NAME} "))
     assert f"{best.bits_per_weight:.3f}" in line
@@ -56,27 +53,25 @@ def test_it_says_what_it_allocates(
 def test_its_files_are_values_and_a_sweep(
     folder: Path,
     found: list[Mixed],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = ("quant=mixed_4.5bits", "model=tiny", "tracking=none", "--cfg", "job")
-    code, out, _ = in_process(folder, monkeypatch, capsys, *asked)
+    code, out, _ = in_process(folder, *asked)
     assert code == 0
     assert yaml.safe_load(out)["quant"]["name"] == NAME
     written = yaml.safe_load((folder / "outputs/conf/sweeps" / f"{NAME}.yaml").read_text())
     values = written["hydra"]["sweeper"]["params"]
     assert values["model"] == "tiny"
     assert values["quant"].split(",") == ["bf16", "nf4", *SCHEMES[:3], NAME, *CONTROLS]
-    code, out, err = in_process(folder, monkeypatch, capsys, f"sweeps={NAME}", "dry_run=true")
+    code, out, err = in_process(folder, f"sweeps={NAME}", "dry_run=true")
     assert code == 0, err
     assert "10 cells" in out
-    code, _, err = in_process(folder, monkeypatch, capsys, "quant=mixed")
+    code, _, err = in_process(folder, "quant=mixed")
     assert code == 2
     assert NAME in err
 
 
 def test_its_cell_has_the_bytes_that_were_predicted(folder: Path, found: list[Mixed]) -> None:
-    done = bench(folder, "-m", f"quant={NAME},{CONTROLS[0]}", *TINY, "tracking=none")
+    done = in_process(folder, "-m", f"quant={NAME},{CONTROLS[0]}", *TINY, "tracking=none")
     assert done.returncode == 0, done.stdout + done.stderr
     cells = {result.cell.quant.name: result for result in results(folder)}
     for each in found[:2]:
@@ -89,12 +84,10 @@ def test_its_cell_has_the_bytes_that_were_predicted(folder: Path, found: list[Mi
 def test_elsewhere_it_is_found_by_its_folder(
     folder: Path,
     found: list[Mixed],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "below").mkdir()
     asked = ("--config-dir", "../outputs/conf", f"quant={NAME}", "model=tiny", "dry_run=true")
-    code, _, err = in_process(folder / "below", monkeypatch, capsys, *asked)
+    code, _, err = in_process(folder / "below", *asked)
     assert code == 0, err
 
 
@@ -114,9 +107,7 @@ def test_what_cannot_be_allocated_is_a_sentence(
     asked: str,
     said: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, _, err = in_process(tmp_path, monkeypatch, capsys, "sensitivity", *asked.split())
+    code, _, err = in_process(tmp_path, "sensitivity", *asked.split())
     assert code == 2
     assert re.fullmatch(said, err.strip())

@@ -28,7 +28,7 @@ from bench.engine.transformers.session import open_session
 from bench.errors import CellFailure
 from bench.record.result import Attestation, lacking
 from tests import fakes
-from tests.command_line import TINY, bench, results, sweep_folder
+from tests.command_line import TINY, in_process, results, sweep_folder
 
 ENGINE = engine_at(ENGINES["transformers"])
 IDS = np.arange(12).reshape(2, 6)
@@ -401,7 +401,7 @@ def test_a_sweep_measures_it_and_says_why_nothing_is_compared(tmp_path: Path) ->
     bitsandbytes(folder, "nf4")
     fakes.byte_tokenizer().save_pretrained(folder)
     own = [f"model.path={folder}", "model.weights=pretrained", "model.tokenizer=pretrained"]
-    done = bench(tmp_path, "-m", *TINY, *own, "quant=checkpoint,bf16", "tracking=none")
+    done = in_process(tmp_path, "-m", *TINY, *own, "quant=checkpoint,bf16", "tracking=none")
     assert done.returncode == 0, done.stderr
     checkpoint, other = sorted(results(tmp_path), key=lambda r: r.cell.quant.name, reverse=True)
     assert (checkpoint.outcome.status, other.outcome.status) == ("ok", "skipped")

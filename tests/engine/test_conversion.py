@@ -18,7 +18,7 @@ from bench.engine.conversion import GROUP, layer_matrices, noise
 from bench.engine.protocol import ENGINES, engine_at
 from bench.errors import CellFailure
 from tests import fakes
-from tests.command_line import TINY, bench, results
+from tests.command_line import TINY, in_process, results
 
 ENGINE = engine_at(ENGINES["transformers"])
 CONFIGS = {
@@ -200,7 +200,7 @@ def test_a_sweep_compares_each_with_itself_and_tells_them_apart(
     model += ["quant=int8_nodecomp"]  # 80 outputs are none that every processor packs in 4 bits
     model += ["workload.prompt_tokens=8"]
     quality = ["quality.prompts=null", "quality.text_tokens=64", "quality.window_tokens=32"]
-    done = bench(tmp_path, "-m", *TINY[1:], *model, *quality, "tracking=none")
+    done = in_process(tmp_path, "-m", *TINY[1:], *model, *quality, "tracking=none")
     assert done.returncode == 0, done.stderr
     assert "model.weights" in done.stdout
     as_is, noisy = results(tmp_path)
