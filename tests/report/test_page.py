@@ -11,7 +11,7 @@ import pytest
 
 from bench.analysis.comparison import compare
 from bench.record.measurement import PhaseProfile, Profile, Sample
-from bench.record.result import Outcome, Result
+from bench.record.result import Outcome, Peaks, Result
 from bench.report import charts, drawing
 from bench.report import page as report
 from bench.report.answers import side_by_side
@@ -101,6 +101,19 @@ def test_titles_say_what_the_data_says() -> None:
     assert titles["heat"] == "The longest wait for a first token is 1,800 ms, with int8 batch 32"
     # 0.05 / 0.17 and 0.9 / 1.2 = 1.8 / 2.4
     assert titles["phases"] == "Prefill takes 29% to 75% of a request"
+
+
+def test_roofs_that_were_read_too_low_are_called_so() -> None:
+    def title(flops: float) -> str:
+        peaks = Peaks(1e12, {"fp32": flops}, "measured here", True)
+        known = [replace(result, peaks=peaks) for result in KNOWN]
+        return next(c.title for c in charts.charts(compare(known, SWEEP)) if c.name == "roofline")
+
+    assert "above" not in title(1e15)
+    assert title(1.0).endswith(
+        f". {2 * len(KNOWN)} points lie above the roofs: they were read too low, as beside other"
+        " work"
+    )
 
 
 def test_a_sweep_without_a_number_is_reported_with_its_reasons(tmp_path: Path) -> None:
