@@ -52,8 +52,9 @@ test-fast: .venv/.installed
 
 # Real models: whole command lines, which take longest, and the engine by itself; each worker takes a GB and more.
 # Threads that wait do not spin: they would take the CPU of the other worker's.
+test-models: export OMP_WAIT_POLICY = passive
 test-models: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_*.py tests/engine
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_*.py tests/engine
 
 lint: .venv/.installed
 	$(BIN)/ruff check
