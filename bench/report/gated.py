@@ -14,7 +14,7 @@ _STANDING: dict[Standing, str] = {
 
 
 def share(value: float) -> str:
-    """Like 2.5 %, with no digit that says nothing."""
+    """Like 2.5%, with no digit that says nothing."""
     return f"{value * 100:.3g}%"
 
 
