@@ -63,17 +63,16 @@ def bench(folder: Path, *arguments: str, **extra: str) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def in_process(folder: Path, *arguments: str) -> Ended:
+def in_process(folder: Path, *arguments: str, **extra: str) -> Ended:
     """The same in this process, whose fork server imports torch once for all of them.
 
-    Measured processes have the environment of the first one: nothing that matters to them may be
-    set for a single call.
+    Measured processes have the environment of the first one: ``extra`` reaches the driver alone.
     """
     place, variables, words = Path.cwd(), dict(os.environ), sys.argv
     out, err = io.StringIO(), io.StringIO()
     try:
         os.chdir(folder)
-        os.environ |= environment(folder)
+        os.environ |= environment(folder, **extra)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         sys.argv = ["bench", *arguments]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -53,7 +53,7 @@ def test_a_killed_process_costs_its_cell_and_ctrl_c_ends_the_rest_at_once(tmp_pa
 
 
 def test_the_doctor_says_what_works_here(tmp_path: Path) -> None:
-    done = bench(tmp_path, *from_readme("python -m bench doctor"))
+    done = in_process(tmp_path, *from_readme("python -m bench doctor"))
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
     assert "attn flash2 no: attn=flash2 needs device cuda, this cell runs on cpu" in words
@@ -150,7 +150,7 @@ def test_what_a_large_model_would_take_is_predicted(tmp_path: Path) -> None:
     command = from_readme(
         "python -m bench -m model=mistral-7b model.weights=random batch=1,max dry_run=true"
     )
-    done = bench(tmp_path, *command, COLUMNS="160")
+    done = in_process(tmp_path, *command, COLUMNS="160")
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     batches = [int(words[0]) for words in rows if words and words[-1] == "process"]
