@@ -72,17 +72,20 @@ def in_process(folder: Path, *arguments: str, **extra: str) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     try:
         os.chdir(folder)
-        os.environ |= environment(folder, **extra)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        _set_environment(environment(folder, **extra))
         sys.argv = ["bench", *arguments]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main()
     finally:
         os.chdir(place)
-        os.environ.clear()
-        os.environ |= variables
+        _set_environment(variables)
         sys.argv = words
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ |= variables
 
 
 def readme_commands() -> list[str]:

@@ -309,15 +309,17 @@ class UseCase:
     what: str
 
 
-_CASES = (
-    UseCase("chat", "tpot", True, "one request at a time, shortest time per token"),
-    UseCase("batch", "throughput", False, "most tokens per second, latency does not matter"),
-    UseCase("edge", "memory", False, "least memory"),
-    UseCase("battery", "energy", False, "least energy per output token"),
-    UseCase("api", "ttft", False, "shortest time to first token"),
-    UseCase("cost", "cost", False, "least cost per output token"),
-)
-USE_CASES: dict[UseName, UseCase] = {case.name: case for case in _CASES}
+USE_CASES: dict[UseName, UseCase] = {
+    case.name: case
+    for case in (
+        UseCase("chat", "tpot", True, "one request at a time, shortest time per token"),
+        UseCase("batch", "throughput", False, "most tokens per second, latency does not matter"),
+        UseCase("edge", "memory", False, "least memory"),
+        UseCase("battery", "energy", False, "least energy per output token"),
+        UseCase("api", "ttft", False, "shortest time to first token"),
+        UseCase("cost", "cost", False, "least cost per output token"),
+    )
+}
 
 
 def usual_advice(draws: Plausible, margin: float) -> list[tuple[UseCase, Limits, Advice]]:
@@ -327,6 +329,6 @@ def usual_advice(draws: Plausible, margin: float) -> list[tuple[UseCase, Limits,
     limits = Limits(max_kl_nats=USUAL_KL_NATS if has_quality else None)
     return [
         (case, limits, advise(draws, limits, case.goal, margin, case.one_row_only))
-        for case in _CASES
+        for case in USE_CASES.values()
         if case.name != "cost" and (case.name != "battery" or has_energy(draws))
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from bench.record.measurement import Repeat
@@ -18,6 +19,11 @@ class Clock(Protocol):
 
     def read(self) -> tuple[Repeat, float | None]:
         """The times, and by how much host and device clocks disagree (None with one clock)."""
+
+
+def step_tokens(counts: Sequence[int]) -> tuple[int, ...] | None:
+    """Tokens of each decode step, of those that came at each call of ``token``; None: one each."""
+    return tuple(counts[1:]) if any(count != 1 for count in counts) else None
 
 
 class HostClock:
@@ -37,8 +43,8 @@ class HostClock:
     def read(self) -> tuple[Repeat, float | None]:
         start, first, *_ = self.stamps
         steps = tuple(after - before for before, after in itertools.pairwise(self.stamps[1:]))
-        tokens = tuple(self.counts[1:]) if any(count != 1 for count in self.counts) else None
-        return Repeat(first - start, steps, self.stamps[-1] - start, step_tokens=tokens), None
+        e2e_s, tokens = self.stamps[-1] - start, step_tokens(self.counts)
+        return Repeat(first - start, steps, e2e_s, step_tokens=tokens), None
 
 
 class Untimed:

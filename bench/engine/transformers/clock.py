@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from bench.engine.clock import step_tokens
 from bench.record.measurement import Repeat
 
 
@@ -48,7 +49,6 @@ class CudaClock:
         steps = tuple(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(used))
         host_total, device_total = ended - self.first, sum(steps)
         ttft_s = self.first - self.started
-        tokens = tuple(self.counts[1:]) if any(count != 1 for count in self.counts) else None
         enqueue_s = self.enqueued - self.first
-        repeat = Repeat(ttft_s, steps, ttft_s + device_total, enqueue_s, tokens)
+        repeat = Repeat(ttft_s, steps, ttft_s + device_total, enqueue_s, step_tokens(self.counts))
         return repeat, abs(host_total - device_total) / host_total

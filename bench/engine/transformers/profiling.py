@@ -162,10 +162,8 @@ def profile_step(model: PreTrainedModel, ids: Ids, device: str) -> PhaseProfile:
     spans = _spans(recorded)
     marks = [span for span in spans if span.name == DECODE_MARK]
     quickest = min(marks, key=lambda mark: mark.end_s - mark.start_s)
-    others = [span for span in spans if span.name != DECODE_MARK]
-    if rounds > 1:
-        others = [s for s in others if quickest.start_s <= s.start_s < quickest.end_s]
-    (found,) = by_kind([quickest, *others], steps)
+    # What lies under no mark is in no phase
+    (found,) = by_kind([s for s in spans if s is quickest or s.name != DECODE_MARK], steps)
     return found
 
 
