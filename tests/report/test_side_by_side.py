@@ -42,7 +42,8 @@ def test_what_differs_comes_before_the_numbers() -> None:
         "C from A, what could matter most first:",
         "  device: Some CPU in A; Other CPU in C",
         "C to A is a ratio of that too, not of one change alone: device",
-        "B against A: worse: of 4 times in 2 cells 1 slower by over 3% or lost, 3 not slower",
+        "B against A: worse: of 4 times in 2 cells 1 slower by over 3% or lost, 3 not"
+        " slower by that, 0 unclear",
         "C against A: no worse: ",
         "TPOT ms, times as fast",
         "0.91x slower (0.9",
