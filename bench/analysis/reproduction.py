@@ -21,7 +21,7 @@ kernels promise it to nobody (torch, Reproducibility), and other versions round 
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean, median
 from typing import Literal
 
@@ -29,6 +29,7 @@ from bench.analysis import verdict
 from bench.analysis.differences import Difference, in_memory
 from bench.analysis.readings import disturbances, fewest_requests, least_times_s, typical_times_s
 from bench.analysis.stats import ALPHA
+from bench.analysis.two_sweeps import Noise, is_one_machine
 from bench.analysis.verdict import COMPARED, Change, Levels, spread
 from bench.record.measurement import Measurement
 from bench.record.result import Outcome, Result
@@ -110,7 +111,7 @@ def reproductions(pairs: Sequence[tuple[Result, Result]], margin: float) -> list
     requests = fewest_requests(r for i in measured for r in pairs[i]) if measured else 1
     for metric in COMPARED:
         logs = {i: [_logs(result, metric, requests) for result in pairs[i]] for i in measured}
-        noise = spread([row for both in logs.values() for row in both], blocked=False)
+        noise = _noise([pairs[i] for i in measured], list(logs.values()))
         for i, (then, now) in logs.items():
             medians = _medians_ratio(*pairs[i], metric)
             changes[i].append(_retimed(metric, then, now, medians, noise, margin, len(measured)))
@@ -120,27 +121,41 @@ def reproductions(pairs: Sequence[tuple[Result, Result]], margin: float) -> list
     ]
 
 
+def _noise(
+    pairs: Sequence[tuple[Result, Result]], logs: Sequence[Sequence[Sequence[float]]]
+) -> Noise:
+    """Of processes then and now: two machines tell each about their own (``two_sweeps``)."""
+    if not pairs or is_one_machine(*zip(*pairs, strict=True)):
+        shared = spread([row for both in logs for row in both], blocked=False)
+        return Noise(shared, shared, True)
+    then, now = (spread(rows, blocked=False) for rows in zip(*logs, strict=True))
+    return Noise(then, now, False)
+
+
 def _retimed(
     metric: str,
     then: Sequence[float],
     now: Sequence[float],
     medians_ratio: float,
-    noise: Spread | None,
+    noise: Noise,
     margin: float,
     cells: int,
 ) -> Retimed:
     levels = Levels(1 - ALPHA, 1 - ALPHA / (2 * cells * len(COMPARED)), 1 - ALPHA)
-    change = verdict.change(now, then, noise, margin, levels)
+    change = verdict.change(now, then, noise.of(len(now), len(then)), margin, levels)
 
     def tells(processes: int) -> bool:
-        assert noise is not None
+        assert noise.now is not None
         # Every cell gets as many
-        more = Spread(noise.deviation, noise.df + cells * (processes - len(now)))
+        more_df = noise.now.df + cells * (processes - len(now))
+        grown = replace(noise, now=Spread(noise.now.deviation, more_df))
+        more = grown.of(processes, len(then))
+        assert more is not None
         gain = fmean(then) - fmean(now)
         return verdict.word(gain, more, processes, len(then), margin, levels) in _WORDS
 
     needed = None
-    if noise is not None and change.word not in _WORDS:
+    if noise.of(len(now), len(then)) is not None and change.word not in _WORDS:
         needed = next(filter(tells, range(len(now) + 1, _MOST_PROCESSES + 1)), None)
     times_s = math.exp(fmean(then)), math.exp(fmean(now))
     return Retimed(metric, *times_s, medians_ratio, change, needed)

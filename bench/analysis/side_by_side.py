@@ -24,7 +24,7 @@ from bench.analysis.metrics import derive, peak_memory_bytes
 from bench.analysis.readings import typical_times_s
 from bench.analysis.reproduction import STEADY, kernel_change
 from bench.analysis.stats import ALPHA, Estimate, mean_interval
-from bench.analysis.two_sweeps import Side, Slowdown, is_taken_over, retimed, slowdowns
+from bench.analysis.two_sweeps import Apart, Side, Slowdown, apart, retimed, slowdowns
 from bench.analysis.verdict import COMPARED, Change, Levels
 from bench.config.cell import Cell
 from bench.record.measurement import Window
@@ -51,7 +51,7 @@ class Against:
     """A cell of one sweep against the same of an earlier one."""
 
     base: int  # which of the sweeps it is compared with
-    is_taken_over: bool  # the same readings: nothing to compare
+    apart: Apart | None  # why times and memory are not compared
     times: Mapping[str, Change]  # by metric
     memory: float | None  # times as much
     quality: Mapping[str, Shift]  # by metric; empty where windows or references are others
@@ -201,7 +201,7 @@ def _times(
     sides: Sequence[Side], matches: Sequence[_Match], margin: float
 ) -> dict[tuple[str, int], dict[str, Change]]:
     """Verdicts on times, by cell_id and sweep, then by metric, for all of them together."""
-    again = [match for match in matches if not is_taken_over(match.now, match.then)]
+    again = [match for match in matches if apart(match.now, match.then) is None]
     comparisons = len(COMPARED) * len(again)
     found: dict[tuple[str, int], dict[str, Change]] = {}
     for base, index in dict.fromkeys((match.base, match.index) for match in again):
@@ -227,11 +227,15 @@ def _row(
     against: list[Against | None] = [None] * len(results)
     for match in _matches(results):
         early, late = (values[i].get(MEMORY) for i in (match.base, match.index))
+        reason = apart(match.now, match.then)
+        memory = None
+        if early is not None and late is not None and reason != "another size":
+            memory = late / early
         against[match.index] = Against(
             match.base,
-            is_taken_over(match.now, match.then),
+            reason,
             times.get((match.now.cell_id, match.index), {}),
-            None if early is None or late is None else late / early,
+            memory,
             _shifts(match, level),
         )
     return Row(results, values, tuple(against))

@@ -5,7 +5,8 @@ for three things.
   their cells is noise (``of_single_readings``).
 * Two kinds of machines are never pooled. Where hosts or versions differ each side has its own
   spread (``unpooled``); on one machine both sides tell about one spread.
-* A process that both sweeps hold (``resume`` takes earlier results over) was not measured again.
+* A process that both sweeps hold (``resume`` takes earlier results over) was not measured again,
+  and a cell whose ``max`` was found to be another number did other work.
 
 A gate asks whether something has become slower, by more than a threshold. A cell is ``worse`` when
 the one-sided interval of its slowdown, at 95 % for all comparisons together (Bonferroni), lies
@@ -37,11 +38,13 @@ from bench.analysis.verdict import (
     pooled,
     unpooled,
 )
+from bench.config.cell import Cell
 from bench.record.result import Result
 from bench.record.sweep import Spread, Sweep
 
 Standing = Literal["no worse", "worse", "cannot tell"]
-GateWord = Literal["no worse", "worse", "cannot tell", "uncalibrated", "lost", "taken over"]
+Apart = Literal["the same readings", "another size"]
+GateWord = Literal["no worse", "worse", "cannot tell", "uncalibrated", "lost"] | Apart
 
 _PROCESSES = (*range(2, 11), 12, 15, 20, 25, 30, 40, 50, 70, 100)  # that may be asked for
 
@@ -93,9 +96,16 @@ class Retimed:
         return change(self.late, self.early, noise, margin, levels)
 
 
-def is_taken_over(now: Result, then: Result) -> bool:
-    """Whether both hold a process: then it was measured once, and is compared with itself."""
-    return any(replicate in then.replicates for replicate in now.replicates)
+def apart(now: Result, then: Result) -> Apart | None:
+    """Why the times of a cell in two sweeps are not compared; None: they are."""
+    if any(replicate in then.replicates for replicate in now.replicates):
+        return "the same readings"
+    return None if _size(now.cell) == _size(then.cell) else "another size"
+
+
+def _size(cell: Cell) -> tuple[object, object]:
+    """What ``max`` may stand for."""
+    return cell.batch, cell.workload.prompt_tokens
 
 
 def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
@@ -106,7 +116,7 @@ def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
         return []
     requests = fewest_requests(result for pair in pairs for result in pair)
     before, after = zip(*pairs, strict=True)
-    is_one_machine = not hosts(before[0].host, after[0].host) and nodes(before) == nodes(after)
+    is_one = is_one_machine(before, after)
     found = []
     for metric in COMPARED:
         rows = [
@@ -118,12 +128,17 @@ def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
             for of_side, results in zip(rows, zip(*pairs, strict=True), strict=True)
         ]
         calibrations = [side.sweep.calibration.get(metric) for side in (then, now)]
-        noise = _noise(spreads, calibrations, is_one_machine)
+        noise = _noise(spreads, calibrations, is_one)
         found += [
             Retimed(first, second, metric, tuple(y_then), tuple(y_now), noise)
             for (first, second), y_then, y_now in zip(pairs, *rows, strict=True)
         ]
     return found
+
+
+def is_one_machine(then: Sequence[Result], now: Sequence[Result]) -> bool:
+    """Whether both sides tell about the same noise: same hardware, same versions, same nodes."""
+    return not hosts(then[0].host, now[0].host) and nodes(then) == nodes(now)
 
 
 def nodes(results: Iterable[Result]) -> set[str]:
@@ -141,9 +156,9 @@ def _in_blocks(
 
 
 def _noise(
-    spreads: Sequence[Spread | None], calibrations: Sequence[Spread | None], is_one_machine: bool
+    spreads: Sequence[Spread | None], calibrations: Sequence[Spread | None], is_one: bool
 ) -> Noise:
-    if not is_one_machine:
+    if not is_one:
         then, now = (
             own or calibration for own, calibration in zip(spreads, calibrations, strict=True)
         )
@@ -184,12 +199,13 @@ def slowdowns(now: Side, then: Side, threshold: float) -> list[Slowdown]:
         or (cell in now.sweep.cells and cell not in late and cell not in now.damaged)
     ]
     both = [cell for cell in had if cell in late and late[cell].measurements]
-    again = [cell for cell in both if not is_taken_over(late[cell], had[cell])]
+    reasons = {cell: apart(late[cell], had[cell]) for cell in both}
+    again = [cell for cell, reason in reasons.items() if reason is None]
     found = [Slowdown(label, "outcome", "lost") for label in lost]
     found += [
-        Slowdown(had[cell].cell.label, "outcome", "taken over")
-        for cell in both
-        if cell not in again
+        Slowdown(late[cell].cell.label, "outcome", reason)
+        for cell, reason in reasons.items()
+        if reason is not None
     ]
     comparisons = len(again) * len(COMPARED)
     return found + [_slowdown(each, threshold, comparisons) for each in retimed(now, then, again)]

@@ -37,7 +37,12 @@ def gate_lines(changes: Sequence[Slowdown], threshold: float, damaged: bool = Fa
             " how much processes differ; measure both sweeps with measure=standard, or run doctor"
             " --calibrate before them"
         )
-    if taken_over := by_word.get("taken over"):
+    if resized := by_word.get("another size"):
+        lines.append(
+            f"{', '.join(each.label for each in resized)}: max was another number in the baseline,"
+            " so the times are of other work; give both sweeps a number, like batch=8"
+        )
+    if taken_over := by_word.get("the same readings"):
         lines.append(
             f"{len(taken_over)} cell{_s(taken_over)}: the baseline's own readings, taken over and"
             " not measured again; resume=false measures"

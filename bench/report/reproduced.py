@@ -157,10 +157,11 @@ def _what_it_takes(cell: Reproduction) -> str:
     unclear = [timed for timed in cell.changes if timed.word == "cannot tell"]
     if not unclear:
         return "answers or divergence are there on one side only, or against another reference"
-    if any(timed.change.low is None for timed in unclear):
-        return "one process on each side: want --processes 5"
     needed = [timed.processes_needed for timed in unclear]
-    if None in needed and len(cell.then.measurements) == 1:
+    thens, nows = len(cell.then.measurements), len(cell.now.measurements)
+    if nows == 1 and any(timed.change.low is None for timed in unclear):
+        return "one process on each side: want --processes 5"
+    if None in needed and thens == 1:
         return "the original has one process: run it with measure=standard, and reproduce that"
     if None in needed:
         return (

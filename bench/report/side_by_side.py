@@ -160,8 +160,8 @@ def _ratio(against: Against | None, key: str) -> Entry:
         return Entry("-")
     to = f" to {LETTERS[against.base]}" if against.base else ""
     if key in COMPARED:
-        if against.is_taken_over:
-            return Entry(f"the same readings{to}")
+        if against.apart is not None:
+            return Entry(f"{against.apart}{to}")
         return _of_times(against.times.get(key), to)
     if key == MEMORY:
         if against.memory is None:

@@ -174,7 +174,7 @@ def table(found: SideBySide) -> str:
 
 
 def _numbers(against: Against, key: str) -> Sequence[float | str]:
-    nothing = ("", "", "", "the same readings" if against.is_taken_over else "")
+    nothing = ("", "", "", against.apart or "")
     if key == MEMORY:
         return nothing if against.memory is None else (against.memory, "", "", "")
     if key in QUALITIES:

@@ -76,6 +76,20 @@ def test_one_process_a_side_says_nothing_of_the_noise() -> None:
     assert once_more(paced(0.1), paced(0.100, 0.101, 0.099, 0.100, 0.100)).word == "reproduced"
 
 
+def test_another_machine_s_processes_say_nothing_of_the_original_s_noise() -> None:
+    now = paced(0.100, 0.101, 0.099, 0.100, 0.100, host=fakes.host(cpu_name="Another CPU"))
+    alone = once_more(paced(0.1), now)
+    assert alone.word == "cannot tell"
+    assert "the original has one process" in "\n".join(findings([alone], [], 0.05))
+    calm, noisy = paced(0.100, 0.100, 0.100), paced(0.100, 0.104, 0.096)
+    here, there = once_more(noisy, calm), once_more(noisy, replace(calm, host=now.host))
+    pooled, apart = (found.changes[0].change.slowdown for found in (here, there))
+    assert pooled[0] == pytest.approx(apart[0])
+    assert pooled[1] is not None
+    assert apart[1] is not None
+    assert apart[1] < pooled[1]  # two degrees of freedom where both together have four
+
+
 def test_the_margin_is_what_was_asked_for() -> None:
     then, now = paced(0.100, 0.101, 0.099), paced(0.105, 0.106, 0.104)
     assert once_more(then, now, margin=0.10).word == "reproduced"

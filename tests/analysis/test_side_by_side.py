@@ -94,7 +94,7 @@ def test_the_same_readings_are_not_compared() -> None:
     taken, measured = (row.against[1] for row in found.rows)
     assert taken is not None
     assert measured is not None
-    assert taken.is_taken_over
+    assert taken.apart == "the same readings"
     assert taken.times == {}
     assert measured.times["tpot_s"].word == "equivalent"
 

@@ -12,9 +12,11 @@ import pytest
 from bench.analysis.stats import t_quantile
 from bench.analysis.two_sweeps import Noise, Retimed, Side, overall, retimed, slowdowns
 from bench.analysis.verdict import Levels, of_single_readings, spread, unpooled
+from bench.config.cell import cell_id
 from bench.record.measurement import Repeat
 from bench.record.result import Replicate, Result
 from bench.record.sweep import Spread
+from bench.report.gated import gate_lines
 from tests import fakes
 
 RECORDED = json.loads(
@@ -78,6 +80,23 @@ def test_one_machine_shares_its_noise_and_two_do_not() -> None:
     assert apart.now is not None
     assert (apart.then.df, apart.now.df) == (1, 2)
     assert apart.then.deviation < shared.now.deviation < apart.now.deviation
+
+
+def test_a_cell_whose_max_became_another_number_is_not_compared() -> None:
+    asked = fakes.cell(batch="max")
+
+    def found(rows: int, *steps_s: float) -> Side:
+        result = fakes.paced(asked.sized(rows), *steps_s)
+        return side(replace(result, asked=asked, cell_id=cell_id(asked)))
+
+    then, alike, smaller = found(64, 1.0, 1.01), found(64, 1.002, 1.012), found(32, 1.003, 1.013)
+    assert {each.word for each in slowdowns(alike, then, 0.5)} == {"no worse"}
+    (change,) = slowdowns(smaller, then, 0.5)
+    assert (change.word, change.ratio) == ("another size", None)
+    assert overall([change]) == "cannot tell"
+    first, last = gate_lines([change], 0.5)
+    assert "/b32: max was another number in the baseline" in first
+    assert last.startswith("cannot tell")
 
 
 def test_a_machine_that_nothing_is_known_of_borrows_no_noise() -> None:
