@@ -22,6 +22,7 @@ from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
 from bench.errors import ConfigError
+from bench.meter.host import has_compiler
 from bench.meter.nvml import driver_version
 from bench.paths import interpreter
 from bench.record.choice import ChoicePrediction, ConfigurationPrediction
@@ -37,6 +38,9 @@ _USUAL_QUANTS = {  # by engine
     "llama_cpp": "quant=fp16,gguf_q8_0,gguf_q4_k_m",
     "vllm": "quant=bf16",
 }
+# On a CPU Inductor makes loops of plain attention and calls sdpa as it is: with 32 tokens of prompt
+# a compiled step takes 0.82 to 0.86 of its time with sdpa (sweeps/LOG.md)
+_USUAL_COMPILED = ("decode=compiled", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
 
@@ -107,17 +111,27 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
     if keys & {*_ALTERNATIVES, "sweeps"}:
         configs = parsed(collect(["-m", *batch, *overrides]))
     else:
-        usual = {name: [f"engine={name}", quants] for name, quants in _USUAL_QUANTS.items()}
-        if goal == "chat" and driver_version():  # a step at batch 1 is mostly launches there
-            usual["transformers"].append("decode=loop,compiled")
-        axes = [["-m", *of_engine, *batch, *overrides] for of_engine in usual.values()]
-        every = [config for each in axes for config in parsed(collect(each))]
+        usual = [[f"engine={name}", quants] for name, quants in _USUAL_QUANTS.items()]
+        if goal == "chat":  # a step at batch 1 is mostly the interpreter, or launches
+            usual += _compiled()
+        every = [
+            config
+            for axes in usual
+            for config in parsed(collect(["-m", *axes, *batch, *overrides]))
+        ]
         configs = [config for config in every if _is_installed(config.cell.engine)]
     if any(config.cell.is_to_be_sized for config in configs):
         raise ConfigError(["max: choose wants numbers, like batch=1,8,32"])
     if len(configs) < 2:
         raise ConfigError(["nothing to choose from; want several values, like quant=bf16,nf4"])
     return configs
+
+
+def _compiled() -> list[list[str]]:
+    """The axes of what is compiled on this machine."""
+    if driver_version():
+        return [["engine=transformers", _USUAL_QUANTS["transformers"], "decode=compiled"]]
+    return [["engine=transformers", *_USUAL_COMPILED]] if has_compiler() else []
 
 
 def _is_installed(engine: EngineChoice) -> bool:

@@ -71,8 +71,13 @@ def host_of(engine: Engine) -> Host:
         unsupported=unsupported,
         triton=None if device is None else triton_obstacle(),
         device_settings={} if uuid is None else device_settings(uuid),
-        compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")),
+        compiler=has_compiler(),
     )
+
+
+def has_compiler() -> bool:
+    """Whether there is one of C++."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 
 def triton_obstacle() -> str | None:

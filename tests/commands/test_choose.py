@@ -17,6 +17,7 @@ from bench.config.settings import Config
 from bench.driver.process import OnPhase, Task, run_isolated
 from bench.driver.sweep import run_sweep
 from bench.errors import ConfigError
+from bench.meter.host import has_compiler
 from bench.paths import DATA, ROOT
 from bench.store.files import read_choice, read_results
 from tests import fakes
@@ -135,6 +136,9 @@ def test_without_axes_every_installed_engine_is_chosen_from() -> None:
     cells = [config.cell for config in space((), "chat")]
     engines = {cell.engine.name: cell.engine for cell in cells}
     assert {c.quant.name for c in cells if c.engine.python is None} >= {"bf16", "nf4", "int4_g64"}
+    compiled = {c.quant.name: c.attn.name for c in cells if c.decode.name == "compiled"}
+    assert (set(compiled.values()) == {"eager"}) is has_compiler()
+    assert "compiled" not in {c.cell.decode.name for c in space((), "batch")}
     for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
         is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
         assert (name in engines) is is_installed
