@@ -4,7 +4,7 @@ alone.
 Both sides run in fresh processes, in pairs of which every other one begins with the other side, so
 that the machine's moods fall on both. The bare side (`bare_loop.py`, `bare_llama_cpp.py`,
 `bare_vllm.py`) shares no code with the package: model, loop and clock are written out there, with
-the same shapes, threads and settings.
+the same shapes, threads and settings, the heap's among them.
 They are equivalent when the 90 % interval of the mean log ratio over the pairs lies within 3 % (two
 one-sided tests). Medians and minimum times are compared. On a machine whose medians differ by some
 10 % between processes (a virtual one with neighbours) ten pairs cannot tell of medians; of minimum
@@ -50,6 +50,8 @@ CASES = [
 ]
 PAIRS = int(os.environ.get("BARE_LOOP_PAIRS", "10"))
 MARGIN = 0.03
+# glibc's names of what the tool sets in every measured process (``meter.memory``)
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 TIMES = {"median TTFT": 0, "median TPOT": 1, "minimum TTFT": 2, "minimum TPOT": 3}
 PROMPT_TOKENS, NEW_TOKENS, WARMUPS, REPEATS = 32, 16, 4, 10
 
@@ -70,7 +72,7 @@ def bare(cell: Cell, tmp_path: Path) -> list[float]:
         capture_output=True,
         text=True,
         check=True,
-        env=environment(tmp_path),
+        env=environment(tmp_path, **HEAP),
     )
     times_s: list[float] = json.loads(done.stdout.splitlines()[-1])
     return times_s
