@@ -120,7 +120,7 @@ def profile_request(
     with torch.profiler.profile(activities=activities) as recorded:
         profiled_s = _request_s(request, ids, steps, device)
     recorded.export_chrome_trace(str(trace))
-    return Profile(by_kind(_spans(recorded), steps), profiled_s / bare_s)
+    return Profile(by_kind(_spans(_events(recorded)), steps), profiled_s / bare_s)
 
 
 def profile_step(model: PreTrainedModel, ids: Ids, device: str) -> PhaseProfile:
@@ -159,17 +159,26 @@ def profile_step(model: PreTrainedModel, ids: Ids, device: str) -> PhaseProfile:
                 for _ in range(steps):
                     token = step()
                 token.tolist()
-    spans = _spans(recorded)
-    marks = [span for span in spans if span.name == DECODE_MARK]
-    quickest = min(marks, key=lambda mark: mark.end_s - mark.start_s)
-    # What lies under no mark is in no phase
-    (found,) = by_kind([s for s in spans if s is quickest or s.name != DECODE_MARK], steps)
+    events = _events(recorded)
+    (found,) = by_kind(_spans(events if rounds == 1 else _quickest(events)), steps)
     return found
 
 
-def _spans(recorded: Any) -> list[Span]:
+def _quickest(events: list[Any]) -> list[Any]:
+    """What began within the shortest mark: of 326,000 events of 12 steps in int8, 27,000."""
+    marks = [event for event in events if event.name() == DECODE_MARK]
+    shortest = min(marks, key=lambda mark: mark.duration_ns())
+    began_ns = shortest.start_ns()
+    ended_ns = began_ns + shortest.duration_ns()
+    return [event for event in events if began_ns <= event.start_ns() < ended_ns]
+
+
+def _events(recorded: Any) -> list[Any]:
     # profile.events() would build a tree of them, for seconds
-    events = [e for e in recorded.profiler.kineto_results.events() if not _is_shadow(e)]
+    return [event for event in recorded.profiler.kineto_results.events() if not _is_shadow(event)]
+
+
+def _spans(events: list[Any]) -> list[Span]:
     origin_ns = min(event.start_ns() for event in events)
     return [_span(event, origin_ns) for event in events]
 
