@@ -6,6 +6,7 @@ print one ``Comparison``.
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -24,6 +25,7 @@ from bench.analysis.comparison import Comparison
 from bench.analysis.foreign.llm_d_report import as_report
 from bench.analysis.growth import QUANTITIES
 from bench.analysis.metrics import METRICS
+from bench.config.settings import Settings
 from bench.paths import DATA, from_here
 from bench.record.redact import redacted
 from bench.record.result import Result
@@ -36,6 +38,8 @@ from bench.report.terminal import as_text
 from bench.store.files import CHOICE, write_aside
 
 EXCHANGE = "benchmark_report_v0.2"  # folder with llm-d's format, a file a cell
+# Words of a command line that are about the sweep, and not about what is measured
+_OF_SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
 _AS_FILES = ("throughput", "tradeoffs", "depth")  # charts that are PNG files too
 
 
@@ -115,10 +119,7 @@ def page(
         ("environment", "Environment", True),
     ]
     return template("report.html.j2").render(
-        title=(
-            f"Which {against.axes if against else 'configuration'}?"
-            f" {' '.join(word for word in sweep.overrides if '=' in word)}"
-        ),
+        title=_title(sweep, against.axes if against and choice is None else "configuration"),
         conditions=grid.conditions(comparison),
         sections=[(id_, name) for id_, name, is_there in sections if is_there],
         choice=choice,
@@ -171,6 +172,16 @@ def commit_of(sweep: Sweep) -> str:
     code = sweep.provenance
     changed = " with changes" if code.changed else ""
     return "" if code.commit is None else f"{code.commit[:12]}{changed}"
+
+
+def _title(sweep: Sweep, what: str) -> str:
+    """The question, with what was asked for: of the cells, not of where results go."""
+    of_cells = (
+        word
+        for word in sweep.overrides
+        if "=" in word and word.partition("=")[0].partition(".")[0] not in _OF_SETTINGS
+    )
+    return " ".join((f"Which {what}?", *of_cells))
 
 
 def _environment(results: Sequence[Result]) -> list[tuple[str, str]]:

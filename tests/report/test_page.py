@@ -47,6 +47,14 @@ def test_the_page_needs_no_network_and_has_every_cell(tmp_path: Path) -> None:
     assert "quant=bf16 decodes faster than nf4 from batch 14.2 on" in page
 
 
+def test_the_title_asks_about_cells_and_not_about_folders(tmp_path: Path) -> None:
+    typed = ("-m", "quant=bf16,nf4", "output_dir=far", "tracking.uri=x", "measure.passes=2")
+    found = compare(KNOWN, replace(SWEEP, overrides=typed))
+    ask, choice = (report.page(found, [], answer) for answer in (None, "use quant=nf4"))
+    assert "<h1>Which quant? quant=bf16,nf4 measure.passes=2</h1>" in ask
+    assert "<h1>Which configuration? quant=bf16,nf4 measure.passes=2</h1>" in choice
+
+
 def test_what_stands_between_backticks_is_code(tmp_path: Path) -> None:
     single = [replace(each, replicates=each.replicates[:1]) for each in KNOWN]
     page = written(tmp_path, single)[0].read_text(encoding="utf-8")
