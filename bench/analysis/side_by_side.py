@@ -51,7 +51,7 @@ class Against:
     """A cell of one sweep against the same of an earlier one."""
 
     base: int  # which of the sweeps it is compared with
-    apart: Apart | None  # why times and memory are not compared
+    apart: Apart | None  # why times are not compared; of another size, memory neither
     times: Mapping[str, Change]  # by metric
     memory: float | None  # times as much
     quality: Mapping[str, Shift]  # by metric; empty where windows or references are others
