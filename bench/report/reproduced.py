@@ -160,7 +160,7 @@ def _what_it_takes(cell: Reproduction) -> str:
     needed = [timed.processes_needed for timed in unclear]
     thens, nows = len(cell.then.measurements), len(cell.now.measurements)
     if nows == 1 and any(timed.change.low is None for timed in unclear):
-        return "one process on each side: want --processes 5"
+        return "one process here: want --processes 5"
     if None in needed and thens == 1:
         return "the original has one process: run it with measure=standard, and reproduce that"
     if None in needed:
