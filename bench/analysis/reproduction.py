@@ -29,7 +29,7 @@ from bench.analysis import verdict
 from bench.analysis.differences import Difference, in_memory
 from bench.analysis.readings import disturbances, fewest_requests, least_times_s, typical_times_s
 from bench.analysis.stats import ALPHA
-from bench.analysis.two_sweeps import Noise, is_one_machine
+from bench.analysis.two_sweeps import Noise, is_one_machine, noise_of
 from bench.analysis.verdict import COMPARED, Change, Levels, spread
 from bench.record.measurement import Measurement
 from bench.record.result import Outcome, Result
@@ -108,28 +108,22 @@ def reproductions(pairs: Sequence[tuple[Result, Result]], margin: float) -> list
     """
     changes: list[list[Retimed]] = [[] for _ in pairs]
     measured = [i for i, (then, now) in enumerate(pairs) if then.measurements and now.measurements]
-    requests = fewest_requests(r for i in measured for r in pairs[i]) if measured else 1
-    for metric in COMPARED:
-        logs = {i: [_logs(result, metric, requests) for result in pairs[i]] for i in measured}
-        noise = _noise([pairs[i] for i in measured], list(logs.values()))
-        for i, (then, now) in logs.items():
-            medians = _medians_ratio(*pairs[i], metric)
-            changes[i].append(_retimed(metric, then, now, medians, noise, margin, len(measured)))
+    if measured:
+        both = [pairs[i] for i in measured]
+        requests = fewest_requests(result for pair in both for result in pair)
+        is_one = is_one_machine(*zip(*both, strict=True))
+        for metric in COMPARED:
+            logs = [[_logs(result, metric, requests) for result in pair] for pair in both]
+            spreads = [spread(side, blocked=False) for side in zip(*logs, strict=True)]
+            noise = noise_of(spreads, is_one)
+            for i, (then, now) in zip(measured, logs, strict=True):
+                medians = _medians_ratio(*pairs[i], metric)
+                retimed = _retimed(metric, then, now, medians, noise, margin, len(measured))
+                changes[i].append(retimed)
     return [
         _reproduction(then, now, tuple(of_cell))
         for (then, now), of_cell in zip(pairs, changes, strict=True)
     ]
-
-
-def _noise(
-    pairs: Sequence[tuple[Result, Result]], logs: Sequence[Sequence[Sequence[float]]]
-) -> Noise:
-    """Of processes then and now: two machines tell each about their own (``two_sweeps``)."""
-    if not pairs or is_one_machine(*zip(*pairs, strict=True)):
-        shared = spread([row for both in logs for row in both], blocked=False)
-        return Noise(shared, shared, True)
-    then, now = (spread(rows, blocked=False) for rows in zip(*logs, strict=True))
-    return Noise(then, now, False)
 
 
 def _retimed(

@@ -191,6 +191,10 @@ class _Match:
     index: int
     now: Result
 
+    @property
+    def apart(self) -> Apart | None:
+        return apart(self.now, self.then)
+
 
 def _matches(results: Sequence[Result | None]) -> list[_Match]:
     numbered = [(i, r) for i, r in enumerate(results) if r is not None and r.measurements]
@@ -201,7 +205,7 @@ def _times(
     sides: Sequence[Side], matches: Sequence[_Match], margin: float
 ) -> dict[tuple[str, int], dict[str, Change]]:
     """Verdicts on times, by cell_id and sweep, then by metric, for all of them together."""
-    again = [match for match in matches if apart(match.now, match.then) is None]
+    again = [match for match in matches if match.apart is None]
     comparisons = len(COMPARED) * len(again)
     found: dict[tuple[str, int], dict[str, Change]] = {}
     for base, index in dict.fromkeys((match.base, match.index) for match in again):
@@ -227,15 +231,12 @@ def _row(
     against: list[Against | None] = [None] * len(results)
     for match in _matches(results):
         early, late = (values[i].get(MEMORY) for i in (match.base, match.index))
-        reason = apart(match.now, match.then)
-        memory = None
-        if early is not None and late is not None and reason != "another size":
-            memory = late / early
+        is_other_work = match.apart == "another size"
         against[match.index] = Against(
             match.base,
-            reason,
+            match.apart,
             times.get((match.now.cell_id, match.index), {}),
-            memory,
+            None if early is None or late is None or is_other_work else late / early,
             _shifts(match, level),
         )
     return Row(results, values, tuple(against))

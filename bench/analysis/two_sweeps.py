@@ -128,7 +128,7 @@ def retimed(now: Side, then: Side, cells: Collection[str]) -> list[Retimed]:
             for of_side, results in zip(rows, zip(*pairs, strict=True), strict=True)
         ]
         calibrations = [side.sweep.calibration.get(metric) for side in (then, now)]
-        noise = _noise(spreads, calibrations, is_one)
+        noise = noise_of(spreads, is_one, calibrations)
         found += [
             Retimed(first, second, metric, tuple(y_then), tuple(y_now), noise)
             for (first, second), y_then, y_now in zip(pairs, *rows, strict=True)
@@ -155,9 +155,16 @@ def _in_blocks(
     return [[row_of[cell] for cell in group] for group in groups_with_blocks(results)]
 
 
-def _noise(
-    spreads: Sequence[Spread | None], calibrations: Sequence[Spread | None], is_one: bool
+def noise_of(
+    spreads: Sequence[Spread | None],
+    is_one: bool,
+    calibrations: Sequence[Spread | None] = (None, None),
 ) -> Noise:
+    """The noise of two sides, from what each has read and, where it has not, from its calibration.
+
+    Args:
+        is_one: both sides are of one machine.
+    """
     if not is_one:
         then, now = (
             own or calibration for own, calibration in zip(spreads, calibrations, strict=True)
