@@ -23,9 +23,11 @@ assert batch == "1"
 silent = c.llama_log_callback(lambda *_: None)  # kept, as C calls it
 c.llama_log_set(silent, ctypes.c_void_p(0))
 c.llama_backend_init()
-model = c.llama_model_load_from_file(file.encode(), c.llama_model_default_params())
+how = c.llama_model_default_params()
+how.load_mode, how.lazy_mode = c.LLAMA_LOAD_MODE_NONE, c.LLAMA_LAZY_MODE_OFF  # read, not mapped
+model = c.llama_model_load_from_file(file.encode(), how)
 settings = c.llama_context_default_params()
-settings.n_ctx, settings.n_batch = 256, 256
+settings.n_ctx, settings.n_batch = 256, prompt_tokens
 settings.n_threads = settings.n_threads_batch = int(threads)
 context = c.llama_init_from_model(model, settings)
 vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
