@@ -32,6 +32,7 @@ from bench.engine.transformers.attention import (
 )
 from bench.engine.transformers.describe import cache_windows
 from bench.engine.transformers.device import flags_in_force
+from bench.engine.transformers.own.siblings import joined
 from bench.engine.transformers.packed import (
     is_packed,
     kind,
@@ -121,6 +122,7 @@ def attest(
         remarks=(*attention_remarks(cell.attn, attention), *ran.remarks),
         details={
             "layers": dict(Counter(map(kind, matrices(model)))),
+            **({"one_product": joint} if (joint := joined(model)) else {}),
             "bytes_by_dtype": dict(by_dtype),
             "attention": in_force,
             "attention_operators": attention,

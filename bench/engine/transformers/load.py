@@ -31,6 +31,7 @@ from transformers.quantizers.base import HfQuantizer
 from bench.config.cell import Cell, Model
 from bench.engine.transformers.assignment import assigned, swap
 from bench.engine.transformers.own.packing import load_packed
+from bench.engine.transformers.own.siblings import join
 from bench.engine.transformers.packed import is_packed
 from bench.engine.transformers.schemes import SCHEMES, checkpoint, packs, torch_dtype
 from bench.errors import CellFailure
@@ -66,6 +67,8 @@ def load(
             else:
                 model = _pretrained(cell, folder)
     model.eval()  # from_config gives a model in training mode: GPT-2's dropout would be active
+    if packs(cell.quant):
+        join(model)
     return model
 
 

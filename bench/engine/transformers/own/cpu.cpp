@@ -734,6 +734,7 @@ extern "C" void bench_linear(const void* x, void* y, const uint16_t* input_scale
 
 #ifdef BENCH_OPERATORS  // the tests' emulation has none
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -745,6 +746,19 @@ using Optional = std::optional<Tensor>;
 
 const void* address(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
+// On a CPU, in the dtype of x. The stable ABI's new_empty looks its operator up by name in each call.
+Tensor empty(const Tensor& x, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * shape[i];
+  int32_t dtype;
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 Tensor linear(const Tensor& given, const Tensor& weight, const Tensor& scale, const Optional& zero,
               const Optional& input_scale, const Optional& bias, int64_t group_size, bool is_int8) {
   const Tensor x = given.is_contiguous() ? given : torch::stable::contiguous(given);
@@ -752,7 +766,7 @@ Tensor linear(const Tensor& given, const Tensor& weight, const Tensor& scale, co
   for (int64_t i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.size(i));
   const int64_t inputs = x.size(x.dim() - 1), outputs = weight.size(0);
   shape.push_back(outputs);
-  Tensor y = torch::stable::new_empty(x, shape);
+  Tensor y = empty(x, shape);
   using torch::headeronly::ScalarType;
   const ScalarType type = x.scalar_type();
   const Dtype dtype = type == ScalarType::Float ? FP32 : type == ScalarType::Half ? FP16 : BF16;

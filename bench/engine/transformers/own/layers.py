@@ -1,16 +1,72 @@
 """Linear layers with weights of our own; what they compute is in ``ops``, how they lie in
-``grids``."""
+``grids``, and why some are one product in ``siblings``."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from bench.engine.transformers.own import ops
 from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.own.grids import Int4Matrix, Int8Matrix
 
+if TYPE_CHECKING:
+    from bench.engine.transformers.own.siblings import Siblings
 
-class Int8Linear(nn.Module):
+
+class OwnLinear(nn.Module):
+    """What both kinds have in common. Buffers but for the input scale have a row an output."""
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        rows: dict[str, Tensor],
+        inputs: int,
+        bias: Tensor | None,
+        int8_activations: bool,
+        input_scale: Tensor | None,
+    ) -> None:
+        super().__init__()
+        weight = rows["weight"]
+        if weight.device.type == "cpu":
+            kernels()  # the operators are there once these have been loaded
+        self.in_features, self.out_features = inputs, weight.shape[0]
+        self.int8_activations = int8_activations
+        self.rows = tuple(rows)
+        for name, tensor in rows.items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("input_scale", input_scale)
+        self.register_parameter("bias", _kept(bias))
+        self.siblings: Siblings | None = None
+        self.place = 0  # among them
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (..., inputs); returns (..., outputs)."""
+        if self.siblings is None:
+            return self.product(x)
+        return self.siblings.output(self.place, x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same of this layer alone."""
+        raise NotImplementedError
+
+    def kind(self) -> tuple[Any, ...]:
+        """Layers with the same kind and the same input can be one product."""
+        bias = None if self.bias is None else self.bias.dtype
+        return type(self), self.in_features, self.int8_activations, bias, self.rows
+
+    @classmethod
+    def stacked(cls, layers: Sequence[Self]) -> Self:
+        """One layer with the outputs of several of the same kind, in their order."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, int8 activations: {self.int8_activations}"
+
+
+class Int8Linear(OwnLinear):
     """A linear layer with a byte a weight."""
 
     def __init__(
@@ -21,17 +77,10 @@ class Int8Linear(nn.Module):
         int8_activations: bool,
         input_scale: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        _ready(matrix.weight)
-        self.in_features, self.out_features = inputs, matrix.weight.shape[0]
-        self.int8_activations = int8_activations
-        self.register_buffer("weight", matrix.weight)
-        self.register_buffer("scale", matrix.scale)
-        self.register_buffer("input_scale", input_scale)
-        self.register_parameter("bias", _kept(bias))
+        rows = {"weight": matrix.weight, "scale": matrix.scale}
+        super().__init__(rows, inputs, bias, int8_activations, input_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x (..., inputs); returns (..., outputs)."""
+    def product(self, x: Tensor) -> Tensor:
         kept, bias = self._buffers, self._parameters["bias"]  # quicker than by their names
         product: Tensor = ops.int8_linear(
             x, kept["weight"], kept["scale"], kept["input_scale"], bias, self.int8_activations
@@ -41,11 +90,14 @@ class Int8Linear(nn.Module):
     def matrix(self) -> Int8Matrix:
         return Int8Matrix(_tensor(self.weight), _tensor(self.scale))
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, int8 activations: {self.int8_activations}"
+    @classmethod
+    def stacked(cls, layers: Sequence[Self]) -> Self:
+        first, rows = layers[0], _stacked_rows(layers)
+        bias = _stacked_bias(layers)
+        return cls(Int8Matrix(**rows), first.in_features, bias, first.int8_activations)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(OwnLinear):
     """A linear layer with 4 bits a weight."""
 
     def __init__(
@@ -56,18 +108,11 @@ class Int4Linear(nn.Module):
         int8_activations: bool,
         input_scale: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        _ready(matrix.weight)
-        self.in_features, self.out_features = inputs, matrix.weight.shape[0]
-        self.group_size, self.int8_activations = matrix.group_size, int8_activations
-        self.register_buffer("weight", matrix.weight)
-        self.register_buffer("scale", matrix.scale)
-        self.register_buffer("zero", matrix.zero)
-        self.register_buffer("input_scale", input_scale)
-        self.register_parameter("bias", _kept(bias))
+        rows = {"weight": matrix.weight, "scale": matrix.scale, "zero": matrix.zero}
+        super().__init__(rows, inputs, bias, int8_activations, input_scale)
+        self.group_size = matrix.group_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x (..., inputs); returns (..., outputs)."""
+    def product(self, x: Tensor) -> Tensor:
         kept, bias = self._buffers, self._parameters["bias"]  # as above
         product: Tensor = ops.int4_linear(
             x,
@@ -85,17 +130,27 @@ class Int4Linear(nn.Module):
         stored = (_tensor(self.weight), _tensor(self.scale), _tensor(self.zero))
         return Int4Matrix(*stored, self.group_size)
 
+    def kind(self) -> tuple[Any, ...]:
+        return *super().kind(), self.group_size
+
+    @classmethod
+    def stacked(cls, layers: Sequence[Self]) -> Self:
+        first, rows = layers[0], _stacked_rows(layers)
+        matrix = Int4Matrix(**rows, group_size=first.group_size)
+        return cls(matrix, first.in_features, _stacked_bias(layers), first.int8_activations)
+
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_features}, {self.out_features}, group_size={self.group_size}, int8"
-            f" activations: {self.int8_activations}"
-        )
+        return f"{super().extra_repr()}, group_size={self.group_size}"
 
 
-def _ready(weight: Tensor) -> None:
-    """On a CPU the operators are there once their kernels have been loaded."""
-    if weight.device.type == "cpu":
-        kernels()
+def _stacked_rows(layers: Sequence[OwnLinear]) -> dict[str, Tensor]:
+    names = layers[0].rows
+    return {name: torch.cat([layer.get_buffer(name) for layer in layers]) for name in names}
+
+
+def _stacked_bias(layers: Sequence[OwnLinear]) -> Tensor | None:
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return torch.cat(biases) if biases else None
 
 
 def _tensor(buffer: Any) -> Tensor:
