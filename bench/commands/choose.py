@@ -41,6 +41,9 @@ _USUAL_QUANTS = {  # by engine
 # On a CPU Inductor makes loops of plain attention and calls sdpa as it is: with 32 tokens of prompt
 # a compiled step takes 0.82 to 0.86 of its time with sdpa (sweeps/LOG.md)
 _USUAL_COMPILED = ("decode=compiled", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
+# There sdpa also takes a query of each of many rows slowly: at batch 32 eager steps take 0.64 to 0.77
+# of its time (sweeps/LOG.md)
+_USUAL_EAGER = ("attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
 
@@ -114,6 +117,8 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
         usual = [[f"engine={name}", quants] for name, quants in _USUAL_QUANTS.items()]
         if goal == "chat":  # a step at batch 1 is mostly the interpreter, or launches
             usual += _compiled()
+        elif goal in _USUAL_BATCHES and not driver_version():
+            usual.append(["engine=transformers", *_USUAL_EAGER])
         every = [
             config
             for axes in usual

@@ -140,7 +140,11 @@ def test_without_axes_every_installed_engine_is_chosen_from() -> None:
     compiled = {c.quant.name: c.attn.name for c in cells if c.decode.name == "compiled"}
     kernel = "auto" if driver_version() else "eager"
     assert (set(compiled.values()) == {kernel}) is (bool(driver_version()) or has_compiler())
-    assert "compiled" not in {c.cell.decode.name for c in space((), "batch")}
+    batched = [config.cell for config in space((), "batch")]
+    assert "compiled" not in {cell.decode.name for cell in batched}
+    assert {cell.batch for cell in batched} == {1, 8, 32}
+    eager = {cell.quant.name for cell in batched if cell.attn.name == "eager"}
+    assert eager == (set() if driver_version() else {"bf16", "int8_channel", "nf4", "int4_g64"})
     for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
         is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
         assert (name in engines) is is_installed

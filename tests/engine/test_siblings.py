@@ -9,10 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.config.cell import LayerQuant, Quant
+from bench.engine.clock import HostClock
+from bench.engine.transformers.exchange import LayerExchange
 from bench.engine.transformers.load import load
 from bench.engine.transformers.own.build import obstacle
 from bench.engine.transformers.own.layers import Int4Linear, OwnLinear
-from bench.engine.transformers.own.siblings import Siblings, join, joined
+from bench.engine.transformers.own.siblings import Siblings, apart, join, joined
 from tests import fakes
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"needs {obstacle()}")
@@ -30,13 +32,6 @@ def tiny(name: str = "int4_g64", **layers: str) -> PreTrainedModel:
     return load(replace(cell, quant=replace(cell.quant, layers=named)), None)
 
 
-def apart(model: PreTrainedModel) -> PreTrainedModel:
-    for module in model.modules():
-        if isinstance(module, OwnLinear):
-            module.siblings = None
-    return model
-
-
 def products(model: PreTrainedModel, ids: Tensor) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.inference_mode(), torch.profiler.profile(activities=activities) as profile:
@@ -44,28 +39,31 @@ def products(model: PreTrainedModel, ids: Tensor) -> int:
     return sum(event.name == "bench::int4_linear" for event in profile.events())
 
 
+def prefill_and_step(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        prefill = model(PROMPTS, use_cache=True)
+        step = model(PROMPTS[:, :1], past_key_values=prefill.past_key_values, use_cache=True)
+    return prefill.logits, step.logits
+
+
 def test_of_seven_layers_of_a_block_four_products_are_left() -> None:
     model = tiny()
     blocks = model.config.num_hidden_layers
     assert joined(model) == {"q_proj+k_proj+v_proj": blocks, "gate_proj+up_proj": blocks}
     assert products(model, PROMPTS) == 4 * blocks
-    assert products(apart(model), PROMPTS) == 7 * blocks
-    assert joined(model) == {}
+    with apart(model):
+        assert joined(model) == {}
+        assert products(model, PROMPTS) == 7 * blocks
+    assert products(model, PROMPTS) == 4 * blocks
 
 
 @pytest.mark.parametrize("quant", ["int4_g64", "int4_g32", "int8_channel"])
 def test_no_number_changes(quant: str) -> None:
     model = tiny(quant)
-    answers = []
-    for _ in range(2):
-        with torch.inference_mode():
-            prefill = model(PROMPTS, use_cache=True)
-            step = model(PROMPTS[:, :1], past_key_values=prefill.past_key_values, use_cache=True)
-        answers.append((prefill.logits, step.logits))
-        apart(model)
-    (joint, next_joint), (alone, next_alone) = answers
-    assert torch.equal(joint, alone)
-    assert torch.equal(next_joint, next_alone)
+    together = prefill_and_step(model)
+    with apart(model):
+        for joint, alone in zip(together, prefill_and_step(model), strict=True):
+            assert torch.equal(joint, alone)
 
 
 def test_weights_lie_once() -> None:
@@ -96,7 +94,10 @@ def test_only_layers_of_one_kind_are_joined() -> None:
 
 
 def test_a_layer_that_two_blocks_share_stays_alone() -> None:
-    model = apart(tiny())
+    model = tiny()
+    for layer in model.modules():
+        if isinstance(layer, OwnLinear):
+            layer.siblings = None
     model.model.layers[1].mlp.gate_proj = model.model.layers[0].mlp.gate_proj
     join(model)
     assert "gate_proj+up_proj" not in joined(model)
@@ -123,7 +124,22 @@ def test_a_compiled_graph_holds_one_product_of_both() -> None:
     assert called.count("bench.int4_linear.default") == 2
 
 
-def test_joined_layers_are_saved_and_packed_as_they_were(tmp_path: Path) -> None:
+def test_exchanged_layers_run_as_they_would_and_are_timed_alone() -> None:
+    cell = fakes.resolved(model="tiny", quant="int4_g64")
+    model = load(fakes.resolved(model="tiny", quant="bf16"), None)
+    exchange = LayerExchange(model, {"int4_g64": cell.quant}, "cpu")
+    clock = HostClock()
+    with exchange.exchanged(dict.fromkeys(exchange.sizes, "int4_g64")):
+        assert sum(joined(model).values()) == 2 * model.config.num_hidden_layers
+        with exchange.stamped(clock) as called:
+            clock.start()
+            assert products(model, PROMPTS) == len(exchange.sizes)
+        assert called == list(exchange.sizes)
+        assert products(model, PROMPTS) == 4 * model.config.num_hidden_layers
+    assert products(model, PROMPTS) == 0
+
+
+def test_joined_layers_can_be_saved(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = tiny()

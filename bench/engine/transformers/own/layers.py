@@ -149,7 +149,7 @@ def _stacked_rows(layers: Sequence[OwnLinear]) -> dict[str, Tensor]:
 
 
 def _stacked_bias(layers: Sequence[OwnLinear]) -> Tensor | None:
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     return torch.cat(biases) if biases else None
 
 
