@@ -26,7 +26,7 @@ from bench.store.files import write_result, write_sweep
 from bench.store.mlflow_view import LATEST, page
 from tests import fakes
 from tests.analysis.test_advice import KNOWN, SWEEP
-from tests.command_line import TINY, bench
+from tests.command_line import TINY, in_process
 from tests.report.test_page import answering, written
 from tests.report.test_side_by_side import THREE
 
@@ -236,7 +236,7 @@ def test_mlflow_shows_the_report_among_the_artifacts_of_the_sweep(
 
 def test_a_sweep_is_tracked_on_a_server(server: str, tmp_path: Path) -> None:
     options = ("engine=scripted", "batch=1,2", "tracking.experiment=on a server")
-    done = bench(tmp_path, "-m", *TINY, *options, MLFLOW_TRACKING_URI=server)
+    done = in_process(tmp_path, "-m", *TINY, *options, MLFLOW_TRACKING_URI=server)
     assert done.returncode == 0, done.stderr
     client = MlflowClient(tracking_uri=server)
     experiment = client.get_experiment_by_name("on a server")

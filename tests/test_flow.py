@@ -164,7 +164,7 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     cell = [*TINY, "engine=scripted"]
-    done = bench(tmp_path, *cell, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    done = in_process(tmp_path, *cell, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     assert done.returncode == 3, done.stderr
     folder = sweep_folder(tmp_path)
     assert f"python -m bench push {folder.relative_to(tmp_path)}" in done.stderr

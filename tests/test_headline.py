@@ -137,7 +137,7 @@ def test_a_run_is_reproduced_from_what_mlflow_has_of_it(headline: Path, tmp_path
 
     command = from_readme("python -m bench reproduce RUN")
     given = [{"RUN": original.info.run_id}.get(word, word) for word in command]
-    done = bench(tmp_path, *given, "--processes", "2")
+    done = in_process(tmp_path, *given, "--processes", "2")
     words = {0: "reproduced", 1: "differs", 4: "cannot tell"}
     assert done.stdout.startswith(words[done.returncode]), done.stderr
     assert "tiny/nf4/sdpa/b2" in done.stdout

@@ -41,8 +41,8 @@ _USUAL_QUANTS = {  # by engine
 # On a CPU Inductor makes loops of plain attention and calls sdpa as it is: with 32 tokens of prompt
 # a compiled step takes 0.82 to 0.86 of its time with sdpa (sweeps/LOG.md)
 _USUAL_COMPILED = ("decode=compiled", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
-# There sdpa also takes a query of each of many rows slowly: at batch 32 eager steps take 0.64 to 0.77
-# of its time (sweeps/LOG.md)
+# With one query for each of many rows sdpa is slow there, too: at batch 32 a step with eager
+# attention takes 0.64 to 0.77 of its time (sweeps/LOG.md)
 _USUAL_EAGER = ("attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
@@ -114,16 +114,14 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
     if keys & {*_ALTERNATIVES, "sweeps"}:
         configs = parsed(collect(["-m", *batch, *overrides]))
     else:
-        usual = [[f"engine={name}", quants] for name, quants in _USUAL_QUANTS.items()]
+        usual = [[f"engine={name}", quants, *batch] for name, quants in _USUAL_QUANTS.items()]
+        is_on_cpu = "device=cpu" in overrides or not driver_version()
         if goal == "chat":  # a step at batch 1 is mostly the interpreter, or launches
-            usual += _compiled()
-        elif goal in _USUAL_BATCHES and not driver_version():
-            usual.append(["engine=transformers", *_USUAL_EAGER])
-        every = [
-            config
-            for axes in usual
-            for config in parsed(collect(["-m", *axes, *batch, *overrides]))
-        ]
+            usual += _compiled(is_on_cpu)
+        elif goal in _USUAL_BATCHES and is_on_cpu:
+            many = ["batch=8,32"] if batch else []
+            usual.append(["engine=transformers", *_USUAL_EAGER, *many])
+        every = [config for axes in usual for config in parsed(collect(["-m", *axes, *overrides]))]
         configs = [config for config in every if _is_installed(config.cell.engine)]
     if any(config.cell.is_to_be_sized for config in configs):
         raise ConfigError(["max: choose wants numbers, like batch=1,8,32"])
@@ -132,9 +130,9 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
     return configs
 
 
-def _compiled() -> list[list[str]]:
+def _compiled(is_on_cpu: bool) -> list[list[str]]:
     """The axes of what is compiled on this machine."""
-    if driver_version():
+    if not is_on_cpu:
         return [["engine=transformers", _USUAL_QUANTS["transformers"], "decode=compiled"]]
     return [["engine=transformers", *_USUAL_COMPILED]] if has_compiler() else []
 

@@ -144,18 +144,22 @@ def test_on_a_quiet_machine_equal_cells_rarely_alarm_and_five_percent_are_found(
     assert found(planted) >= 0.9 * SWEEPS
 
 
-@pytest.mark.parametrize("kind", ["alone", "disturbed"])
+@pytest.mark.parametrize("kind", ["alone", "disturbed", "alone_worse_day", "disturbed_worse_day"])
 def test_on_a_machine_with_neighbours_equal_cells_rarely_alarm(kind: str) -> None:
     equal, planted = sweeps_with(kind, 6, 0.0), sweeps_with(kind, 6, 0.15)
     by_medians = sweeps_with(kind, 6, 0.15, times="median")
     print(f"{kind}: {alarms(equal)} of {SWEEPS} alarm falsely, {found(planted)} find 15 %")
     print(f"by medians {found(by_medians)} find it")
     assert alarms(equal) <= BY_CHANCE
-    if kind == "disturbed":
+    if kind == "disturbed":  # on the worse day six processes find it in a third of sweeps
         assert found(planted) >= 0.8 * SWEEPS
 
 
-@pytest.mark.parametrize(("kind", "passes"), [("alone", 3), ("alone", 6), ("disturbed", 6)])
+REAL = [(kind, passes) for kind in ("alone", "disturbed") for passes in (3, 6)]
+REAL += [("alone_worse_day", 3), ("alone_worse_day", 6), ("disturbed_worse_day", 6)]
+
+
+@pytest.mark.parametrize(("kind", "passes"), REAL)
 def test_real_sweeps_of_equal_cells_rarely_alarm(kind: str, passes: int) -> None:
     """Every choice of so many of the recorded passes is a sweep; cells that differ in the seed
     alone are equal."""

@@ -13,7 +13,8 @@ architecture wants in fp32. Experts in three dimensions are no linear layers and
 What prefill holds in an MLP cannot be read off a layout; it is taken from what its matrices are.
 Matrices beside each other, outside of attention, are one MLP, as wide as the widest product:
 
-* two matrices of that width are gate and up: 3 tensors with their product (Llama);
+* two matrices of that width are gate and up: 3 tensors with their product (Llama), 4 in layers of
+  our own, whose outputs are parts of one (``own.siblings``);
 * one whose half is what the next takes is both in one: it, and two of half the width, so 2 (Phi-3);
 * else 4, since an activation may be written out in Python, with a tensor for each term (GPT-2);
 * experts do so for each token as often as it is routed, between gathered copies of the residual
@@ -52,6 +53,7 @@ from bench.engine.transformers.schemes import (
     DTYPE_BYTES,
     SCHEMES,
     checkpoint,
+    packs,
     parameters_of,
     torch_dtype,
 )
@@ -83,7 +85,7 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         cell = replace(cell, quant=replace(cell.quant, layers={}))
     config = model.config.get_text_config(decoder=True)
     matrices, plain_bytes = _stored(model, cell, packed)
-    intermediate, mlp_copies = _widest_mlp(matrices, config)
+    intermediate, mlp_copies = _widest_mlp(matrices, config, packs(cell.quant))
     dtype_bytes = DTYPE_BYTES[cell.quant.dtype]
     heads = getattr(config, "num_attention_heads", None) or 0  # none in a recurrent model
     # Compressed keys and values have a width of their own once they are expanded
@@ -314,7 +316,7 @@ def cache_windows(cache: DynamicCache, layers: int) -> tuple[int | None, ...]:
     return tuple(kept + [0] * (layers - len(kept)))
 
 
-def _widest_mlp(matrices: Sequence[Matrix], config: Any) -> tuple[int, int]:
+def _widest_mlp(matrices: Sequence[Matrix], config: Any, is_own: bool) -> tuple[int, int]:
     """Width and copies of the MLP that holds most; the module's docstring has the method."""
     mlps = defaultdict(list)
     for matrix in matrices:
@@ -325,7 +327,7 @@ def _widest_mlp(matrices: Sequence[Matrix], config: Any) -> tuple[int, int]:
         width = max(matrix.outputs for matrix in beside)
         narrower = [matrix for matrix in beside if matrix.outputs < width]
         if len(beside) - len(narrower) > 1:
-            copies = 3
+            copies = 4 if is_own else 3
         else:
             copies = 2 if any(2 * matrix.inputs == width for matrix in narrower) else 4
         if re.search(r"\bexperts\b", place):

@@ -34,7 +34,6 @@ from bench.engine.exchange import Change, See, Show
 from bench.engine.prompts import Ids
 from bench.engine.transformers.assignment import candidates
 from bench.engine.transformers.attest import stored_tensors
-from bench.engine.transformers.own.siblings import apart, join
 from bench.engine.transformers.schemes import SCHEMES
 from bench.errors import CellFailure
 
@@ -70,8 +69,6 @@ class LayerExchange:
         try:
             for name, scheme in schemes.items():
                 self.model.set_submodule(name, self.made(name, scheme))
-            if len(schemes) > 1:
-                join(self.model)
             yield
         finally:
             for name in schemes:
@@ -88,8 +85,6 @@ class LayerExchange:
 
     @contextlib.contextmanager
     def stamped(self, clock: Clock) -> Iterator[list[str]]:
-        """Each layer's own time: what layers save as one product is left out here, and so goes
-        with the rest of a step, which is timed as it runs."""
         called: list[str] = []
         hooks = []
 
@@ -102,8 +97,7 @@ class LayerExchange:
             hooks.append(layer.register_forward_pre_hook(partial(before, name)))
             hooks.append(layer.register_forward_hook(lambda *_: clock.token()))
         try:
-            with apart(self.model):
-                yield called
+            yield called
         finally:
             for hook in hooks:
                 hook.remove()

@@ -46,7 +46,22 @@ class OwnLinear(nn.Module):
         """Shapes: x (..., inputs); returns (..., outputs)."""
         if self.siblings is None:
             return self.product(x)
-        return self.siblings.output(self.place, x)
+        output = self.siblings.output(self.place, x)
+        return self.product(x) if output is None else output
+
+    def join(self, siblings: "Siblings", place: int, start: int) -> None:
+        """Take part in their product, whose rows from ``start`` on are this layer's."""
+        end = start + self.out_features
+        for name in self.rows:
+            setattr(self, name, siblings.whole.get_buffer(name)[start:end])
+        self.bias = None if siblings.whole.bias is None else _kept(siblings.whole.bias[start:end])
+        self.siblings, self.place = siblings, place
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        """To another device or dtype each layer goes by itself."""
+        self.siblings = None
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        return self
 
     def product(self, x: Tensor) -> Tensor:
         """The same of this layer alone."""

@@ -108,7 +108,12 @@ def load_packed(
     swap(model, _own(layers))  # on the meta device: layouts
     tensors = load_file(packed / _WEIGHTS, device=device)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    state = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
+    # Copies: what is still a part of the mapped file keeps all of it in memory
+    state = {
+        name: tensor.to(dtypes.get(name, tensor.dtype), copy=True)
+        for name, tensor in tensors.items()
+    }
+    del tensors
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     _fill_buffers(model, torch.device(device))

@@ -5,19 +5,18 @@ of all their rows quantizes the activations once, wakes the threads once and is 
 two or three: 0.5 of the 8.9 ms of a decode step of SmolLM2-135M in int4_g64 with an int8 head, 1.4
 of 15.9 at batch 8 (least of 20 answers of 16 tokens after 32, alternating; 2 cores of an AMD EPYC
 with AVX-512, torch 2.13.0, 2026-11-27). An output is a row of weights times the input, whoever
-computes it, so no number changes.
+computes it: on a CPU no number changes, where layers have multiples of 4 outputs, and on a GPU only
+the order of sums.
 
 vLLM has such layers written into each architecture (``QKVParallelLinear``). Here a forward pass
-shows which layers of one module are called one after another with the very same tensor. Each stays
-a layer of its own, whose weights are its rows of all of them; the first one that is called
-computes all, the others find their part. A layer that is called with something else computes its
+shows which layers of one module read the very same tensor. Each stays a layer of its own, whose
+weights are its rows of all of them; the first one that is called computes all and puts the outputs
+on a shelf, where the others find theirs. A layer that is called with something else computes its
 own, so a model that calls its layers in another way next time is slower, and right.
 """
 
-import contextlib
-import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,38 +27,51 @@ from transformers import PreTrainedModel
 from bench.engine.transformers.own.layers import OwnLinear
 
 _PROBE_TOKENS = 2
-Call = tuple[str, OwnLinear, Tensor]  # of a layer: its parent's name, itself, its input
+
+
+class Shelf:
+    """Outputs that are still to be fetched: of the whole model at most those of one product.
+
+    One for all, since a compiled step writes back every attribute that its trace has changed.
+    """
+
+    def __init__(self) -> None:
+        self.owner: Siblings | None = None
+        self.input: Tensor | None = None
+        self.outputs: Sequence[Tensor] = ()
 
 
 class Siblings:
-    """Layers of one kind with the same input; they hold their weights, as parts of one tensor."""
+    """Layers of one kind with the same input; they hold their weights, as parts of one tensor.
 
-    def __init__(self, layers: Sequence[OwnLinear]) -> None:
-        self.layers = tuple(layers)
+    It does not hold them: a layer goes with the last who uses it.
+    """
+
+    def __init__(self, layers: Sequence[OwnLinear], shelf: Shelf) -> None:
         self.whole = type(layers[0]).stacked(layers)
         self.sizes = [layer.out_features for layer in layers]
-        self.input: Tensor | None = None  # of the outputs that are still to be fetched
-        self.outputs: Sequence[Tensor] = ()
-        ends = itertools.accumulate(self.sizes)
-        for place, (layer, size, end) in enumerate(zip(layers, self.sizes, ends, strict=True)):
-            for name in layer.rows:
-                setattr(layer, name, self.whole.get_buffer(name)[end - size : end])
-            if self.whole.bias is not None:
-                rows = self.whole.bias.detach()[end - size : end]
-                layer.bias = nn.Parameter(rows, requires_grad=False)
-            layer.siblings, layer.place = self, place
+        self.shelf = shelf
+        start = 0
+        for place, layer in enumerate(layers):
+            layer.join(self, place, start)
+            start += layer.out_features
 
-    def output(self, place: int, x: Tensor) -> Tensor:
-        """What the layer at this place makes of x. Shapes: as ``OwnLinear.forward``; the outputs of
-        several rows are parts of longer ones."""
+    def output(self, place: int, x: Tensor) -> Tensor | None:
+        """What the layer at this place makes of x; None where it has to do so itself.
+
+        Shapes: as ``OwnLinear.forward``; the outputs of several rows are parts of longer ones.
+        """
+        shelf = self.shelf
         if place == 0:
-            # Not split, which comes to the same after 1.4 us of Python
-            self.input, self.outputs = x, self.whole.product(x).split_with_sizes(self.sizes, -1)
-        elif x is not self.input:
-            return self.layers[place].product(x)
-        output = self.outputs[place]
+            # What Tensor.split does, without its 1.4 us of Python
+            outputs = self.whole.product(x).split_with_sizes(self.sizes, -1)
+            shelf.owner, shelf.input, shelf.outputs = self, x, outputs
+            return outputs[0]
+        if shelf.owner is not self or shelf.input is not x:
+            return None
+        output = shelf.outputs[place]
         if place == len(self.sizes) - 1:
-            self.input, self.outputs = None, ()
+            shelf.owner, shelf.input, shelf.outputs = None, None, ()
         return output
 
 
@@ -68,11 +80,16 @@ def join(model: PreTrainedModel) -> None:
 
     Layers whose inputs are scaled (AWQ) read a tensor of their own each, and stay alone.
     """
-    calls: list[Call] = []
+    groups: defaultdict[tuple[Any, ...], list[OwnLinear]] = defaultdict(list)
+    times: Counter[int] = Counter()
+    kept: list[Tensor] = []  # while they are alive no two have one id
 
     def see(parent: str, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         assert isinstance(layer, OwnLinear)
-        calls.append((parent, layer, arguments[0]))
+        kept.append(arguments[0])
+        times[id(layer)] += 1
+        if layer.input_scale is None:
+            groups[parent, id(arguments[0]), layer.kind()].append(layer)
 
     hooks = [
         layer.register_forward_pre_hook(partial(see, name.rpartition(".")[0]))
@@ -80,35 +97,16 @@ def join(model: PreTrainedModel) -> None:
         if isinstance(layer, OwnLinear)
     ]
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None]
-    with torch.inference_mode():
-        model(ids, use_cache=False, logits_to_keep=1)
-    for hook in hooks:
-        hook.remove()
-    times = Counter(id(layer) for _, layer, _ in calls)
-    for _, group in itertools.groupby(calls, _shared):
-        layers = [layer for _, layer, _ in group]
-        if len(layers) > 1 and all(times[id(layer)] == 1 for layer in layers):
-            Siblings(layers)
-
-
-def _shared(call: Call) -> tuple[Any, ...]:
-    """What calls of siblings have in common; the tensors are all alive, so each has an id."""
-    parent, layer, x = call
-    return parent, id(x), layer.kind(), None if layer.input_scale is None else id(layer)
-
-
-@contextlib.contextmanager
-def apart(model: nn.Module) -> Iterator[None]:
-    """Within the block each layer computes its own, so that it can be timed."""
-    layers = [module for module in model.modules() if isinstance(module, OwnLinear)]
-    siblings = [layer.siblings for layer in layers]
-    for layer in layers:
-        layer.siblings = None
     try:
-        yield
+        with torch.inference_mode():
+            model(ids, use_cache=False, logits_to_keep=1)
     finally:
-        for layer, had in zip(layers, siblings, strict=True):
-            layer.siblings = had
+        for hook in hooks:
+            hook.remove()
+    shelf = Shelf()
+    for layers in groups.values():
+        if len(layers) > 1 and all(times[id(layer)] == 1 for layer in layers):
+            Siblings(layers, shelf)
 
 
 def joined(model: nn.Module) -> dict[str, int]:
