@@ -8,6 +8,7 @@ import pytest
 
 from bench.engine.protocol import Announce
 from bench.record.result import Host
+from tests import fakes
 from tests.engine.own_products import MOST, Product
 from tests.gpu.running import run
 
@@ -58,6 +59,26 @@ def captured(announce: Announce, product: Product) -> float:
     graph.replay()
     right = expected(given)
     return float((y - right).abs().max() / right.abs().max())
+
+
+def joint_error(announce: Announce) -> tuple[dict[str, int], float]:
+    """Layers that are one product, and how far logits are from those of the same layers apart."""
+    import torch
+
+    from bench.engine.transformers.load import load
+    from bench.engine.transformers.own.layers import OwnLinear
+    from bench.engine.transformers.own.siblings import joined
+
+    model = load(fakes.resolved(model="tiny", quant="int4_g64", device="cuda"), None)
+    ids = torch.arange(24, device="cuda").reshape(3, 8)
+    names = joined(model)
+    with torch.inference_mode():
+        together = model(ids).logits.float()
+        for module in model.modules():
+            if isinstance(module, OwnLinear):
+                module.siblings = None
+        alone = model(ids).logits.float()
+    return names, float((together - alone).norm() / alone.norm())
 
 
 def bandwidths(announce: Announce, products: list[Product]) -> list[tuple[float, float]]:
@@ -126,6 +147,12 @@ def test_the_same_product_is_the_same_to_the_last_bit(
 @pytest.mark.parametrize("rows", [1, 8, 130])
 def test_a_cuda_graph_can_repeat_a_product(rows: int, log: Path) -> None:
     assert run(captured, Product(rows, 192, 16384, 64, "bf16"), log=log) <= MOST["bf16"]
+
+
+def test_layers_that_are_one_product_compute_the_same_but_for_the_order_of_sums(log: Path) -> None:
+    names, error = run(joint_error, log=log)
+    assert sorted(names) == ["gate_proj+up_proj", "q_proj+k_proj+v_proj"]
+    assert error < 0.02  # bf16 has a step of 2^-8
 
 
 @pytest.mark.parametrize("group", [None, 64, 128])
