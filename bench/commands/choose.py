@@ -38,12 +38,10 @@ _USUAL_QUANTS = {  # by engine
     "llama_cpp": "quant=fp16,gguf_q8_0,gguf_q4_k_m",
     "vllm": "quant=bf16",
 }
-# On a CPU Inductor makes loops of plain attention and calls sdpa as it is: with 32 tokens of prompt
-# a compiled step takes 0.82 to 0.86 of its time with sdpa (sweeps/LOG.md)
-_USUAL_COMPILED = ("decode=compiled", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
-# With one query for each of many rows sdpa is slow there, too: at batch 32 a step with eager
-# attention takes 0.64 to 0.77 of its time (sweeps/LOG.md)
-_USUAL_EAGER = ("attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
+# On a CPU Inductor makes loops of plain attention and calls sdpa as it is, which is slow with one
+# query for each of many rows: a compiled step with eager attention takes 0.80 to 0.95 of its time
+# with sdpa at batch 1 and 0.4 to 0.6 at batch 8; the plain loop's 0.62 to 0.95 there (sweeps/LOG.md)
+_USUAL_EAGER = ("engine=transformers", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
 
@@ -120,7 +118,7 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
             usual += _compiled(is_on_cpu)
         elif goal in _USUAL_BATCHES and is_on_cpu:
             many = ["batch=8,32"] if batch else []
-            usual.append(["engine=transformers", *_USUAL_EAGER, *many])
+            usual += [[*axes, *many] for axes in _compiled(is_on_cpu) or [[*_USUAL_EAGER]]]
         every = [config for axes in usual for config in parsed(collect(["-m", *axes, *overrides]))]
         configs = [config for config in every if _is_installed(config.cell.engine)]
     if any(config.cell.is_to_be_sized for config in configs):
@@ -134,7 +132,7 @@ def _compiled(is_on_cpu: bool) -> list[list[str]]:
     """The axes of what is compiled on this machine."""
     if not is_on_cpu:
         return [["engine=transformers", _USUAL_QUANTS["transformers"], "decode=compiled"]]
-    return [["engine=transformers", *_USUAL_COMPILED]] if has_compiler() else []
+    return [[*_USUAL_EAGER, "decode=compiled"]] if has_compiler() else []
 
 
 def _is_installed(engine: EngineChoice) -> bool:
