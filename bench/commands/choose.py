@@ -40,7 +40,7 @@ _USUAL_QUANTS = {  # by engine
 }
 # On a CPU Inductor makes loops of plain attention and calls sdpa as it is, which is slow with one
 # query for each of many rows: a compiled step with eager attention takes 0.80 to 0.95 of its time
-# with sdpa at batch 1 and 0.4 to 0.6 at batch 8; the plain loop's 0.62 to 0.95 there (sweeps/LOG.md)
+# with sdpa at batch 1 and 0.4 to 0.6 at batch 8, one of the loop 0.62 to 0.95 there (sweeps/LOG.md)
 _USUAL_EAGER = ("engine=transformers", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
