@@ -61,8 +61,12 @@ def test_the_driver_can_import_it_without_its_libraries() -> None:
             "decode.strategy=generate: no such one; engine=vllm has only loop",
         ),
         (
-            {"engine": {"name": "vllm", "options": {"kv": "fp8"}}},
-            "engine.options.kv: unknown key; engine=vllm has none",
+            {"engine": {"name": "vllm", "options": {"kv": "q8_0"}}},
+            "engine.options.kv=q8_0: want one of auto, fp8_e4m3, fp8_e5m2",
+        ),
+        (
+            {"engine": {"name": "vllm", "options": {"threads": 2}}},
+            "engine.options.threads=2: unknown key; known are kv",
         ),
         (
             {"quant": fakes.group("quant", "fp16", layers={"*": {"name": "x", "scheme": "none"}})},
@@ -144,6 +148,21 @@ def test_a_timed_process_is_what_it_says(quant: str, size: int, tmp_path: Path) 
     assert measured is not None
     assert measured.prompt_tokens == 32
     assert len(measured.repeats[0].decode_step_s) == 7
+
+
+@installed
+def test_keys_and_values_in_8_bits_take_a_byte_each(tmp_path: Path) -> None:
+    engine = fakes.group("engine", "vllm", options={"kv": "fp8_e4m3"})
+    asked = cell(engine=engine, quant="bf16")
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        with pytest.raises(CellFailure, match="requires x86 with AVX-512") as caught:
+            run("tests.engine.foreign:attested", tmp_path, asked)
+        assert caught.value.status == "skipped"
+        return
+    attested = run("tests.engine.foreign:attested", tmp_path, asked)
+    assert attested.mismatches == ()
+    assert attested.kv_bytes_per_token == 30 * 2 * 3 * 64
+    assert attested.details["kv_cache"] == "fp8_e4m3"
 
 
 @installed

@@ -13,13 +13,16 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bench.config.cell import Cell
+from bench.config.parse import parse
 from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
 from bench.engine.protocol import Accelerator, Files, Session
-from bench.errors import CellFailure
+from bench.errors import CellFailure, ConfigError
 from bench.paths import interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Outcome
@@ -39,6 +42,19 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # everything is in a folder
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The engine's own."""
+
+    # Of keys and values in the cache; auto: as the weights. vLLM takes fp8's scales to be 1
+    kv: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = "auto"
+
+
+def kv_type(cell: Cell) -> str:
+    """vLLM's name of the type that a cell asks for."""
+    return parse(Options, cell.engine.options, "engine.options").kv
 
 
 class Vllm:
@@ -71,9 +87,10 @@ class Vllm:
         ]
         if quant.layers:
             problems.append(f"quant.layers: {name} takes a model as its folder has it; want none")
-        problems += [
-            f"engine.options.{key}: unknown key; {name} has none" for key in cell.engine.options
-        ]
+        try:
+            kv_type(cell)
+        except ConfigError as error:
+            problems += error.problems
         return problems
 
     def why_not(self, cell: Cell, host: Host) -> Outcome | None:
@@ -97,15 +114,16 @@ class Vllm:
         place = sources.place(cell.model)
         if place is None:
             return ""
+        kv = kv_type(cell)
         return (
             "import os\n"
             'os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"\n'
             "from vllm import LLM, SamplingParams\n"
             f"llm = LLM({place!r}, dtype={DTYPES[cell.quant.dtype]!r}, enforce_eager=True,"
-            " kv_cache_memory_bytes=2**30)\n"
+            f" kv_cache_dtype={kv!r}, kv_cache_memory_bytes=2**30)\n"
             'print(llm.generate("Once", SamplingParams(temperature=0, max_tokens=16))[0])\n'
             f"# a server: vllm serve {shlex.quote(place)} --dtype {DTYPES[cell.quant.dtype]}"
-            f" --enforce-eager --kv-cache-memory-bytes {2**30}\n"
+            f" --enforce-eager --kv-cache-dtype {kv} --kv-cache-memory-bytes {2**30}\n"
         )
 
     def provide(self, cell: Cell, show: Callable[[str], None]) -> Files:

@@ -20,6 +20,7 @@ from vllm.model_executor.layers.linear import LinearBase
 
 from bench.config.cell import Cell
 from bench.engine.protocol import shape_mismatches
+from bench.engine.vllm import kv_type
 from bench.record.result import Attestation, ModelShape
 
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -65,13 +66,14 @@ def attest(cell: Cell, folder: Path, config: Any, llm: Any, runner: Any) -> Atte
         mismatches=(
             *_model_mismatches(cell, shape, runner.model, dtype, packed),
             *_setting_mismatches(cell, settings),
-            *_kv_mismatches(shape, kv_bytes, runner.kv_caches[0].dtype.itemsize),
+            *_kv_mismatches(cell, shape, kv_bytes, settings),
         ),
         details={
             "layers": dict(Counter(type(module).__name__ for module in layers)),
             "products": dict(products),
             "attention": sorted({type(a.impl).__name__ for a in _attentions(settings)}),
-            "kv_cache": str(runner.kv_caches[0].dtype).removeprefix("torch."),
+            "kv_cache": settings.cache_config.cache_dtype,
+            "kv_cache_stored": str(runner.kv_caches[0].dtype).removeprefix("torch."),
             "kv_cache_tokens": settings.cache_config.num_gpu_blocks
             * settings.cache_config.block_size,
             "prefix_cache": settings.cache_config.enable_prefix_caching,
@@ -169,7 +171,11 @@ def _setting_mismatches(cell: Cell, settings: Any) -> Iterator[str]:
         yield f"vLLM compiles in mode {settings.compilation_config.mode}, want none"
 
 
-def _kv_mismatches(shape: ModelShape, found: int, size: int) -> Iterator[str]:
+def _kv_mismatches(cell: Cell, shape: ModelShape, found: int, settings: Any) -> Iterator[str]:
+    asked, kept = kv_type(cell), settings.cache_config.cache_dtype
+    if kept != asked:
+        yield f"keys and values are {kept}, want {asked}"
+    size = settings.model_config.dtype.itemsize if asked == "auto" else 1
     wanted = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
     if found != wanted:
         yield f"a token takes {found} bytes in the KV cache, want {wanted}"

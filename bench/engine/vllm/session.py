@@ -26,7 +26,7 @@ from bench.config.cell import Cell, Quality, Quant
 from bench.engine.clock import Clock, HostClock, Untimed
 from bench.engine.prompts import Ids, load_tokenizer, prompt_ids
 from bench.engine.protocol import Files, Floats, Head
-from bench.engine.vllm import DTYPES
+from bench.engine.vllm import DTYPES, kv_type
 from bench.engine.vllm.attest import attest, head_dim, kv_heads
 from bench.errors import CellFailure
 from bench.record.measurement import PhaseProfile, Profile, TaskScore
@@ -64,10 +64,11 @@ class VllmSession:
                 max_num_seqs=rows,
                 max_model_len=min(longest, self.context_tokens or longest),
                 max_num_batched_tokens=max(rows * prompt, longest),
+                kv_cache_dtype=kv_type(cell),
                 kv_cache_memory_bytes=self._kv_bytes(rows, prompt + cell.workload.new_tokens),
                 seed=cell.seed,
             )
-        except ValueError as error:  # pydantic's too, of what vLLM does not take
+        except (ValueError, NotImplementedError) as error:  # pydantic's too, of what it lacks
             raise CellFailure("skipped", f"vLLM does not take it: {_said(error)}") from error
         if self._is_packed and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
             raise CellFailure(
@@ -89,7 +90,8 @@ class VllmSession:
             kv_heads(self.config),
             head_dim(self.config),
         )
-        size = 4 if self.cell.quant.dtype == "fp32" else 2
+        plain = 4 if self.cell.quant.dtype == "fp32" else 2
+        size = plain if kv_type(self.cell) == "auto" else 1
         row_blocks, text_blocks = (-(-n // BLOCK_TOKENS) for n in (tokens, _LEAST_TOKENS))
         blocks = max(rows * row_blocks, text_blocks) + 2
         return int(blocks * BLOCK_TOKENS * 2 * layers * heads * width * size)
@@ -213,7 +215,7 @@ def _ends(folder: Path, config: Any) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
-def _said(error: ValueError) -> str:
+def _said(error: Exception) -> str:
     """The sentence of a validation error, without pydantic's frame around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("Value error")), lines[0])
