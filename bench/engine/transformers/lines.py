@@ -69,6 +69,7 @@ def _packed_lines(cell: Cell, folder: Path) -> str:
             "import torch",
             f"from bench.config.cell import {'LayerQuant, ' if layers else ''}Quant",
             "from bench.engine.transformers.own.packing import load_packed",
+            "from bench.engine.transformers.own.siblings import join",
             "",
             *_threads(cell),
             f"quant = Quant({quant.name!r}, {quant.scheme!r}, {quant.dtype!r},"
@@ -76,6 +77,7 @@ def _packed_lines(cell: Cell, folder: Path) -> str:
             f"packed = Path({str(packed_place(quant, folder))!r})",
             f"model = load_packed(packed, quant, {cell.attn.implementation!r}, {cell.device!r})",
             "model.eval()",
+            "join(model)",
         ]
     )
 
