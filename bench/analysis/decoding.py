@@ -51,9 +51,12 @@ def _sentences(result: Result, loop: Result | None) -> Iterator[Doubt]:
             f"{_range(ready_s)} s, after {_rounded(tokens):,} tokens of a row",
         )
     if found.get("graphs") and loop_s < _ALIKE * step_s:
-        share = _products(loop)
+        kinds, left = ["matrix product"], "matrix products"
+        if loop.cell.attn.implementation != "eager":  # one operator of a library, called as it is
+            kinds, left = [*kinds, "attention"], "matrix products and fused attention"
+        share = _share(loop, kinds)
         why = "" if share is None else f"{share:.0%} of the loop's step"
-        yield "compiling makes this no faster, it leaves matrix products as they are", why
+        yield f"compiling makes this no faster, it leaves {left} as they are", why
     differs = found.get("first_token_unlike_loop")
     if differs is not None:
         yield "rounding leads the answer away from the plain loop's", f"from token {differs} on"
@@ -80,8 +83,8 @@ def _rounded(tokens: float) -> int:
     return int(round(tokens, -max(digits, 0)))
 
 
-def _products(loop: Result) -> float | None:
-    """Their share of a step under the profiler; None where none was taken."""
+def _share(loop: Result, kinds: Sequence[str]) -> float | None:
+    """Of these kinds of operations in a step under the profiler; None where none was taken."""
     steps = [m.step_profile for m in loop.measurements if m.step_profile is not None]
-    shares = [step.seconds.get("matrix product", 0.0) / step.wall_s for step in steps]
+    shares = [sum(step.seconds.get(kind, 0.0) for kind in kinds) / step.wall_s for step in steps]
     return median(shares) if shares else None

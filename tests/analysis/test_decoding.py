@@ -19,7 +19,7 @@ def of(
 ) -> Result:
     """A result whose decode steps take so long."""
     repeat = Repeat(0.1, (step_s,) * 4, 0.1 + 4 * step_s)
-    profile = PhaseProfile("decode", 1.0, 4, {"matrix product": 0.75, "other": 0.25})
+    profile = PhaseProfile("decode", 1.0, 4, {"matrix product": 0.45, "attention": 0.3})
     measured = fakes.measurement(repeats=(repeat,) * 3, ready_s=ready_s, step_profile=profile)
     return fakes.result(
         cell=fakes.cell(decode=decode, **cell),
@@ -45,12 +45,19 @@ def test_it_pays_once_the_shorter_steps_have_brought_the_preparation_back() -> N
     ]
 
 
-def test_where_it_is_no_faster_the_products_of_the_loop_say_why() -> None:
-    results = of("loop", 0.030), of("compiled", 0.0299, ready_s=48.0, details=COMPILED)
-    assert said(*results) == [
+@pytest.mark.parametrize(
+    ("attn", "left", "share"),
+    [("eager", "matrix products", "45%"), ("sdpa", "matrix products and fused attention", "75%")],
+)
+def test_where_it_is_no_faster_what_it_leaves_of_the_loop_says_why(
+    attn: str, left: str, share: str
+) -> None:
+    loop = of("loop", 0.030, attn=attn)
+    compiled = of("compiled", 0.0299, ready_s=48.0, details=COMPILED, attn=attn)
+    assert said(loop, compiled) == [
         (
-            "compiling makes this no faster, it leaves matrix products as they are",
-            "75% of the loop's step",
+            f"compiling makes this no faster, it leaves {left} as they are",
+            f"{share} of the loop's step",
         )
     ]
 
