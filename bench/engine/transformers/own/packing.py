@@ -108,9 +108,9 @@ def load_packed(
     swap(model, _own(layers))  # on the meta device: layouts
     tensors = load_file(packed / _WEIGHTS, device=device)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    # Copies: what is still a part of the mapped file keeps all of it in memory
+    # Copies on a CPU: what is still a part of the mapped file keeps all of it in memory
     state = {
-        name: tensor.to(dtypes.get(name, tensor.dtype), copy=True)
+        name: tensor.to(dtypes.get(name, tensor.dtype), copy=device == "cpu")
         for name, tensor in tensors.items()
     }
     del tensors
