@@ -229,3 +229,12 @@ def _keys(cls: Any) -> str:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def problems(kind: type, mapping: Mapping[str, Any], path: str) -> list[str]:
+    """What ``parse`` objects to, a sentence each; empty when nothing."""
+    try:
+        parse(kind, mapping, path)
+    except ConfigError as error:
+        return error.problems
+    return []

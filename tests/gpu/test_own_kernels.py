@@ -66,18 +66,15 @@ def joint_error(announce: Announce) -> tuple[dict[str, int], float]:
     import torch
 
     from bench.engine.transformers.load import load
-    from bench.engine.transformers.own.layers import OwnLinear
     from bench.engine.transformers.own.siblings import joined
+    from tests.engine.test_siblings import apart
 
     model = load(fakes.resolved(model="tiny", quant="int4_g64", device="cuda"), None)
     ids = torch.arange(24, device="cuda").reshape(3, 8)
     names = joined(model)
     with torch.inference_mode():
         together = model(ids).logits.float()
-        for module in model.modules():
-            if isinstance(module, OwnLinear):
-                module.siblings = None
-        alone = model(ids).logits.float()
+        alone = apart(model)(ids).logits.float()
     return names, float((together - alone).norm() / alone.norm())
 
 

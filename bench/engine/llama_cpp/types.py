@@ -5,13 +5,12 @@ The driver asks it about names, so nothing here needs llama.cpp. ``quant=fp32``,
 as its publisher made it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from bench.config.cell import Cell, Quant
 from bench.config.parse import parse
-from bench.errors import ConfigError
+from bench.config.parse import problems as parsing_problems
 
 NATIVE = "native"
 
@@ -100,13 +99,5 @@ def unknown_types(cell: Cell) -> list[str]:
             " weights is in llama.cpp, or quant=fp16, bf16"
         )
     if quant.scheme == "gguf":
-        problems += _problems(Gguf, quant.parameters, "quant.parameters")
-    return [*problems, *_problems(Options, cell.engine.options, "engine.options")]
-
-
-def _problems(kind: type, mapping: Mapping[str, Any], path: str) -> list[str]:
-    try:
-        parse(kind, mapping, path)
-    except ConfigError as error:
-        return error.problems
-    return []
+        problems += parsing_problems(Gguf, quant.parameters, "quant.parameters")
+    return [*problems, *parsing_problems(Options, cell.engine.options, "engine.options")]

@@ -19,10 +19,11 @@ from typing import Literal
 
 from bench.config.cell import Cell
 from bench.config.parse import parse
+from bench.config.parse import problems as parsing_problems
 from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
 from bench.engine.protocol import Accelerator, Files, Session
-from bench.errors import CellFailure, ConfigError
+from bench.errors import CellFailure
 from bench.paths import interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Outcome
@@ -87,11 +88,7 @@ class Vllm:
         ]
         if quant.layers:
             problems.append(f"quant.layers: {name} takes a model as its folder has it; want none")
-        try:
-            kv_type(cell)
-        except ConfigError as error:
-            problems += error.problems
-        return problems
+        return problems + parsing_problems(Options, cell.engine.options, "engine.options")
 
     def why_not(self, cell: Cell, host: Host) -> Outcome | None:
         name, python = f"engine={cell.engine.name}", interpreter(cell.engine.python)

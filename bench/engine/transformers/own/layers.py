@@ -70,7 +70,7 @@ class OwnLinear(nn.Module):
     def kind(self) -> tuple[Any, ...]:
         """Layers with the same kind and the same input can be one product."""
         bias = None if self.bias is None else self.bias.dtype
-        return type(self), self.in_features, self.int8_activations, bias, self.rows
+        return type(self), self.in_features, self.int8_activations, bias
 
     @classmethod
     def stacked(cls, layers: Sequence[Self]) -> Self:
