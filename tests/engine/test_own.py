@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +36,7 @@ from bench.engine.transformers.own.grids import (
 )
 from bench.engine.transformers.own.layers import Int4Linear, Int8Linear
 from bench.errors import CellFailure, ConfigError
-from bench.paths import CALIBRATION_TEXT, TEXTS
+from bench.paths import CALIBRATION_TEXT, ROOT, TEXTS
 from tests import fakes
 
 ENGINE: Any = engine_at(ENGINES["transformers"])
@@ -337,6 +339,48 @@ def test_a_source_that_does_not_compile_fails_in_a_sentence(
     assert not list((tmp_path / "cache" / "kernels").glob("*.so"))
 
 
+def test_the_first_product_loads_the_kernels() -> None:
+    done = subprocess.run([sys.executable, "-c", _FIRST], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[2.0, 2.0] [2.0, 2.0]\n"
+    assert done.stderr == ""
+
+
+_FIRST = """
+import torch
+from bench.engine.transformers.own.grids import quantize_int8
+from bench.engine.transformers.own.layers import Int8Linear
+layer = Int8Linear(quantize_int8(torch.ones(2, 64)), 64, None, False)
+x = torch.full((64,), 2 / 64)
+print(layer(x).tolist(), torch.compile(layer, backend="eager")(x).tolist())
+"""
+
+
+def oldest_torch() -> str:
+    (asked,) = re.findall(r'"torch>=(\S+?)"', (ROOT / "pyproject.toml").read_text())
+    return f"{asked}.0"
+
+
+@pytest.mark.slow
+def test_kernels_compile_against_the_oldest_torch_that_we_take(tmp_path: Path) -> None:
+    """Its headers come out of its wheel, which is large and is not installed."""
+    wheel = f"torch=={oldest_torch()}"
+    platform = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64"]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", *platform, "--dest", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "download", *options, wheel]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"pip cannot have {wheel}: {done.stderr.strip()}")
+    (file,) = tmp_path.glob("torch-*.whl")
+    with zipfile.ZipFile(file) as archive:
+        headers = [name for name in archive.namelist() if name.startswith("torch/include/")]
+        archive.extractall(tmp_path, headers)
+    where = ["-fsyntax-only", f"-I{tmp_path / 'torch' / 'include'}"]
+    command = [str(build.compiler()), *build._FLAGS, *where, str(build.SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- Calibration
 
 
@@ -486,6 +530,17 @@ def test_weights_are_packed_once_and_again_for_another_scheme(saved: Path) -> No
     again = ENGINE.provide(tiny(saved, quant("int4_g32", activations="none")), shown.append).packed
     assert (again, shown) == (first, ["quantizing, once"])
     assert ENGINE.provide(tiny(saved, quant("int4_g128")), shown.append).packed != first
+
+
+def test_weights_for_a_gpu_are_packed_without_a_compiler(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(ops, "kernels", lambda: pytest.fail("kernels of the CPU were asked for"))
+    build.kernels.cache_clear()
+    cell = replace(tiny(saved, quant("int4_g64", activations="none")), device="cuda")
+    assert ENGINE.provide(cell, print).packed is not None
 
 
 def test_a_folder_without_a_tokenizer_is_packed_where_nothing_is_calibrated(saved: Path) -> None:

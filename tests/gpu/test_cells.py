@@ -150,7 +150,8 @@ def sane(findings: Findings, cell: Cell) -> None:
     assert memory.allocated_peak_bytes is not None
     assert memory.reserved_peak_bytes is not None
     assert found.weight_bytes <= memory.allocated_peak_bytes <= memory.reserved_peak_bytes
-    if memory.device_used_bytes is not None:  # NVML may be absent
+    # NVML may be absent; it reads the whole device, beside other tests theirs too
+    if memory.device_used_bytes is not None and "PYTEST_XDIST_WORKER" not in os.environ:
         assert memory.reserved_peak_bytes <= memory.device_used_bytes
     assert len(measurement.repeats) == cell.measure.repeats
     assert all(

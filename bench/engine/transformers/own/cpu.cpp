@@ -734,6 +734,8 @@ extern "C" void bench_linear(const void* x, void* y, const uint16_t* input_scale
 
 #ifdef BENCH_OPERATORS  // the tests' emulation has none
 
+#include <stdexcept>
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -746,16 +748,20 @@ using Optional = std::optional<Tensor>;
 
 const void* address(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
+// torch's own macro for this has another name before 2.13
+void check(AOTITorchError code) {
+  if (code != AOTI_TORCH_SUCCESS) throw std::runtime_error("torch cannot make a tensor");
+}
+
 // On a CPU, in the dtype of x. The stable ABI's new_empty looks its operator up by name in each call.
 Tensor empty(const Tensor& x, const std::vector<int64_t>& shape) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * shape[i];
   int32_t dtype;
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
-                               aoti_torch_device_type_cpu(), 0, &made));
+  check(aoti_torch_get_dtype(x.get(), &dtype));
+  check(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
+                                 aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 

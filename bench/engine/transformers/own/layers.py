@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.transformers.own import ops
-from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.own.grids import Int4Matrix, Int8Matrix
 
 if TYPE_CHECKING:
@@ -29,10 +28,7 @@ class OwnLinear(nn.Module):
         input_scale: Tensor | None,
     ) -> None:
         super().__init__()
-        weight = rows["weight"]
-        if weight.device.type == "cpu":
-            kernels()  # the operators are there once these have been loaded
-        self.in_features, self.out_features = inputs, weight.shape[0]
+        self.in_features, self.out_features = inputs, rows["weight"].shape[0]
         self.int8_activations = int8_activations
         self.rows = tuple(rows)
         for name, tensor in rows.items():

@@ -1,9 +1,9 @@
 """``bench::int8_linear`` and ``bench::int4_linear``: products with our own weights, as operators of
 torch, so that a profile names them and a compiled graph can hold them.
 
-On a CPU they are the compiled kernels of ``build``, which its ``kernels`` registers, on CUDA those
-of Triton. ``portable_int8`` and ``portable_int4`` say in plain torch what is computed, slowly:
-tests compare the kernels with them.
+On a CPU they are the compiled kernels of ``build``, which the first product compiles and registers,
+on CUDA those of Triton: who packs weights for a GPU needs no C++ compiler. ``portable_int8`` and
+``portable_int4`` say in plain torch what is computed, slowly: tests compare the kernels with them.
 
 With ``int8_activations`` each row of the inputs is quantized in blocks of 64, to absmax / 127 of
 the block: the product of the integers is exact, and scaled in fp32. Without, weights are multiplied
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.own.grids import (
     BLOCK_INPUTS,
     Int4Matrix,
@@ -110,6 +111,19 @@ def _int4_on_cuda(
     return int4_linear(x, weight, scale, zero, input_scale, bias, group_size)
 
 
+def _first_int8_on_cpu(*arguments: object) -> Tensor:
+    kernels()
+    return int8_linear(*arguments)
+
+
+def _first_int4_on_cpu(*arguments: object) -> Tensor:
+    kernels()
+    return int4_linear(*arguments)
+
+
+# Of any device that has no kernels of its own: the CPU, until they are loaded
+_LIBRARY.impl("int8_linear", _first_int8_on_cpu, "CompositeExplicitAutograd")
+_LIBRARY.impl("int4_linear", _first_int4_on_cpu, "CompositeExplicitAutograd")
 _LIBRARY.impl("int8_linear", _int8_on_cuda, "CUDA")
 _LIBRARY.impl("int4_linear", _int4_on_cuda, "CUDA")
 
