@@ -113,9 +113,10 @@ def test_a_gpu_s_allocator_is_exact_and_nvml_sees_no_less() -> None:
     assert [device(each, 700).verdict for each in (265, 267)] == ["NOT OK"] * 2
 
 
-def test_two_cells_of_the_default_model_are_compared() -> None:
-    results = [fakes.result(cell=fakes.cell(quant=quant)) for quant in ("bf16", "nf4")]
+def test_cells_of_the_default_model_are_compared_with_the_first() -> None:
+    quants = ("bf16", "nf4", "int4_g64")
+    results = [fakes.result(cell=fakes.cell(quant=quant)) for quant in quants]
     check = judge.default_model(results)
     assert check.verdict == "ok"
-    assert "nf4 decodes 1.00x as fast as bf16" in check.found
+    assert check.found.endswith("; as fast as bf16: nf4 1.00x, int4_g64 1.00x")
     assert judge.default_model([results[0], fakes.result(outcome=Outcome("oom"))]).verdict != "ok"
