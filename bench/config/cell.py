@@ -134,10 +134,15 @@ class Attn:
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
-        if self.backend is not None and self.implementation != "sdpa":
+        if self.backend is not None and not self.is_sdpa:
             raise ValueError(
                 f"backend={self.backend} goes with implementation=sdpa, not {self.implementation}"
             )
+
+    @property
+    def is_sdpa(self) -> bool:
+        """Whether torch's scaled_dot_product_attention computes it."""
+        return self.implementation in ("sdpa", "sdpa_packed")
 
 
 @dataclass(frozen=True, slots=True)

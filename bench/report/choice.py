@@ -15,7 +15,7 @@ from bench.analysis.stats import sureness
 from bench.record.result import Result
 from bench.report.advice import answer, asked_in_words, broken_limits
 
-_SHOWN_DROPPED = 12
+SHOWN_DROPPED = 12  # of a terminal
 _SURE = 0.99  # above it nobody asks for more
 _NOT_AGAIN = ("measure", "resume")  # of what was typed, where the answer is measured once more
 
@@ -34,8 +34,14 @@ class Choice:
     exit_code: int
 
 
-def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[str]:
-    """The answer, what comes next and by how much, why the others lose, and what to run."""
+def lines(
+    choice: Choice, course: Course, comparison: Comparison, shown_dropped: int | None = None
+) -> Iterator[str]:
+    """The answer, what comes next and by how much, why the others lose, and what to run.
+
+    Args:
+        shown_dropped: how many of those that were dropped are listed; None: all.
+    """
     question = course.question
     yield f"asked for: {asked_in_words(question.goal, question.limits)}"
     yield _headline(choice, course)
@@ -56,10 +62,10 @@ def lines(choice: Choice, course: Course, comparison: Comparison) -> Iterator[st
         yield from _rivals(choice, course, comparison)
     if course.dropped:
         yield "dropped:"
-    for line in list(_dropped(course, comparison))[:_SHOWN_DROPPED]:
-        yield f"  {line}"
-    if len(course.dropped) > _SHOWN_DROPPED:
-        yield f"  and {len(course.dropped) - _SHOWN_DROPPED} more: see the report"
+    dropped = list(_dropped(course, comparison))
+    yield from (f"  {line}" for line in dropped[:shown_dropped])
+    if left_out := dropped[shown_dropped:] if shown_dropped is not None else []:
+        yield f"  and {len(left_out)} more: see the report"
     yield from _more_time(choice, course)
     if choice.best is not None:
         yield f"measure it again: {_command(course, comparison, choice.best)}"

@@ -19,7 +19,7 @@ from bench.driver.sweep import run_sweep
 from bench.errors import ConfigError
 from bench.meter.host import has_compiler
 from bench.meter.nvml import driver_version
-from bench.paths import DATA, ROOT
+from bench.paths import CONF, DATA, ROOT
 from bench.store.files import read_choice, read_results
 from tests import fakes
 from tests.scripted import in_this_process, scripted, settings
@@ -219,6 +219,24 @@ def test_where_some_never_ran_no_chance_is_stated(
     assert "more time would tell: --budget 1s" in out
     assert choose(replace(short, is_json=True), space, in_this_process) == 4
     assert json.loads(capsys.readouterr().out)["chance"] is None
+
+
+def test_the_report_lists_all_that_was_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(file.stem for file in (CONF / "quant").glob("int*.yaml"))
+    names += sorted(file.stem for file in (CONF / "quant").glob("gguf*.yaml"))
+    assert len(names) > 14
+    short = replace(asked(), budget_s=1e-9)
+    assert choose(short, configs(tmp_path, "ttft 1.0 steps 0.5", *names), in_this_process) == 4
+    said = capsys.readouterr().out
+    listed = said.count("did not run: the budget was over")
+    assert listed == 12
+    (more,) = [line for line in said.splitlines() if line.endswith("more: see the report")]
+    (report,) = tmp_path.glob("**/report.html")
+    dropped = listed + int(more.split()[1])
+    assert report.read_text().count("did not run: the budget was over") == dropped
+    assert "more: see the report" not in report.read_text()
 
 
 def test_what_was_near_the_best_is_told_apart_in_words(

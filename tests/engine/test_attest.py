@@ -114,7 +114,7 @@ def test_a_quantization_under_a_wrong_name_is_not_engaged(
     assert reason in "; ".join(attested(tiny(claimed), tiny(loaded)).mismatches)
 
 
-@pytest.mark.parametrize("attn", ["eager", "sdpa", "sdpa_math", "sdpa_flash"])
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "sdpa_packed", "sdpa_math", "sdpa_flash"])
 def test_the_attention_that_was_asked_runs(attn: str) -> None:
     found = attested(tiny("fp32", attn=attn))
     assert found.mismatches == ()
@@ -124,6 +124,10 @@ def test_the_attention_that_was_asked_runs(attn: str) -> None:
         == {
             "eager": set(),
             "sdpa": {"scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"},
+            "sdpa_packed": {
+                "scaled_dot_product_attention",
+                "_scaled_dot_product_flash_attention_for_cpu",
+            },
             "sdpa_math": {"scaled_dot_product_attention", "_scaled_dot_product_attention_math"},
             "sdpa_flash": {
                 "scaled_dot_product_attention",
@@ -144,7 +148,18 @@ def test_a_backend_that_was_not_taken_is_not_engaged() -> None:
         "aten::scaled_dot_product_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     ]
-    assert list(attention_mismatches(claimed, "sdpa", ran)) == ["sdpa took flash, want math"]
+    found = attention_mismatches(claimed, "sdpa", ran, {4}, 2)
+    assert list(found) == ["sdpa took flash, want math"]
+
+
+def test_packed_queries_have_as_many_heads_as_their_keys() -> None:
+    packs = tiny("fp32", attn="sdpa_packed").attn
+    ran = ["aten::scaled_dot_product_attention"]
+    assert list(attention_mismatches(packs, "sdpa_packed", ran, {4, 2}, 2)) == []
+    (found,) = attention_mismatches(packs, "sdpa_packed", ran, {4}, 2)
+    assert found == "no decode step packed its queries: sdpa got [4] heads of them"
+    in_graph = [*ran, "cudaGraphLaunch"]
+    assert list(attention_mismatches(packs, "sdpa_packed", in_graph, {4}, 2)) == []
 
 
 def test_logits_that_are_no_numbers_are_failed() -> None:

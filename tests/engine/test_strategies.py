@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from bench.driver.plan import why_not
 from bench.engine.clock import HostClock, Untimed
 from bench.engine.protocol import ENGINES, Session, engine_at
 from bench.engine.transformers import STRATEGIES, strategy
@@ -126,6 +127,27 @@ def test_a_compiled_step_is_one_graph_and_attested() -> None:
         "first_token_unlike_loop": None,
     }
     assert any("scaled_dot_product" in name for name in found.details["attention_operators"])
+
+
+@pytest.mark.parametrize("decode", ["loop", "static", "compiled"])
+def test_packed_queries_answer_what_the_plain_loop_does(
+    model: PreTrainedModel, decode: str
+) -> None:
+    ids = random_ids(2, 9)
+    packs = session(decode=decode, attn="sdpa_packed")
+    packs.ready(ids.numpy(), 6)
+    with torch.inference_mode():
+        wanted = greedy_without_cache(model, ids, 6)
+    assert packs.request(ids.numpy(), 6, Untimed()).tolist() == wanted.tolist()
+    assert packs.attest(ids.numpy(), 6).mismatches == ()
+
+
+def test_queries_are_packed_where_several_share_keys() -> None:
+    cell, host = fakes.resolved(model="gpt2", quant="fp32", attn="sdpa_packed"), fakes.host()
+    weightless = dataclasses.replace(cell, model=dataclasses.replace(cell.model, weights="random"))
+    found = why_not(weightless, host, ENGINE.describe(weightless))
+    assert found is not None
+    assert str(found.reason).startswith("attn=sdpa_packed: model=gpt2 has no sdpa_packed attention")
 
 
 def test_another_shape_after_it_was_made_ready_is_compiled_again_and_said() -> None:

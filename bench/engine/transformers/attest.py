@@ -28,6 +28,7 @@ from bench.engine.transformers.attention import (
     attention_mismatches,
     attention_operators,
     attention_remarks,
+    heads_of_queries,
     pinned,
 )
 from bench.engine.transformers.describe import cache_windows
@@ -109,7 +110,7 @@ def attest(
             *shape_mismatches(cell, shape),
             *_layer_mismatches(cell, model, plain),
             *_placement_mismatches(cell, model),
-            *attention_mismatches(cell.attn, in_force, attention),
+            *attention_mismatches(cell.attn, in_force, attention, seen.query_heads, shape.kv_heads),
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
             *ran.mismatches,
@@ -212,6 +213,7 @@ class Observed:
     operators: set[str]
     kernels: set[str]  # of CUDA
     products: Counter[str]  # matrix products by dtype
+    query_heads: set[int]  # of the calls of sdpa
     outlier_share: float | None  # of the columns of activations
 
 
@@ -240,6 +242,7 @@ def _observe(cell: Cell, model: PreTrainedModel, request: Request, ids: Ids) -> 
         operators={event.name() for event in events},
         kernels={event.name()[:_LONGEST_NAME] for event in on_device},
         products=product_dtypes(events),
+        query_heads=heads_of_queries(events),
         outlier_share=columns[0] / columns[1] if watched else None,
     )
 

@@ -44,6 +44,7 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
         [
             "import torch",
             *(f"from {module} import {', '.join(used)}" for module, used in names.items()),
+            *_attention(cell),
             "",
             *_threads(cell),
             *before,
@@ -52,6 +53,11 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
             ").eval()",
         ]
     )
+
+
+def _attention(cell: Cell) -> list[str]:
+    is_ours = cell.attn.implementation == "sdpa_packed"
+    return ["import bench.engine.transformers.attention  # where it is"] if is_ours else []
 
 
 def _threads(cell: Cell) -> list[str]:
@@ -70,6 +76,7 @@ def _packed_lines(cell: Cell, folder: Path) -> str:
             f"from bench.config.cell import {'LayerQuant, ' if layers else ''}Quant",
             "from bench.engine.transformers.own.packing import load_packed",
             "from bench.engine.transformers.own.siblings import join",
+            *_attention(cell),
             "",
             *_threads(cell),
             f"quant = Quant({quant.name!r}, {quant.scheme!r}, {quant.dtype!r},"
