@@ -249,6 +249,7 @@ def description(**changes: Any) -> Description:
             "flash_attention_3",
             "flex_attention",
         ),
+        "shares_keys": True,
         "sdpa_kernels": ("math", "flash"),
         "masked_sdpa_kernels": ("math", "flash"),
     }

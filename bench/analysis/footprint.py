@@ -121,7 +121,7 @@ def _attention_bytes(cell: Cell, description: Description, prompt_tokens: int) -
 
 def _keeps_scores(cell: Cell, description: Description, prompt_tokens: int) -> bool:
     """Eager attention does, and sdpa's math kernel, which sdpa takes where no other one can."""
-    if not cell.attn.is_sdpa:
+    if cell.attn.implementation != "sdpa":
         return cell.attn.implementation == "eager"
     if cell.attn.backend is not None:
         return cell.attn.backend == "math"

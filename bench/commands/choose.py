@@ -26,7 +26,7 @@ from bench.meter.host import has_compiler
 from bench.meter.nvml import driver_version
 from bench.paths import interpreter
 from bench.record.choice import ChoicePrediction, ConfigurationPrediction
-from bench.report.choice import SHOWN_DROPPED, Choice, as_mapping, lines, name_of
+from bench.report.choice import DROPPED_IN_TERMINAL, Choice, as_mapping, lines, name_of
 from bench.report.page import try_report
 from bench.report.terminal import say
 from bench.store.files import write_choice
@@ -171,7 +171,7 @@ def choose(asked: Asked, configs: Sequence[Config], worker: Worker) -> int:
     if asked.is_json:
         print(json.dumps(as_mapping(choice, course, ended.comparison), indent=2))
     else:
-        print("\n".join(lines(choice, course, ended.comparison, SHOWN_DROPPED)))
+        print("\n".join(lines(choice, course, ended.comparison, DROPPED_IN_TERMINAL)))
         say_what_next(ended)
     return choice.exit_code or (3 if ended.recorder.untracked else 0)
 

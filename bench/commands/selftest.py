@@ -110,7 +110,8 @@ def run_checks(
         with ProgressLine() as progress:
             show = partial(_show, progress, f"check {number}/{len(checks)} {name}")
             ended = check(replace(here, show=show))
-        wait_until_free(here.host.device_uuid, held_before)
+        held = wait_until_free(here.host.device_uuid, held_before)
+        held_before = None if held_before is None else held_before + held  # no check waits again
         yield replace(ended, seconds=time.monotonic() - started_s)
 
 

@@ -126,23 +126,25 @@ class Quant:
 @dataclass(frozen=True, slots=True)
 class Attn:
     """Which attention kernel: the engine's implementation, and for sdpa the one backend it is
-    pinned to."""
+    pinned to, and whether decode steps pack the queries of heads that share keys."""
 
     name: str
     implementation: str
     backend: str | None = None
+    packs_queries: bool = field(default=False, metadata=_IDENTITY_WHERE_GIVEN)
     requires: Requires = field(default=Requires(), metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
-        if self.backend is not None and not self.is_sdpa:
+        if self.implementation == "sdpa":
+            return
+        if self.backend is not None:
             raise ValueError(
                 f"backend={self.backend} goes with implementation=sdpa, not {self.implementation}"
             )
-
-    @property
-    def is_sdpa(self) -> bool:
-        """Whether torch's scaled_dot_product_attention computes it."""
-        return self.implementation in ("sdpa", "sdpa_packed")
+        if self.packs_queries:
+            raise ValueError(
+                f"packs_queries goes with implementation=sdpa, not {self.implementation}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,8 @@ def _run(order: Block, hosts: dict[str, Host], folder: Path, send: Send) -> None
         timing = replace(times.until_now(), origin=origin)
         take(records, job, value, timing)
         send(Step(job, value, timing, str(redacted(log.read_text(errors="replace")))))
-        wait_until_free(uuid, held_before)
+        held = wait_until_free(uuid, held_before)
+        held_before = None if held_before is None else held_before + held  # as in a sweep here
 
 
 def _jobs(order: Block, records: Records, send: Send) -> Iterator[Job]:

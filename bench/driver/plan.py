@@ -150,11 +150,14 @@ def _context(cell: Cell, host: Host, description: Description | None) -> str | N
 
 
 def _attention(cell: Cell, host: Host, description: Description | None) -> str | None:
-    wanted = cell.attn.implementation
-    if description is None or not description.attention or wanted in description.attention:
+    wanted, name = cell.attn.implementation, f"attn={cell.attn.name}: model={cell.model.name}"
+    if description is None or not description.attention:
         return None
-    has = ", ".join(description.attention)
-    return f"attn={cell.attn.name}: model={cell.model.name} has no {wanted} attention; it has {has}"
+    if wanted not in description.attention:
+        return f"{name} has no {wanted} attention; it has {', '.join(description.attention)}"
+    if cell.attn.packs_queries and not description.shares_keys:
+        return f"{name} has keys of its own for each head, so there is nothing to pack: attn=sdpa"
+    return None
 
 
 def _sdpa(cell: Cell, host: Host, description: Description | None) -> str | None:

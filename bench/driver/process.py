@@ -175,7 +175,11 @@ class _Foreign:
             self._process = subprocess.Popen(
                 [python, "-m", "bench.driver.child", *map(str, descriptors)],
                 pass_fds=descriptors,
-                env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(PACKAGE.parent),
+                    "BENCH_PYTHON": sys.executable,  # which has torch
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

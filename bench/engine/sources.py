@@ -86,9 +86,17 @@ def place(model: Model) -> str | None:
         return None if name is None else str(cache_folder() / "models" / f"{name}-{DITHERED}")
     if model.weights == "random" or is_hub(model):
         return None
-    if model.path is not None and not is_gguf(model):
+    if is_folder(model):
         return model.path
     return str(_converted_folder(model))
+
+
+def kept(model: Model, ending: str) -> Path:
+    """A file of the cache that is made of a model's weights; the hub's commit has to be known."""
+    name = _version_name(as_published(model))
+    assert name is not None, "it has been fetched"
+    noise = f"-{DITHERED}" if model.weights == "dithered" else ""
+    return cache_folder() / "models" / f"{name}{noise}{ending}"
 
 
 def as_published(model: Model) -> Model:
@@ -133,6 +141,11 @@ def configuration(model: Model, show: Show = silent) -> Path | None:
 def is_hub(model: Model) -> bool:
     """Whether its files are on the hub."""
     return model.path is None and model.package is None and model.repo is not None
+
+
+def is_folder(model: Model) -> bool:
+    """Whether it is saved in files as transformers reads them, the user's or the hub's."""
+    return is_hub(model) or (model.path is not None and not is_gguf(model))
 
 
 def is_gguf(model: Model) -> bool:

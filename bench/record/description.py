@@ -60,6 +60,7 @@ class Description:
     kv_bytes_per_token_layer: int  # of one sequence, in a layer that keeps keys and values
     product_bytes: int  # that a quantized product takes beside each number of its result
     attention: tuple[str, ...]  # implementations that the architecture supports
+    shares_keys: bool  # between heads
     # Backends of torch's sdpa that take its attention on this device, without a mask and with one
     sdpa_kernels: tuple[str, ...] = ()
     masked_sdpa_kernels: tuple[str, ...] = ()

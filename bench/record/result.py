@@ -83,7 +83,7 @@ def lacking(requires: Requires, cell: Cell, host: Host) -> Iterator[str]:
         how = "" if requires.install is None else f"; {requires.install}"
         yield f"the package {requires.package} ({host.missing[requires.package]}){how}"
     if requires.compiler and cell.device == "cpu" and not host.compiler:
-        yield "a C++ compiler (g++ or clang++), none was found"
+        yield "a C++ compiler (g++ or clang++), none was found; apt install g++"
     if requires.compiler and cell.device == "cuda" and host.triton is not None:
         yield f"Triton to compile its kernels, which needs {host.triton}"
 

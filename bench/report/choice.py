@@ -15,7 +15,7 @@ from bench.analysis.stats import sureness
 from bench.record.result import Result
 from bench.report.advice import answer, asked_in_words, broken_limits
 
-SHOWN_DROPPED = 12  # of a terminal
+DROPPED_IN_TERMINAL = 12
 _SURE = 0.99  # above it nobody asks for more
 _NOT_AGAIN = ("measure", "resume")  # of what was typed, where the answer is measured once more
 

@@ -120,3 +120,7 @@ def test_cells_of_the_default_model_are_compared_with_the_first() -> None:
     assert check.verdict == "ok"
     assert check.found.endswith("; as fast as bf16: nf4 1.00x, int4_g64 1.00x")
     assert judge.default_model([results[0], fakes.result(outcome=Outcome("oom"))]).verdict != "ok"
+    lacking = fakes.result(outcome=Outcome("skipped", "needs g++"))
+    check = judge.default_model([results[0], lacking])
+    assert (check.verdict, "skipped: needs g++; a token in bf16" in check.found) == ("ok", True)
+    assert judge.default_model([lacking]).verdict == "not run"

@@ -56,6 +56,7 @@ OTHER_VALUES: dict[str, Any] = {
     "attn.name": "other",
     "attn.implementation": "eager",
     "attn.backend": "math",
+    "attn.packs_queries": True,
     "decode.name": "other",
     "decode.strategy": "generate",
     "workload.name": "other",

@@ -113,7 +113,7 @@ OBJECTIONS: list[tuple[Cell, Host, Outcome]] = [
     (
         fakes.cell(attn="flex"),
         fakes.host(compiler=False),
-        skipped("attn=flex needs a C++ compiler (g++ or clang++), none was found"),
+        skipped("attn=flex needs a C++ compiler (g++ or clang++), none was found; apt install g++"),
     ),
     (
         fakes.cell(quality=fakes.group("quality", "none", tasks=["hellaswag"])),

@@ -49,6 +49,10 @@ def run_out_of_memory(announce: Announce) -> None:
     np.zeros(2**50, dtype=np.uint8)
 
 
+def raise_runtime_error(announce: Announce, text: str) -> None:
+    raise RuntimeError(text)
+
+
 def die(announce: Announce, number: int) -> None:
     announce("measure", "")
     os.kill(os.getpid(), number)
@@ -125,6 +129,23 @@ def test_an_allocation_that_cannot_be_is_oom() -> None:
     with pytest.raises(CellFailure) as caught:
         run(run_out_of_memory)
     assert caught.value.status == "oom"
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "oom"),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", "oom"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "oom"),
+        ("CUDA error: out of memory", "oom"),
+        ("CUDA error: an illegal memory access was encountered", "failed"),
+        ("No available kernel. Aborting execution.", "not_engaged"),
+    ],
+)
+def test_what_libraries_raise_is_known_by_its_text(text: str, status: str) -> None:
+    with pytest.raises(CellFailure) as caught:
+        run(raise_runtime_error, text)
+    assert caught.value.status == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGILL])

@@ -50,6 +50,20 @@ def written_twice(announce: Announce, place: str, cell: Cell, folder: str) -> tu
     return digests[0], digests[1]
 
 
+def context_in_little_memory(
+    announce: Announce, place: str, cell: Cell, rows: int, tokens: int
+) -> None:
+    """Ask llama.cpp for room that this process may not have."""
+    import resource
+
+    from bench.engine.llama_cpp.native import Context, Model
+
+    _, files, _ = begin(announce, place, cell)
+    model = Model(Path(str(files.packed)))
+    resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+    Context(model, 1, rows, tokens, 32, everywhere=False, fused=True, kv="f16")
+
+
 def logits_twice(announce: Announce, place: str, cell: Cell) -> tuple[bool, int, float]:
     """Whether rows read in turns give what each gives alone, how many positions they have, and the
     largest difference that the alternative kernel makes."""

@@ -1,18 +1,24 @@
 """A model that is not what its cell says is refused; what is there is counted to the byte."""
 
 import dataclasses
+import types
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from bench.config.cell import Cell
-from bench.engine.transformers.attention import attention_mismatches
+from bench.engine.transformers.attention import attention_mismatches, attention_remarks
 from bench.engine.transformers.describe import describe
 from bench.engine.transformers.session import open_session
+from bench.engine.transformers.strategies import loop
 from bench.errors import CellFailure
 from bench.record.result import Attestation
 from tests import fakes
+from tests.engine.quants import QUANTS
+from tests.gpu.test_cells import ATTNS, OPERATORS
 
 IDS = np.arange(12).reshape(2, 6)
 
@@ -137,6 +143,11 @@ def test_the_attention_that_was_asked_runs(attn: str) -> None:
     )
 
 
+def test_each_attention_and_quantization_is_tried_on_a_gpu() -> None:
+    assert set(ATTNS) == set(OPERATORS)
+    assert len(QUANTS) >= 8
+
+
 def test_an_attention_under_a_wrong_name_is_not_engaged() -> None:
     found = attested(tiny("fp32", attn="eager"), tiny("fp32", attn="sdpa"))
     assert "attention is sdpa, want eager" in found.mismatches
@@ -148,18 +159,54 @@ def test_a_backend_that_was_not_taken_is_not_engaged() -> None:
         "aten::scaled_dot_product_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     ]
-    found = attention_mismatches(claimed, "sdpa", ran, {4}, 2)
+    found = attention_mismatches(claimed, "sdpa", ran, 0)
     assert list(found) == ["sdpa took flash, want math"]
 
 
-def test_packed_queries_have_as_many_heads_as_their_keys() -> None:
+@pytest.mark.parametrize(
+    ("attn", "in_force", "mismatch"),
+    [
+        ("flex", "flex_attention", "want flex_attention, but nothing compiled ran"),
+        (
+            "flash2",
+            "flash_attention_2",
+            "want flash_attention_2, but no operator of flash_attn ran",
+        ),
+    ],
+)
+def test_a_kernel_that_did_not_run_is_not_engaged(attn: str, in_force: str, mismatch: str) -> None:
+    claimed = fakes.cell(attn=attn).attn
+    assert list(attention_mismatches(claimed, in_force, [], 0)) == [mismatch]
+    operator = {"flex": "CompiledFxGraph", "flash2": "flash_attn::_flash_attn_forward"}[attn]
+    assert list(attention_mismatches(claimed, in_force, [operator], 0)) == []
+
+
+def test_the_kernel_that_keeps_all_scores_is_remarked_on_where_nobody_asked_for_it() -> None:
+    ran = ["aten::scaled_dot_product_attention", "aten::_scaled_dot_product_attention_math"]
+    (remark,) = attention_remarks(fakes.cell(attn="sdpa").attn, ran)
+    assert remark.startswith("sdpa took its math kernel, which keeps all scores")
+    assert list(attention_remarks(fakes.cell(attn="sdpa_math").attn, ran)) == []
+    assert list(attention_remarks(fakes.cell(attn="sdpa").attn, ran[:1])) == []
+
+
+def test_a_step_that_did_not_pack_its_queries_is_not_engaged() -> None:
+    found = attested(tiny("fp32", attn="sdpa_packed"))
+    assert found.mismatches == ()
     packs = tiny("fp32", attn="sdpa_packed").attn
     ran = ["aten::scaled_dot_product_attention"]
-    assert list(attention_mismatches(packs, "sdpa_packed", ran, {4, 2}, 2)) == []
-    (found,) = attention_mismatches(packs, "sdpa_packed", ran, {4}, 2)
-    assert found == "no decode step packed its queries: sdpa got [4] heads of them"
-    in_graph = [*ran, "cudaGraphLaunch"]
-    assert list(attention_mismatches(packs, "sdpa_packed", in_graph, {4}, 2)) == []
+    (mismatch,) = attention_mismatches(packs, "sdpa", ran, 30)
+    assert mismatch == "30 calls of sdpa in a decode step had one query a head, want them packed"
+    session = open_session(tiny("fp32", attn="sdpa"), None)
+    session.cell = tiny("fp32", attn="sdpa_packed")
+    session.request = types.MethodType(plain_request, session)
+    unpacked = session.attest(IDS, 2).mismatches
+    assert unpacked == (mismatch.replace("30", "4"),)
+
+
+def plain_request(self: Any, ids: Any, new_tokens: int, clock: Any) -> Any:
+    """As of a session whose model does not ask the interface that is swapped."""
+    with torch.inference_mode():
+        return loop(self.model, torch.from_numpy(ids), new_tokens, clock).numpy()
 
 
 def test_logits_that_are_no_numbers_are_failed() -> None:

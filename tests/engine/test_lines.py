@@ -40,7 +40,7 @@ def numbers(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("quant", tried(sorted({*QUANTS} - {"fp16", "int4_g32", "int4_g128"})))
-@pytest.mark.parametrize("attn", ["sdpa", "sdpa_packed"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_they_load_what_is_measured(saved: Path, quant: str, attn: str) -> None:
     own = {"weights": "pretrained", "tokenizer": "bytes", "path": str(saved)}
     cell = fakes.resolved(model=fakes.group("model", "tiny", **own), quant=quant, attn=attn)

@@ -2,6 +2,8 @@
 built (make engine-llama_cpp)."""
 
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench.config.cell import Cell
+from bench.config.models import own_model
 from bench.driver.plan import unknown_names, why_not
 from bench.driver.process import Task, run_isolated
 from bench.engine import sources
@@ -151,10 +154,6 @@ def test_its_types_are_names_that_only_transformers_lacks(quant: str) -> None:
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        (
-            lambda model: dataclasses.replace(model, package=None, repo="a/b"),
-            "give model=FILE.gguf",
-        ),
         (lambda model: dataclasses.replace(model, name="new"), "python -m bench fetch new` once"),
     ],
 )
@@ -240,6 +239,88 @@ def test_a_file_is_the_same_whichever_file_it_is_made_of(quant: str, tmp_path: P
     task = "tests.engine.foreign:written_twice"
     once, again = run(task, tmp_path, cell(quant=quant), str(tmp_path))
     assert once == again
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model in bf16 with the tokenizer of the default one: the converter knows tokenizers
+    by what they make of a text. Its rows are multiples of 256, as K-quants want them."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    place = tmp_path_factory.mktemp("small") / "two-layers"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=49152, **sizes, **heads, tie_word_embeddings=True)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(place)
+    default = sources.fetch(fakes.cell().model)
+    AutoTokenizer.from_pretrained(default).save_pretrained(place)
+    return place
+
+
+def of_folder(folder: Path, **changes: Any) -> Cell:
+    given = own_model(str(folder))
+    assert given is not None
+    return cell(model=given, **changes)
+
+
+@built
+def test_a_folder_is_converted_once_and_predicts_what_transformers_does(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    tokens = [
+        run("tests.engine.foreign:greedy_tokens", tmp_path, of, python=python)
+        for of, python in (
+            (of_folder(folder, quant="fp32"), None),
+            (of_folder(folder, quant="fp32", engine="transformers"), sys.executable),
+        )
+    ]
+    assert tokens[0] == tokens[1]
+    files = sorted(file.name for file in (tmp_path / "cache" / "models").iterdir())
+    (stem,) = {name.partition(".")[0].removesuffix("-f32") for name in files}
+    assert files == [f"{stem}-f32.gguf", f"{stem}-f32.json", f"{stem}.gguf"]
+    assert stem.startswith("two-layers-")
+    assert {file.name for file in folder.iterdir()} >= {"config.json", "model.safetensors"}
+    assert not list(folder.glob("*gguf*"))
+    native = run("tests.engine.foreign:attested", tmp_path, of_folder(folder, quant="gguf_native"))
+    assert native.details["layers"] == {"BF16": 15}
+    assert f"{stem}.gguf" in ENGINE.lines(of_folder(folder, quant="gguf_native"))
+
+
+@built
+def test_k_quants_of_rows_that_they_take_are_what_they_say(folder: Path, tmp_path: Path) -> None:
+    attested = run(
+        "tests.engine.foreign:attested", tmp_path, of_folder(folder, quant="gguf_q4_k_m")
+    )
+    assert attested.mismatches == ()
+    assert set(attested.details["layers"]) == {"Q4_K", "Q6_K"}
+    assert attested.is_quantized
+
+
+@built
+def test_a_folder_that_the_converter_does_not_know_is_skipped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["architectures"] = ["NobodysForCausalLM"]
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CellFailure, match=r"llama\.cpp's converter does not take .*Nobodys"
+    ) as caught:
+        run("bench.meter.cell:try_cell", tmp_path, of_folder(other, quant="fp32"))
+    assert caught.value.status == "skipped"
+
+
+@built
+def test_a_context_that_memory_has_no_room_for_is_oom(tmp_path: Path) -> None:
+    with pytest.raises(CellFailure, match="no room for 8 x 100,000 tokens in f16") as caught:
+        run("tests.engine.foreign:context_in_little_memory", tmp_path, cell(), 8, 100_000)
+    assert caught.value.status == "oom"
 
 
 @built

@@ -1,18 +1,21 @@
 """The timed loops give the tokens that a plain forward over the whole text gives."""
 
 import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.driver.plan import why_not
 from bench.engine.clock import HostClock, Untimed
 from bench.engine.protocol import ENGINES, Session, engine_at
 from bench.engine.transformers import STRATEGIES, strategy
+from bench.engine.transformers.attention import packed, pinned
 from bench.engine.transformers.load import load
 from bench.engine.transformers.lookup import GUESS_TOKENS, PromptLookup, continuation
 from bench.errors import CellFailure
@@ -129,7 +132,7 @@ def test_a_compiled_step_is_one_graph_and_attested() -> None:
     assert any("scaled_dot_product" in name for name in found.details["attention_operators"])
 
 
-@pytest.mark.parametrize("decode", ["loop", "static", "compiled"])
+@pytest.mark.parametrize("decode", ["loop", "generate", "static", "compiled"])
 def test_packed_queries_answer_what_the_plain_loop_does(
     model: PreTrainedModel, decode: str
 ) -> None:
@@ -142,12 +145,51 @@ def test_packed_queries_answer_what_the_plain_loop_does(
     assert packs.attest(ids.numpy(), 6).mismatches == ()
 
 
-def test_queries_are_packed_where_several_share_keys() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mask", [None, "padded", "a head"])
+def test_packing_changes_nothing_but_the_order_of_sums(
+    dtype: torch.dtype, mask: str | None
+) -> None:
+    torch.manual_seed(1)
+    rows, heads, kv_heads, past, width, of_values = 3, 12, 4, 37, 16, 24
+    query = torch.randn(rows, heads, 1, width, dtype=dtype)
+    key = torch.randn(rows, kv_heads, past, width, dtype=dtype)
+    value = torch.randn(rows, kv_heads, past, of_values, dtype=dtype)
+    module = types.SimpleNamespace(num_key_value_groups=heads // kv_heads, is_causal=True)
+    keeps = torch.rand(rows, heads if mask == "a head" else 1, 1, past) > 0.3
+    given: Any = (module, query, key, value, None if mask is None else keeps)
+    plain, _ = sdpa_attention_forward(*given, scaling=0.2)
+    ours, _ = packed(*given, scaling=0.2)
+    assert ours.shape == plain.shape == (rows, 1, heads, of_values)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_what_a_model_asks_of_sdpa_besides_is_left_to_transformers() -> None:
+    module = types.SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    query, key = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8)
+    bias = torch.randn(1, 4, 1, 5)
+    given: Any = (module, query, key, key, None)
+    plain, _ = sdpa_attention_forward(*given, position_bias=bias)
+    assert torch.equal(packed(*given, position_bias=bias)[0], plain)
+    with pytest.raises(ValueError, match="softcap"):
+        packed(*given, softcap=30.0)
+
+
+def test_sdpa_is_transformers_own_outside_of_what_packs() -> None:
+    with pinned(fakes.cell(attn="sdpa_packed").attn):
+        assert AttentionInterface._global_mapping["sdpa"] is packed
+    assert AttentionInterface._global_mapping["sdpa"] is sdpa_attention_forward
+
+
+def test_nothing_is_packed_where_each_head_has_its_keys() -> None:
     cell, host = fakes.resolved(model="gpt2", quant="fp32", attn="sdpa_packed"), fakes.host()
     weightless = dataclasses.replace(cell, model=dataclasses.replace(cell.model, weights="random"))
     found = why_not(weightless, host, ENGINE.describe(weightless))
     assert found is not None
-    assert str(found.reason).startswith("attn=sdpa_packed: model=gpt2 has no sdpa_packed attention")
+    assert str(found.reason) == (
+        "attn=sdpa_packed: model=gpt2 has keys of its own for each head, so there is nothing to"
+        " pack: attn=sdpa"
+    )
 
 
 def test_another_shape_after_it_was_made_ready_is_compiled_again_and_said() -> None:
@@ -224,6 +266,8 @@ def test_weights_of_few_bits_are_in_the_graph_too(quant: str) -> None:
         ({"decode": "static", "attn": "flex"}, "needs a mask, which attn=flex does not take"),
         ({"decode": "static", "attn": "sdpa_flash", "device": "cuda"}, "needs a mask"),
         ({"decode": "static", "attn": "sdpa_flash"}, None),
+        ({"decode": "compiled", "attn": "sdpa_packed"}, None),
+        ({"decode": "prompt_lookup", "attn": "sdpa_packed"}, "asks several queries in a step"),
         ({"decode": "compiled", "quant": "int8_nodecomp"}, "needs a step of one graph"),
     ],
 )

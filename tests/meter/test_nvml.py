@@ -67,7 +67,9 @@ import pynvml
 from bench.errors import CellFailure
 from bench.meter import nvml as telemetry
 from bench.meter.gpu_state import device_settings, gpu_state
-from bench.meter.nvml import idle_power_w, other_processes, used_bytes, wait_until_free, watch
+from bench.meter.nvml import (
+    idle_power_w, nvml_uuid, other_processes, used_bytes, wait_until_free, watch
+)
 
 loaded, readings, last_of_reading = (
     "torch" in sys.modules, [], pynvml.nvmlDeviceGetCurrentClocksEventReasons
@@ -490,6 +492,11 @@ def test_memory_in_use_is_read_through_the_same_library(
     play: Play, lines: dict[str, str], used_bytes: int | None
 ) -> None:
     assert play("used_bytes('GPU-1')", **lines) == used_bytes
+
+
+@pytest.mark.parametrize("name", ["GPU-5f4c", "MIG-5f4c"])
+def test_a_device_is_named_by_what_nvml_knows_it_as(play: Play, name: str) -> None:
+    assert play("nvml_uuid('5f4c')", uuid=name) == name
 
 
 @pytest.mark.parametrize(

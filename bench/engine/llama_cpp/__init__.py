@@ -21,11 +21,12 @@ from bench.paths import interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Outcome
 
+_YAML: dict[object, str] = {None: "null", False: "false"}
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama.cpp's llama-cparams.h
 
 
 class LlamaCpp:
-    """Models that are a GGUF file, the user's or one inside a Python package."""
+    """Models that are a GGUF file, or that become one."""
 
     preload: tuple[str, ...] = ()
     packages: tuple[str, ...] = ("llama_cpp_python", "numpy", "gguf")
@@ -42,13 +43,14 @@ class LlamaCpp:
         asked = (
             ("attn.implementation", cell.attn.implementation, ("sdpa", "auto")),
             ("attn.backend", cell.attn.backend, (None,)),
+            ("attn.packs_queries", cell.attn.packs_queries, (False,)),
             ("decode.strategy", cell.decode.strategy, ("loop",)),
         )
         return [
             *unknown_types(cell),
             *(
                 f"{path}={name}: no such one; engine={cell.engine.name} has only"
-                f" {only[0] or 'null'}"
+                f" {_YAML.get(only[0], only[0])}"
                 for path, name, only in asked
                 if name not in only
             ),
@@ -63,6 +65,7 @@ class LlamaCpp:
             ),
             (cell.device == "cuda", f"{name} is built for the CPU: device=cpu"),
             (cell.model.weights == "random", f"{name} has no random weights: pretrained ones"),
+            (bool(cell.quality.tasks), f"{name} runs no tasks of lm-eval: quality.tasks=[]"),
             (
                 cell.model.weights == "dithered" and file_type(cell.quant) == NATIVE,
                 f"quant={cell.quant.name} is the published file, which has no noise: name a type",
@@ -79,11 +82,13 @@ class LlamaCpp:
 
     def lines(self, cell: Cell) -> str:
         """The file is there once the cell has run; llama.cpp's server takes it too."""
-        place, kind = sources.place(cell.model), file_type(cell.quant)
-        if place is None:
+        model, kind = cell.model, file_type(cell.quant)
+        if sources.is_hub(model) and sources.cached(model) is None:
             return ""
-        published = cell.model.path or f"{place}.gguf"
-        file = published if kind == NATIVE else f"{place}-{kind}.gguf"
+        if sources.is_gguf(model) and kind == NATIVE:
+            file = str(model.path)
+        else:
+            file = str(sources.kept(model, ".gguf" if kind == NATIVE else f"-{kind}.gguf"))
         return (
             "from llama_cpp import Llama\n"
             f"llm = Llama({file!r}, n_threads={cell.threads}, n_threads_batch={cell.threads})\n"

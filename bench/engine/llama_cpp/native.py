@@ -26,7 +26,9 @@ _WARN, _ERROR = 3, 4  # of ggml_log_level in ggml.h
 _LARGEST_PRODUCT = 512  # tokens that go through the layers together; llama.cpp's default
 _ROOM = 256  # a sequence's cache is a multiple of so many tokens; llama.cpp rounds up, and warns
 _BUFFER = re.compile(r"load_tensors: +(\S+) model buffer size = +([0-9.]+ MiB)")
+_NO_ROOM = re.compile(r"failed to allocate|unable to allocate|cannot allocate", re.IGNORECASE)
 _buffers: dict[str, str] = {}  # of the model that was loaded last, as llama.cpp tells them
+_no_room: list[str] = []  # what it has said of memory since a context was asked for
 
 
 @c.llama_log_callback  # type: ignore[untyped-decorator]
@@ -35,6 +37,8 @@ def _listen(level: int, text: bytes, user_data: Any) -> None:
     line = text.decode(errors="replace")
     if level in (_WARN, _ERROR):
         print(line, end="", file=sys.stderr, flush=True)
+        if _NO_ROOM.search(line):
+            _no_room.append(line.strip())
     elif said := _BUFFER.match(line):
         _buffers[said[1]] = said[2]
 
@@ -118,8 +122,8 @@ class Context:
         kv: type of keys and values.
 
     Raises:
-        CellFailure: ``oom`` for more sequences than llama.cpp has; ``failed`` when it has no such
-            context.
+        CellFailure: ``oom`` for more sequences than llama.cpp has, and where it finds no memory;
+            ``failed`` when it has no such context.
     """
 
     def __init__(
@@ -147,7 +151,11 @@ class Context:
             c.LLAMA_FLASH_ATTN_TYPE_ENABLED if fused else c.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         how.no_perf = False  # it counts tokens, for the attestation
+        _no_room.clear()
         self.pointer: Any = c.llama_init_from_model(model.pointer, how)
+        if not self.pointer and _no_room:
+            said = _no_room[0]
+            raise CellFailure("oom", f"no room for {rows} x {tokens:,} tokens in {kv}: {said}")
         if not self.pointer:
             raise CellFailure(
                 "failed",

@@ -35,7 +35,7 @@ class LlamaSession:
         assert files.packed is not None, "provide has the file"
         self.cell = cell
         self.tokenizer = load_tokenizer(cell.model, files.folder)
-        self.tensors = tensors_of(cell, files.folder)
+        self.tensors = tensors_of(cell)
         self.model = Model(files.packed)
         self.vocabulary = self.model.vocabulary
         self.context_tokens: int | None = self.model.context_tokens

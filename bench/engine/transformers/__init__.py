@@ -34,7 +34,6 @@ IMPLEMENTATIONS = (
     "auto",  # what the architecture has (``driver.plan``)
     "eager",
     "sdpa",
-    "sdpa_packed",  # our own way to call it: ``attention``
     "flex_attention",
     "flash_attention_2",
     "flash_attention_3",
@@ -216,8 +215,10 @@ def _of_decode(cell: Cell) -> str | None:
         return "advances each row by another count: batch=1"
     # Kernels without a mask cannot leave out what the cache has room for, or a guess's later tokens
     is_flash_on_cuda = attn.backend == "flash" and cell.device == "cuda"
-    if not (attn.is_sdpa or attn.implementation == "eager") or is_flash_on_cuda:
+    if attn.implementation not in ("sdpa", "eager") or is_flash_on_cuda:
         return f"needs a mask, which attn={attn.name} does not take: attn=sdpa or eager"
+    if strategy == "prompt_lookup" and attn.packs_queries:
+        return f"asks several queries in a step, attn={attn.name} packs single ones: attn=sdpa"
     if strategy == "compiled" and cell.quant.scheme == "bnb_int8":
         return (
             f"needs a step of one graph, quant={cell.quant.name}'s breaks in each layer"

@@ -11,21 +11,21 @@ query, so those of a group can be the rows of one small matrix, which reads its 
 (FlashAttention-3 calls it PackGQA). transformers does so where a mask is there, as with a static
 cache (``pack_gqa``), and else leaves it to torch, whose kernel for CPUs reads them anew for each
 head: 448 us a layer of SmolLM2-135M at 1,024 tokens in bf16, packed 69 (least of 30; 2 cores of an
-AMD EPYC with AVX-512, torch 2.13.0, 2026-11-27). ``sdpa_packed`` packs in every decode step, of
-compiled ones too. No number is computed otherwise but for the order of sums.
+AMD EPYC with AVX-512, torch 2.13.0, 2026-11-27; sweeps/LOG.md). ``sdpa_packed`` packs wherever one
+query a head is asked for, in compiled steps too; only the order of sums is another one. To the
+model it is sdpa: architectures compare that name to decide on their masks.
 Source: transformers 5.23.0, integrations/sdpa_attention.py.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from bench.config.cell import Attn
 
@@ -50,6 +50,7 @@ _OPERATORS = {
 # Of flex_attention only that something compiled ran: nothing else of a plain model is compiled
 _FLEX = ("flex_attention", "CompiledFxGraph")
 _ATTENTION = ("scaled_dot_product", "flash_attn", *_FLEX)  # parts of operators' names
+_NOT_PACKED = ("position_bias", "softcap", "cache")  # what a model may ask of sdpa besides
 
 
 def packed(
@@ -65,10 +66,12 @@ def packed(
     """transformers' sdpa, with the queries of a decode step packed.
 
     Shapes: query (rows, heads, tokens, width); key and value (rows, heads of keys, past, width);
-    the mask (rows, 1, tokens, past); returns (rows, tokens, heads, width).
+    the mask (rows, 1 or heads, tokens, past); returns (rows, tokens, heads, width).
     """
     rows, heads, tokens, _ = query.shape
-    if tokens > 1:
+    has_more = any(options.get(name) is not None for name in _NOT_PACKED)
+    is_for_each_head = attention_mask is not None and attention_mask.shape[1] > 1
+    if tokens > 1 or has_more or is_for_each_head:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
@@ -78,15 +81,19 @@ def packed(
     return product.reshape(rows, 1, heads, -1), None
 
 
-AttentionInterface.register("sdpa_packed", packed)
-AttentionMaskInterface.register("sdpa_packed", sdpa_mask)
-
-
-def pinned(attn: Attn) -> contextlib.AbstractContextManager[object]:
-    """A context in which sdpa takes the cell's backend only; no-op where the cell names none."""
-    if attn.backend is None:
-        return contextlib.nullcontext()
-    return sdpa_kernel(BACKENDS[attn.backend])
+@contextlib.contextmanager
+def pinned(attn: Attn) -> Iterator[None]:
+    """A context in which sdpa takes the cell's backend only, where it names one, and packs queries,
+    where it asks for that."""
+    backend = (
+        contextlib.nullcontext() if attn.backend is None else sdpa_kernel(BACKENDS[attn.backend])
+    )
+    AttentionInterface.register("sdpa", packed if attn.packs_queries else sdpa_attention_forward)
+    try:
+        with backend:
+            yield
+    finally:
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
 
 
 def sdpa_kernels(
@@ -136,10 +143,11 @@ def _takes(
     return int(taken) == BACKENDS[backend].value
 
 
-def heads_of_queries(events: Iterable[Any]) -> set[int]:
-    """How many heads the queries of sdpa's calls had, by a profile with shapes."""
-    calls = [event for event in events if "scaled_dot_product" in event.name()]
-    return {call.shapes()[0][1] for call in calls if call.shapes() and len(call.shapes()[0]) == 4}
+def queries_alone(events: Iterable[Any]) -> int:
+    """How many calls of sdpa had one query a head, by a profile with shapes, which sees nothing
+    within a CUDA graph."""
+    calls = [event.shapes() for event in events if "scaled_dot_product" in event.name()]
+    return sum(bool(shapes) and len(shapes[0]) == 4 and shapes[0][2] == 1 for shapes in calls)
 
 
 def attention_operators(names: set[str]) -> list[str]:
@@ -148,26 +156,24 @@ def attention_operators(names: set[str]) -> list[str]:
 
 
 def attention_mismatches(
-    attn: Attn, in_force: str, operators: Sequence[str], query_heads: Set[int], kv_heads: int
+    attn: Attn, in_force: str, operators: Sequence[str], alone: int
 ) -> Iterator[str]:
     """Why what ran is not the attention that the cell asks for.
 
     Args:
         in_force: the implementation that transformers says it uses.
         operators: of attention, that really ran.
-        query_heads: of the calls of sdpa that a profile showed; it shows none within a CUDA graph.
-        kv_heads: how many the cache has.
+        alone: the calls of sdpa with one query a head, of a prompt and an answer of several tokens.
     """
     if in_force != attn.implementation:
         yield f"attention is {in_force}, want {attn.implementation}"
     sdpa = [name for name in operators if "scaled_dot_product" in name]
-    if attn.is_sdpa and not sdpa:
+    if attn.implementation == "sdpa" and not sdpa:
         yield f"scaled_dot_product_attention did not run; seen: {list(operators)}"
-    if not attn.is_sdpa and sdpa:
+    if attn.implementation != "sdpa" and sdpa:
         yield f"want {attn.implementation}, but {sdpa} ran"
-    is_packed = attn.implementation == "sdpa_packed"
-    if is_packed and kv_heads not in query_heads and "cudaGraphLaunch" not in operators:
-        yield f"no decode step packed its queries: sdpa got {sorted(query_heads)} heads of them"
+    if attn.packs_queries and alone:
+        yield f"{alone} calls of sdpa in a decode step had one query a head, want them packed"
     is_flex = attn.implementation == "flex_attention"
     if is_flex and not any(part in name for name in operators for part in _FLEX):
         yield "want flex_attention, but nothing compiled ran"

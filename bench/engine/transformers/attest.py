@@ -28,8 +28,8 @@ from bench.engine.transformers.attention import (
     attention_mismatches,
     attention_operators,
     attention_remarks,
-    heads_of_queries,
     pinned,
+    queries_alone,
 )
 from bench.engine.transformers.describe import cache_windows
 from bench.engine.transformers.device import flags_in_force
@@ -110,7 +110,7 @@ def attest(
             *shape_mismatches(cell, shape),
             *_layer_mismatches(cell, model, plain),
             *_placement_mismatches(cell, model),
-            *attention_mismatches(cell.attn, in_force, attention, seen.query_heads, shape.kv_heads),
+            *attention_mismatches(cell.attn, in_force, attention, seen.queries_alone),
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
             *ran.mismatches,
@@ -213,7 +213,7 @@ class Observed:
     operators: set[str]
     kernels: set[str]  # of CUDA
     products: Counter[str]  # matrix products by dtype
-    query_heads: set[int]  # of the calls of sdpa
+    queries_alone: int  # of the calls of sdpa
     outlier_share: float | None  # of the columns of activations
 
 
@@ -242,7 +242,7 @@ def _observe(cell: Cell, model: PreTrainedModel, request: Request, ids: Ids) -> 
         operators={event.name() for event in events},
         kernels={event.name()[:_LONGEST_NAME] for event in on_device},
         products=product_dtypes(events),
-        query_heads=heads_of_queries(events),
+        queries_alone=queries_alone(events),
         outlier_share=columns[0] / columns[1] if watched else None,
     )
 

@@ -113,7 +113,9 @@ def describe(cell: Cell, source: Path | None = None) -> Description:
         dtype_bytes=dtype_bytes,
         kv_bytes_per_token_layer=sum(kv_bytes) // len(kv_bytes) if kv_bytes else 0,
         product_bytes=SCHEMES[cell.quant.scheme].product_bytes,
-        attention=_attention(model, is_grouped=heads > kv_heads > 0),
+        attention=_attention(model),
+        # What transformers' own sdpa goes by
+        shares_keys=any(getattr(m, "num_key_value_groups", 1) > 1 for m in model.modules()),
         sdpa_kernels=_sdpa_kernels(cell, heads, kv_heads, head_dim, masked=False),
         masked_sdpa_kernels=_sdpa_kernels(cell, heads, kv_heads, head_dim, masked=True),
         obstacle="; ".join(unknown) or _obstacle(matrices, model, cell),
@@ -337,8 +339,8 @@ def _widest_mlp(matrices: Sequence[Matrix], config: Any, is_own: bool) -> tuple[
     return max(found, key=math.prod)
 
 
-def _attention(model: PreTrainedModel, is_grouped: bool) -> tuple[str, ...]:
+def _attention(model: PreTrainedModel) -> tuple[str, ...]:
     flash = ("flash_attention_2", "flash_attention_3") if model._supports_flash_attn else ()
-    sdpa = ("sdpa", *(("sdpa_packed",) if is_grouped else ())) if model._supports_sdpa else ()
+    sdpa = ("sdpa",) if model._supports_sdpa else ()
     flex = ("flex_attention",) if model._supports_flex_attn else ()
     return ("eager", *sdpa, *flash, *flex)

@@ -1,4 +1,4 @@
-"""What one types to load a cell's model with transformers alone: what ``load`` does, as text."""
+"""What one types to load a cell's model: what ``load`` does, as text."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -56,8 +56,14 @@ def loading_lines(cell: Cell, folder: str | None) -> str:
 
 
 def _attention(cell: Cell) -> list[str]:
-    is_ours = cell.attn.implementation == "sdpa_packed"
-    return ["import bench.engine.transformers.attention  # where it is"] if is_ours else []
+    if not cell.attn.packs_queries:
+        return []
+    return [
+        "from bench.engine.transformers.attention import packed",
+        "from transformers import AttentionInterface",
+        "",
+        'AttentionInterface.register("sdpa", packed)',
+    ]
 
 
 def _threads(cell: Cell) -> list[str]:

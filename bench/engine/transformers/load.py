@@ -29,7 +29,6 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.quantizers.base import HfQuantizer
 
 from bench.config.cell import Cell, Model
-from bench.engine.transformers import attention  # noqa: F401  # registers sdpa_packed
 from bench.engine.transformers.assignment import assigned, swap
 from bench.engine.transformers.own.packing import load_packed
 from bench.engine.transformers.own.siblings import join

@@ -53,6 +53,9 @@ class Options:
     kv: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = "auto"
 
 
+_YAML: dict[object, str] = {None: "null", False: "false"}
+
+
 def kv_type(cell: Cell) -> str:
     """vLLM's name of the type that a cell asks for."""
     return parse(Options, cell.engine.options, "engine.options").kv
@@ -78,11 +81,12 @@ class Vllm:
             ("quant.scheme", quant.scheme, ("none", "checkpoint")),
             ("attn.implementation", cell.attn.implementation, ("sdpa", "auto")),
             ("attn.backend", cell.attn.backend, (None,)),
+            ("attn.packs_queries", cell.attn.packs_queries, (False,)),
             ("decode.strategy", cell.decode.strategy, ("loop",)),
         )
         problems = [
             f"{path}={value}: no such one; {name} has only"
-            f" {', '.join(str(only or 'null') for only in known if only != 'auto')}"
+            f" {', '.join(str(_YAML.get(only, only)) for only in known if only != 'auto')}"
             for path, value, known in asked
             if value not in known
         ]
@@ -95,6 +99,7 @@ class Vllm:
         rules = (
             (cell.device == "cuda", f"{name} is vLLM's build for CPUs: device=cpu"),
             (cell.model.weights == "random", f"{name} has no random weights: pretrained ones"),
+            (bool(cell.quality.tasks), f"{name} runs no tasks of lm-eval: quality.tasks=[]"),
             (
                 python is None or not Path(python).is_file(),
                 f"{name} lives in an environment of its own: make engine-vllm",

@@ -735,6 +735,7 @@ extern "C" void bench_linear(const void* x, void* y, const uint16_t* input_scale
 #ifdef BENCH_OPERATORS  // the tests' emulation has none
 
 #include <stdexcept>
+#include <string>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
@@ -749,8 +750,10 @@ using Optional = std::optional<Tensor>;
 const void* address(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
 // torch's own macro for this has another name before 2.13
-void check(AOTITorchError code) {
-  if (code != AOTI_TORCH_SUCCESS) throw std::runtime_error("torch cannot make a tensor");
+void check(AOTITorchError code, const char* call) {
+  if (code != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error(std::string(call) + " failed: " + std::to_string(code));
+  }
 }
 
 // On a CPU, in the dtype of x. The stable ABI's new_empty looks its operator up by name in each call.
@@ -759,9 +762,10 @@ Tensor empty(const Tensor& x, const std::vector<int64_t>& shape) {
   for (size_t i = shape.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * shape[i];
   int32_t dtype;
   AtenTensorHandle made;
-  check(aoti_torch_get_dtype(x.get(), &dtype));
+  check(aoti_torch_get_dtype(x.get(), &dtype), "aoti_torch_get_dtype");
   check(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), dtype,
-                                 aoti_torch_device_type_cpu(), 0, &made));
+                                 aoti_torch_device_type_cpu(), 0, &made),
+        "aoti_torch_empty_strided");
   return Tensor(made);
 }
 

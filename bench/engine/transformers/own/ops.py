@@ -11,6 +11,8 @@ in fp32. Shapes everywhere: x (..., inputs), the result (..., outputs), in the d
 weights' are in ``grids``.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -111,19 +113,17 @@ def _int4_on_cuda(
     return int4_linear(x, weight, scale, zero, input_scale, bias, group_size)
 
 
-def _first_int8_on_cpu(*arguments: object) -> Tensor:
+def _first_on_cpu(name: str, x: Tensor, *rest: object) -> Tensor:
+    """Called until the CPU's kernels are loaded, which take its place."""
+    if x.device.type != "cpu":
+        raise NotImplementedError(f"bench::{name} has no kernels for {x.device}")
     kernels()
-    return int8_linear(*arguments)
+    product: Tensor = getattr(torch.ops.bench, name)(x, *rest)
+    return product
 
 
-def _first_int4_on_cpu(*arguments: object) -> Tensor:
-    kernels()
-    return int4_linear(*arguments)
-
-
-# Of any device that has no kernels of its own: the CPU, until they are loaded
-_LIBRARY.impl("int8_linear", _first_int8_on_cpu, "CompositeExplicitAutograd")
-_LIBRARY.impl("int4_linear", _first_int4_on_cpu, "CompositeExplicitAutograd")
+for _name in ("int8_linear", "int4_linear"):
+    _LIBRARY.impl(_name, partial(_first_on_cpu, _name), "CompositeExplicitAutograd")
 _LIBRARY.impl("int8_linear", _int8_on_cuda, "CUDA")
 _LIBRARY.impl("int4_linear", _int4_on_cuda, "CUDA")
 

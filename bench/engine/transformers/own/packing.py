@@ -17,6 +17,7 @@ from bench.config.cell import Cell, Quant
 from bench.engine.prompts import load_tokenizer
 from bench.engine.sources import made
 from bench.engine.transformers.assignment import assigned, swap
+from bench.engine.transformers.own.build import kernels
 from bench.engine.transformers.own.cache import packed_place
 from bench.engine.transformers.own.calibration import calibrate, is_calibrated
 from bench.engine.transformers.schemes import SCHEMES, checkpoint, torch_dtype
@@ -102,6 +103,8 @@ def load_packed(
             attn_implementation=attn_implementation,
         )
     layers = assigned(model, quant)
+    if device == "cpu":
+        kernels()  # what is missing for them is said at once
     swap(model, _own(layers))  # on the meta device: layouts
     tensors = load_file(packed / _WEIGHTS, device=device)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
