@@ -13,7 +13,7 @@ from bench.analysis.racing import Course, Question, missed, ranges, simplest
 from bench.analysis.verdict import COMPARED
 from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
-from bench.config.cell import EngineChoice
+from bench.config.cell import EngineChoice, Model
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
 from bench.driver.policy import wants_divergence
@@ -21,6 +21,7 @@ from bench.driver.process import run_isolated
 from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
+from bench.engine import sources
 from bench.errors import ConfigError
 from bench.meter.host import has_compiler
 from bench.meter.nvml import driver_version
@@ -38,10 +39,10 @@ _USUAL_QUANTS = {  # by engine
     "llama_cpp": "quant=fp16,gguf_q8_0,gguf_q4_k_m",
     "vllm": "quant=bf16",
 }
-# On a CPU Inductor makes loops of plain attention and calls sdpa as it is, which is slow with one
-# query for each of many rows: a compiled step with eager attention takes 0.80 to 0.95 of its time
-# with sdpa at batch 1 and 0.4 to 0.6 at batch 8, one of the loop 0.62 to 0.95 there (sweeps/LOG.md)
-_USUAL_EAGER = ("engine=transformers", "attn=eager", "quant=bf16,int8_channel,nf4,int4_g64")
+# On a CPU torch's sdpa is slow with one query a head, and Inductor calls it as it is: packed, a step
+# takes 0.57 to 0.69 of its time at batch 8, compiled 0.48 to 0.60. Where no heads share keys, eager
+# attention does better than sdpa (sweeps/LOG.md).
+_USUAL_ON_CPU = ("engine=transformers", "quant=bf16,int8_channel,nf4,int4_g64")
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
 
@@ -115,10 +116,11 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
         usual = [[f"engine={name}", quants, *batch] for name, quants in _USUAL_QUANTS.items()]
         is_on_cpu = "device=cpu" in overrides or not driver_version()
         if goal == "chat":  # a step at batch 1 is mostly the interpreter, or launches
-            usual += _compiled(is_on_cpu)
+            usual += _compiled(is_on_cpu, overrides)
         elif goal in _USUAL_BATCHES and is_on_cpu:
             many = ["batch=8,32"] if batch else []
-            usual += [[*axes, *many] for axes in _compiled(is_on_cpu) or [[*_USUAL_EAGER]]]
+            loops = [[*_USUAL_ON_CPU, _attention(overrides)]]
+            usual += [[*axes, *many] for axes in _compiled(is_on_cpu, overrides) or loops]
         every = [config for axes in usual for config in parsed(collect(["-m", *axes, *overrides]))]
         configs = [config for config in every if _is_installed(config.cell.engine)]
     if any(config.cell.is_to_be_sized for config in configs):
@@ -128,11 +130,33 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
     return configs
 
 
-def _compiled(is_on_cpu: bool) -> list[list[str]]:
+def _compiled(is_on_cpu: bool, overrides: Sequence[str]) -> list[list[str]]:
     """The axes of what is compiled on this machine."""
     if not is_on_cpu:
         return [["engine=transformers", _USUAL_QUANTS["transformers"], "decode=compiled"]]
-    return [[*_USUAL_EAGER, "decode=compiled"]] if has_compiler() else []
+    axes = [*_USUAL_ON_CPU, _attention(overrides), "decode=compiled"]
+    return [axes] if has_compiler() else []
+
+
+def _attention(overrides: Sequence[str]) -> str:
+    """What is quick on a CPU with one query a head, by the models' configurations as far as they
+    are here; most of today's share keys."""
+    models = [config.cell.model for config in parsed(collect(["-m", *overrides]))]
+    return "attn=sdpa_packed" if any(map(_shares_keys, models)) else "attn=eager"
+
+
+def _shares_keys(model: Model) -> bool:
+    folder = None if model.config is not None else sources.cached(model)
+    file = Path(model.config) if model.config is not None else folder and folder / "config.json"
+    if file and file.is_file():
+        architecture = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        architecture = model.architecture or {}
+    architecture = architecture.get("text_config") or architecture
+    heads = architecture.get("num_attention_heads")
+    if heads is None:  # not known yet, or an older architecture's name of it
+        return not architecture
+    return bool((architecture.get("num_key_value_heads") or heads) < heads)
 
 
 def _is_installed(engine: EngineChoice) -> bool:

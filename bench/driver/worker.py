@@ -130,6 +130,8 @@ def take(records: Records, job: Job, value: Any, timing: Timing) -> list[str]:
     if job.kind == "profile":
         profile = None if isinstance(value, CellFailure) else value
         _say_failure("profile", job, value)
+        if value is None:
+            say(f"{job.cell.label}: engine={job.cell.engine.name} shows no profile")
         records.results[job.cell_id] = replace(result, profile=profile)
         return [job.cell_id]
     if job.kind == "reference":

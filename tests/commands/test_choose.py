@@ -138,15 +138,17 @@ def test_without_axes_every_installed_engine_is_chosen_from() -> None:
     engines = {cell.engine.name: cell.engine for cell in cells}
     assert {c.quant.name for c in cells if c.engine.python is None} >= {"bf16", "nf4", "int4_g64"}
     compiled = {c.quant.name: c.attn.name for c in cells if c.decode.name == "compiled"}
-    kernel = "auto" if driver_version() else "eager"
+    kernel = "auto" if driver_version() else "sdpa_packed"
     assert (set(compiled.values()) == {kernel}) is (bool(driver_version()) or has_compiler())
     batched = [config.cell for config in space((), "batch")]
     assert {cell.batch for cell in batched} == {1, 8, 32}
-    eager = {(cell.quant.name, cell.batch) for cell in batched if cell.attn.name == "eager"}
+    packed = [cell for cell in batched if cell.attn.name == "sdpa_packed"]
+    combined = {(cell.quant.name, cell.batch) for cell in packed}
     on_cpu = {(q, b) for q in ("bf16", "int8_channel", "nf4", "int4_g64") for b in (8, 32)}
-    assert eager == (set() if driver_version() else on_cpu)
-    decodes = {cell.decode.name for cell in batched if cell.attn.name == "eager"}
-    assert decodes <= {"compiled" if has_compiler() else "loop"}
+    assert combined == (set() if driver_version() else on_cpu)
+    assert {cell.decode.name for cell in packed} <= {"compiled" if has_compiler() else "loop"}
+    alone = [config.cell for config in space(("model=gpt2", "device=cpu"), "batch")]
+    assert {cell.attn.name for cell in alone} == {"auto", "eager"}
     for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
         is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
         assert (name in engines) is is_installed

@@ -23,6 +23,7 @@ from bench.paths import CONF
 from tests import fakes
 
 ENGINE = engine_at(ENGINES["transformers"])
+RANDOM = fakes.group("model", "smollm2-135m", weights="random")
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +264,10 @@ def test_weights_of_few_bits_are_in_the_graph_too(quant: str) -> None:
     [
         ({"decode": "compiled", "quant": "int8"}, "decode=compiled needs a step of one graph"),
         ({"decode": "prompt_lookup", "batch": 2}, "advances each row by another count: batch=1"),
+        (
+            {"decode": "prompt_lookup", "model": RANDOM},
+            "guesses from a text, random weights are asked made-up ids: pretrained ones",
+        ),
         ({"decode": "static", "attn": "flex"}, "needs a mask, which attn=flex does not take"),
         ({"decode": "static", "attn": "sdpa_flash", "device": "cuda"}, "needs a mask"),
         ({"decode": "static", "attn": "sdpa_flash"}, None),

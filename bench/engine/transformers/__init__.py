@@ -213,6 +213,9 @@ def _of_decode(cell: Cell) -> str | None:
         return None
     if strategy == "prompt_lookup" and cell.batch != 1:
         return "advances each row by another count: batch=1"
+    is_made_up = cell.model.weights == "random" and cell.model.tokenizer == "pretrained"
+    if strategy == "prompt_lookup" and is_made_up:
+        return "guesses from a text, random weights are asked made-up ids: pretrained ones"
     # Kernels without a mask cannot leave out what the cache has room for, or a guess's later tokens
     is_flash_on_cuda = attn.backend == "flash" and cell.device == "cuda"
     if attn.implementation not in ("sdpa", "eager") or is_flash_on_cuda:

@@ -53,6 +53,7 @@ from bench.errors import CellFailure
 from bench.record.result import Attestation, ModelShape
 
 _LONGEST_NAME = 120  # of a kernel: templates make them pages long
+_REPLAY = "cudaGraphLaunch"
 _SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -75,7 +76,8 @@ def attest(
     is_plain = isinstance(strategy, Plain)
     # Before other shapes run: they would count as preparations
     ran = strategy.ran()
-    differs = {} if is_plain else _first_difference(cell, model, request, ids, new_tokens)
+    is_loop = cell.decode.strategy == "loop"
+    differs = {} if is_loop else _first_difference(cell, model, request, ids, new_tokens)
     seen = _observe(cell, model, request, ids[:1] if is_plain else ids)
     by_dtype: Counter[str] = Counter()
     for tensor in stored_tensors(model):
@@ -131,7 +133,7 @@ def attest(
             "compute_dtypes": _compute_dtypes(model),
             "product_dtypes": dict(seen.products),
             "flags": flags_in_force(),
-            **({"decode": {**ran.details, **differs}} if ran.details else {}),
+            **({} if is_loop else {"decode": {**ran.details, **differs, **seen.replays}}),
             **saved_quantization(cell, model),
         },
     )
@@ -214,6 +216,7 @@ class Observed:
     kernels: set[str]  # of CUDA
     products: Counter[str]  # matrix products by dtype
     queries_alone: int  # of the calls of sdpa
+    replays: Mapping[str, int]  # of CUDA graphs
     outlier_share: float | None  # of the columns of activations
 
 
@@ -237,12 +240,14 @@ def _observe(cell: Cell, model: PreTrainedModel, request: Request, ids: Ids) -> 
         hook.remove()
     # profile.events() builds a tree of them, for seconds
     events = profile.profiler.kineto_results.events()
+    replays = sum(event.name() == _REPLAY for event in events)
     on_device = [event for event in events if event.device_type() == DeviceType.CUDA]
     return Observed(
         operators={event.name() for event in events},
         kernels={event.name()[:_LONGEST_NAME] for event in on_device},
         products=product_dtypes(events),
         queries_alone=queries_alone(events),
+        replays={"graph_replays": replays} if replays else {},
         outlier_share=columns[0] / columns[1] if watched else None,
     )
 
@@ -322,7 +327,7 @@ def _cache_mismatches(cache: DynamicCache) -> Iterator[str]:
 def _graph_mismatches(cell: Cell, operators: set[str]) -> Iterator[str]:
     """torch leaves CUDA graphs out where it cannot use them, with a warning in a log."""
     is_graph = cell.device == "cuda" and cell.decode.strategy == "compiled"
-    if is_graph and "cudaGraphLaunch" not in operators:
+    if is_graph and _REPLAY not in operators:
         yield "no CUDA graph repeated the compiled decode step"
 
 
