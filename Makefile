@@ -16,8 +16,8 @@ setup: .venv/.installed model
 	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	@touch $@
 
-# llama.cpp is compiled for this processor, without its image models: a C++ compiler, some minutes. Its script that converts
-# folders is in the sources alone. torch comes with what its build needs, all else exactly as listed.
+# llama.cpp is compiled for this processor, without its image models: a C++ compiler, some minutes. torch comes with what its
+# build needs, all else exactly as listed.
 $(ENGINES:%=engine-%): engine-%: .engines/%/.installed
 
 $(ENGINES:%=.engines/%/.installed): .engines/%/.installed: bench/engine/%/requirements.txt
@@ -25,10 +25,16 @@ $(ENGINES:%=.engines/%/.installed): .engines/%/.installed: bench/engine/%/requir
 	@$(PYTHON) -m venv .engines/$*
 	@grep '^torch==' $< | xargs -r .engines/$*/bin/python -m pip install --quiet
 	@CMAKE_ARGS=-DLLAVA_BUILD=OFF .engines/$*/bin/python -m pip install --quiet --no-deps --requirement $<
-	@grep '^llama_cpp_python==' $< | xargs -r .engines/$*/bin/python -m pip download --quiet --no-deps --no-binary llama_cpp_python \
-	  --dest .engines/$*/source
-	@if [ -d .engines/$*/source ]; then cd .engines/$*/source && tar xzf *.tar.gz --strip-components=3 --wildcards \
-	  '*/vendor/llama.cpp/convert_hf_to_gguf.py' '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/gguf/*' && rm *.tar.gz; fi
+	@touch $@
+
+# llama.cpp's script that converts folders is in its sources alone
+engine-llama_cpp: .engines/llama_cpp/source/.installed
+
+.engines/llama_cpp/source/.installed: .engines/llama_cpp/.installed
+	@grep '^llama_cpp_python==' bench/engine/llama_cpp/requirements.txt | xargs .engines/llama_cpp/bin/python -m pip download \
+	  --quiet --no-deps --no-binary llama_cpp_python --dest .engines/llama_cpp/source
+	@cd .engines/llama_cpp/source && tar xzf *.tar.gz --strip-components=3 --wildcards '*/llama.cpp/convert_hf_to_gguf.py' \
+	  '*/llama.cpp/conversion/*' '*/llama.cpp/gguf-py/gguf/*' && rm *.tar.gz
 	@touch $@
 
 # For where=ray and where=slurm, as pyproject's extras of these names

@@ -154,14 +154,15 @@ def _without_effect(results: Sequence[Result]) -> Iterator[Finding]:
 
 def _are_one(first: Result, second: Result) -> bool:
     """Whether two settings may well be the same: sdpa left to itself takes one of its backends, and
-    packs queries where there is a mask; int8 with a threshold that nothing passes is int8 without
-    one."""
+    packs queries itself where there is a mask; int8 with a threshold that nothing passes is int8
+    without one."""
     kernels = {first.cell.attn.implementation, second.cell.attn.implementation}
     backends = {first.cell.attn.backend, second.cell.attn.backend}
     if len(backends) > 1:
         return kernels == {"sdpa"} and None in backends
     if first.cell.attn != second.cell.attn:
-        return first.cell.attn.packs_queries != second.cell.attn.packs_queries
+        packs = {first.cell.attn.packs_queries, second.cell.attn.packs_queries}
+        return kernels == {"sdpa"} and len(packs) > 1
     schemes = {first.cell.quant.scheme, second.cell.quant.scheme}
     shares = [r.attestation.outlier_share or 0.0 for r in (first, second) if r.attestation]
     return schemes == {"bnb_int8"} and not any(shares)

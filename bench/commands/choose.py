@@ -1,5 +1,6 @@
 """``python -m bench choose``: the configuration to use, found with as few processes as it takes."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from bench.analysis.racing import Course, Question, missed, ranges, simplest
 from bench.analysis.verdict import COMPARED
 from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
-from bench.config.cell import EngineChoice, Model
+from bench.config.cell import Cell, EngineChoice, Model
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
 from bench.driver.policy import wants_divergence
@@ -39,10 +40,13 @@ _USUAL_QUANTS = {  # by engine
     "llama_cpp": "quant=fp16,gguf_q8_0,gguf_q4_k_m",
     "vllm": "quant=bf16",
 }
-# On a CPU torch's sdpa is slow with one query a head, and Inductor calls it as it is: packed, a step
-# takes 0.57 to 0.69 of its time at batch 8, compiled 0.48 to 0.60. Where no heads share keys, eager
-# attention does better than sdpa (sweeps/LOG.md).
-_USUAL_ON_CPU = ("engine=transformers", "quant=bf16,int8_channel,nf4,int4_g64")
+# On a CPU torch's sdpa is slow with one query a head, and Inductor calls it as it is: packed, a
+# step takes 0.57 to 0.69 of its time at batch 8, compiled 0.48 to 0.60. Where no heads share keys,
+# eager attention does better than sdpa (sweeps/LOG.md).
+_USUAL_ON_CPU = (
+    *("engine=transformers", "attn=sdpa_packed,eager"),
+    "quant=bf16,int8_channel,nf4,int4_g64",
+)
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
 
@@ -116,13 +120,12 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
         usual = [[f"engine={name}", quants, *batch] for name, quants in _USUAL_QUANTS.items()]
         is_on_cpu = "device=cpu" in overrides or not driver_version()
         if goal == "chat":  # a step at batch 1 is mostly the interpreter, or launches
-            usual += _compiled(is_on_cpu, overrides)
+            usual += _compiled(is_on_cpu)
         elif goal in _USUAL_BATCHES and is_on_cpu:
             many = ["batch=8,32"] if batch else []
-            loops = [[*_USUAL_ON_CPU, _attention(overrides)]]
-            usual += [[*axes, *many] for axes in _compiled(is_on_cpu, overrides) or loops]
+            usual += [[*axes, *many] for axes in _compiled(is_on_cpu) or [[*_USUAL_ON_CPU]]]
         every = [config for axes in usual for config in parsed(collect(["-m", *axes, *overrides]))]
-        configs = [config for config in every if _is_installed(config.cell.engine)]
+        configs = [c for c in every if _is_installed(c.cell.engine) and _fits(c.cell)]
     if any(config.cell.is_to_be_sized for config in configs):
         raise ConfigError(["max: choose wants numbers, like batch=1,8,32"])
     if len(configs) < 2:
@@ -130,33 +133,34 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
     return configs
 
 
-def _compiled(is_on_cpu: bool, overrides: Sequence[str]) -> list[list[str]]:
+def _compiled(is_on_cpu: bool) -> list[list[str]]:
     """The axes of what is compiled on this machine."""
     if not is_on_cpu:
         return [["engine=transformers", _USUAL_QUANTS["transformers"], "decode=compiled"]]
-    axes = [*_USUAL_ON_CPU, _attention(overrides), "decode=compiled"]
-    return [axes] if has_compiler() else []
+    return [[*_USUAL_ON_CPU, "decode=compiled"]] if has_compiler() else []
 
 
-def _attention(overrides: Sequence[str]) -> str:
-    """What is quick on a CPU with one query a head, by the models' configurations as far as they
-    are here; most of today's share keys."""
-    models = [config.cell.model for config in parsed(collect(["-m", *overrides]))]
-    return "attn=sdpa_packed" if any(map(_shares_keys, models)) else "attn=eager"
+def _fits(cell: Cell) -> bool:
+    """Whether a usual attention is the better one for the cell's model, as far as its configuration
+    is here: then the other one need not run."""
+    shares_keys = _shares_keys(cell.model)
+    if shares_keys is None or cell.attn.name not in ("sdpa_packed", "eager"):
+        return True
+    return cell.attn.packs_queries is shares_keys
 
 
-def _shares_keys(model: Model) -> bool:
-    folder = None if model.config is not None else sources.cached(model)
+def _shares_keys(model: Model) -> bool | None:
+    """Whether heads share keys; None: not known before the model has been looked at."""
+    folder = sources.cached(model) if model.path is None else Path(model.path)
     file = Path(model.config) if model.config is not None else folder and folder / "config.json"
+    architecture = model.architecture
     if file and file.is_file():
-        architecture = json.loads(file.read_text(encoding="utf-8"))
-    else:
-        architecture = model.architecture or {}
-    architecture = architecture.get("text_config") or architecture
-    heads = architecture.get("num_attention_heads")
-    if heads is None:  # not known yet, or an older architecture's name of it
-        return not architecture
-    return bool((architecture.get("num_key_value_heads") or heads) < heads)
+        with contextlib.suppress(ValueError):  # the cell will say what is wrong with it
+            architecture = json.loads(file.read_text(encoding="utf-8"))
+    whole = architecture or {}
+    of_text = whole.get("text_config") or whole
+    heads = of_text.get("num_attention_heads", of_text.get("n_head"))
+    return None if heads is None else (of_text.get("num_key_value_heads") or heads) < heads
 
 
 def _is_installed(engine: EngineChoice) -> bool:

@@ -91,10 +91,12 @@ def place(model: Model) -> str | None:
     return str(_converted_folder(model))
 
 
-def kept(model: Model, ending: str) -> Path:
-    """A file of the cache that is made of a model's weights; the hub's commit has to be known."""
+def kept(model: Model, ending: str) -> Path | None:
+    """A file of the cache that is made of a model's weights; None where the hub's commit is not
+    known."""
     name = _version_name(as_published(model))
-    assert name is not None, "it has been fetched"
+    if name is None:
+        return None
     noise = f"-{DITHERED}" if model.weights == "dithered" else ""
     return cache_folder() / "models" / f"{name}{noise}{ending}"
 
@@ -107,7 +109,8 @@ def as_published(model: Model) -> Model:
 def _version_name(model: Model) -> str | None:
     """Name and version of a pretrained model; None where the hub's commit is not known."""
     if is_hub(model):
-        commit = hub.commit_of(str(model.repo), model.revision)
+        folder = hub.cached(model)  # named after its commit
+        commit = folder.name if folder else hub.commit_of(str(model.repo), model.revision)
         return None if commit is None else f"{model.name}-{commit[:12]}"
     if model.path is not None and not is_gguf(model):
         return f"{model.name}-{digest(digests(model.path))}"

@@ -41,6 +41,7 @@ def test_two_settings_that_computed_the_same_are_named() -> None:
         (computed(None), computed(None, attn="eager")),  # an engine that shows none
         (computed("a"), computed("a", attn="eager", quant="nf4")),  # two settings at once
         (computed("a"), computed("a", attn="sdpa_flash")),  # sdpa takes one of its backends
+        (computed("a", attn="sdpa"), computed("a", attn="sdpa_packed")),  # as sdpa with a mask does
         (  # nothing passed the threshold
             computed("a", quant="int8", outlier_share=0.0),
             computed("a", quant="int8_nodecomp"),
@@ -53,6 +54,7 @@ def test_what_may_well_be_the_same_is_not(one: Result, other: Result) -> None:
 
 def test_two_backends_that_computed_the_same_are_named() -> None:
     assert len(found(computed("a", attn="sdpa_math"), computed("a", attn="sdpa_flash"))) == 1
+    assert len(found(computed("a", attn="eager"), computed("a", attn="sdpa_packed"))) == 1
     outliers = computed("a", quant="int8", outlier_share=0.1)
     assert len(found(outliers, computed("a", quant="int8_nodecomp"))) == 1
 

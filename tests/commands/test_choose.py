@@ -147,8 +147,6 @@ def test_without_axes_every_installed_engine_is_chosen_from() -> None:
     on_cpu = {(q, b) for q in ("bf16", "int8_channel", "nf4", "int4_g64") for b in (8, 32)}
     assert combined == (set() if driver_version() else on_cpu)
     assert {cell.decode.name for cell in packed} <= {"compiled" if has_compiler() else "loop"}
-    alone = [config.cell for config in space(("model=gpt2", "device=cpu"), "batch")]
-    assert {cell.attn.name for cell in alone} == {"auto", "eager"}
     for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
         is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
         assert (name in engines) is is_installed
@@ -221,6 +219,21 @@ def test_where_some_never_ran_no_chance_is_stated(
     assert "more time would tell: --budget 1s" in out
     assert choose(replace(short, is_json=True), space, in_this_process) == 4
     assert json.loads(capsys.readouterr().out)["chance"] is None
+
+
+def test_the_usual_attention_is_the_one_for_the_models_heads(tmp_path: Path) -> None:
+    def attentions(*overrides: str) -> set[str]:
+        return {c.cell.attn.name for c in space(("device=cpu", *overrides), "batch")}
+
+    assert attentions("model=gpt2") == {"auto", "eager"}
+    shared = tmp_path / "shared" / "config.json"
+    shared.parent.mkdir()
+    shared.write_text('{"text_config": {"num_attention_heads": 8, "num_key_value_heads": 2}}')
+    assert attentions(f"model={shared}") == {"auto", "sdpa_packed"}
+    assert attentions(f"model=gpt2,{shared}") == {"auto", "sdpa_packed", "eager"}
+    assert attentions("model=some/repository") == {"auto", "sdpa_packed", "eager"}  # not here yet
+    shared.write_text("no JSON")
+    assert attentions(f"model={shared}") == {"auto", "sdpa_packed", "eager"}
 
 
 def test_the_report_lists_all_that_was_dropped(

@@ -50,6 +50,27 @@ def written_twice(announce: Announce, place: str, cell: Cell, folder: str) -> tu
     return digests[0], digests[1]
 
 
+def converted_by(announce: Announce, place: str, cell: Cell, script: str, folder: str) -> None:
+    """Convert by another script than llama.cpp's."""
+    import tempfile
+
+    from bench.engine.llama_cpp.files import convert
+
+    with tempfile.TemporaryDirectory() as prefix:
+        source = Path(prefix, "source")
+        source.mkdir()
+        (source / "convert_hf_to_gguf.py").write_text(script)
+        sys.prefix = prefix
+        convert(Path(folder), Path(prefix, "out.gguf"))
+
+
+def type_of(announce: Announce, place: str, cell: Cell, folder: str) -> str:
+    """The converter's word for the dtype of a folder's weights."""
+    from bench.engine.llama_cpp.files import saved_type
+
+    return saved_type(Path(folder))
+
+
 def context_in_little_memory(
     announce: Announce, place: str, cell: Cell, rows: int, tokens: int
 ) -> None:

@@ -17,7 +17,6 @@ from bench.engine.transformers.strategies import loop
 from bench.errors import CellFailure
 from bench.record.result import Attestation
 from tests import fakes
-from tests.engine.quants import QUANTS
 from tests.gpu.test_cells import ATTNS, OPERATORS
 
 IDS = np.arange(12).reshape(2, 6)
@@ -143,9 +142,8 @@ def test_the_attention_that_was_asked_runs(attn: str) -> None:
     )
 
 
-def test_each_attention_and_quantization_is_tried_on_a_gpu() -> None:
+def test_each_attention_is_tried_on_a_gpu() -> None:
     assert set(ATTNS) == set(OPERATORS)
-    assert len(QUANTS) >= 8
 
 
 def test_an_attention_under_a_wrong_name_is_not_engaged() -> None:
@@ -200,7 +198,7 @@ def test_a_step_that_did_not_pack_its_queries_is_not_engaged() -> None:
     session.cell = tiny("fp32", attn="sdpa_packed")
     session.request = types.MethodType(plain_request, session)
     unpacked = session.attest(IDS, 2).mismatches
-    assert unpacked == (mismatch.replace("30", "4"),)
+    assert unpacked == (mismatch.replace("30", "2"),)  # layers
 
 
 def plain_request(self: Any, ids: Any, new_tokens: int, clock: Any) -> Any:

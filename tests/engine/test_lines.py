@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.config.cell import Cell
 from bench.engine.protocol import ENGINES, engine_at
+from bench.engine.transformers.attention import packed
 from bench.engine.transformers.load import load
 from bench.engine.transformers.packed import tensors_within
 from tests import fakes
@@ -54,6 +57,21 @@ def test_they_load_what_is_measured(saved: Path, quant: str, attn: str) -> None:
     for name, value in numbers(theirs).items():
         assert value.dtype == expected[name].dtype
         assert torch.equal(value, expected[name]), name
+
+
+def test_what_packs_queries_is_registered_by_the_lines(saved: Path) -> None:
+    own = {"weights": "pretrained", "tokenizer": "bytes", "path": str(saved)}
+    model = fakes.group("model", "tiny", **own)
+    try:
+        for quant in ("fp32", "int4_g64"):
+            cell = fakes.resolved(model=model, quant=quant, attn="sdpa_packed")
+            ENGINE.provide(cell, print)
+            AttentionInterface.register("sdpa", sdpa_attention_forward)
+            theirs = loaded_by(ENGINE.lines(cell))
+            assert AttentionInterface._global_mapping["sdpa"] is packed
+            assert theirs.config._attn_implementation == "sdpa"
+    finally:
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
 
 
 def test_random_weights_have_their_architecture_and_quantized_ones_no_lines() -> None:

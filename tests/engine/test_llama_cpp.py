@@ -1,6 +1,7 @@
 """A second real engine, in an interpreter without torch: its rules here, its numbers where it is
 built (make engine-llama_cpp)."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -290,6 +291,68 @@ def test_a_folder_is_converted_once_and_predicts_what_transformers_does(
 
 
 @built
+@pytest.mark.parametrize(
+    ("script", "status", "reason"),
+    [
+        ("raise NotImplementedError('BPE pre-tokenizer')", "skipped", "NotImplementedError: BPE"),
+        ("raise MemoryError", "oom", "memory did not suffice"),
+        ("import os; os.kill(os.getpid(), 9)", "oom", "memory did not suffice"),
+        ("import nothing_like_it", "failed", "ModuleNotFoundError"),
+        ("raise OSError(28, 'No space left on device')", "failed", "No space left on device"),
+    ],
+)
+def test_how_the_converter_ends_is_a_sentence(
+    script: str, status: str, reason: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CellFailure, match=reason) as caught:
+        run("tests.engine.foreign:converted_by", tmp_path, cell(), script, str(folder))
+    assert caught.value.status == status
+
+
+@built
+def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
+    script = (
+        "from transformers import AutoTokenizer; import sys\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    )
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    settings = json.loads((bad / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["planted.Planted", None]}
+    settings["tokenizer_class"] = "Planted"
+    (bad / "tokenizer_config.json").write_text(json.dumps(settings))
+    marker = tmp_path / "marker"
+    (bad / "planted.py").write_text(f"open({str(marker)!r}, 'w')\nclass Planted: pass\n")
+    with contextlib.suppress(CellFailure):  # whether it does without is the converter's affair
+        run("tests.engine.foreign:converted_by", tmp_path, cell(), script, str(bad))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "kind"),
+    [
+        (["BF16", "BF16"], "bf16"),
+        (["F16", "F16"], "f16"),
+        (["F32", "F32"], "f32"),
+        (["BF16", "F32"], "f32"),
+        (["I32", "F16"], "auto"),
+    ],
+)
+@built
+def test_the_files_say_what_dtype_weights_have(
+    dtypes: list[str], kind: str, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    known = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I32": "int32"}
+    tensors = {str(i): torch.zeros(2, 2).to(getattr(torch, known[d])) for i, d in enumerate(dtypes)}
+    save_file(tensors | {"norm": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    assert run("tests.engine.foreign:type_of", tmp_path, cell(), str(tmp_path)) == kind
+
+
+@built
 def test_k_quants_of_rows_that_they_take_are_what_they_say(folder: Path, tmp_path: Path) -> None:
     attested = run(
         "tests.engine.foreign:attested", tmp_path, of_folder(folder, quant="gguf_q4_k_m")
@@ -309,9 +372,7 @@ def test_a_folder_that_the_converter_does_not_know_is_skipped(
     config = json.loads((other / "config.json").read_text())
     config["architectures"] = ["NobodysForCausalLM"]
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        CellFailure, match=r"llama\.cpp's converter does not take .*Nobodys"
-    ) as caught:
+    with pytest.raises(CellFailure, match=r"llama\.cpp's converter, of .*Nobodys") as caught:
         run("bench.meter.cell:try_cell", tmp_path, of_folder(other, quant="fp32"))
     assert caught.value.status == "skipped"
 

@@ -1,5 +1,6 @@
 """The timed loops give the tokens that a plain forward over the whole text gives."""
 
+import contextlib
 import dataclasses
 import types
 from collections.abc import Iterator
@@ -177,9 +178,16 @@ def test_what_a_model_asks_of_sdpa_besides_is_left_to_transformers() -> None:
 
 
 def test_sdpa_is_transformers_own_outside_of_what_packs() -> None:
-    with pinned(fakes.cell(attn="sdpa_packed").attn):
-        assert AttentionInterface._global_mapping["sdpa"] is packed
-    assert AttentionInterface._global_mapping["sdpa"] is sdpa_attention_forward
+    packs, plain = (fakes.cell(attn=name).attn for name in ("sdpa_packed", "sdpa_math"))
+    taken = AttentionInterface._global_mapping
+    with pinned(packs):
+        with pinned(plain):
+            assert taken["sdpa"] is sdpa_attention_forward
+        assert taken["sdpa"] is packed
+    assert taken["sdpa"] is sdpa_attention_forward
+    with contextlib.suppress(ZeroDivisionError), pinned(packs):
+        raise ZeroDivisionError
+    assert taken["sdpa"] is sdpa_attention_forward
 
 
 def test_nothing_is_packed_where_each_head_has_its_keys() -> None:

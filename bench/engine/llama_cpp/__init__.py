@@ -83,12 +83,13 @@ class LlamaCpp:
     def lines(self, cell: Cell) -> str:
         """The file is there once the cell has run; llama.cpp's server takes it too."""
         model, kind = cell.model, file_type(cell.quant)
-        if sources.is_hub(model) and sources.cached(model) is None:
-            return ""
         if sources.is_gguf(model) and kind == NATIVE:
             file = str(model.path)
         else:
-            file = str(sources.kept(model, ".gguf" if kind == NATIVE else f"-{kind}.gguf"))
+            kept = sources.kept(model, ".gguf" if kind == NATIVE else f"-{kind}.gguf")
+            if kept is None:
+                return ""
+            file = str(kept)
         return (
             "from llama_cpp import Llama\n"
             f"llm = Llama({file!r}, n_threads={cell.threads}, n_threads_batch={cell.threads})\n"

@@ -15,6 +15,7 @@ which this environment does not have: the driver's has it.
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from typing import Any
 
 import gguf
 import llama_cpp as c
+from safetensors import safe_open
 
 from bench.config.cell import Cell, Model
 from bench.engine import sources
@@ -46,9 +48,13 @@ def provide(cell: Cell, show: Callable[[str], None]) -> Files:
     shared = sources.fetch(model, show) if is_folder and plain else sources.cached(model)
     if shared is None:
         raise CellFailure("failed", f"model={model.name}: {_not_converted(model)}")
-    source = _converted(model, show) if is_folder else sources.original(model)
-    if model.weights == "dithered":
-        source = sources.made(_file(model, "f32"), partial(write_revalued, source, shared))
+    if is_folder:
+        source = sources.made(_kept(model, ".gguf"), partial(_convert, shared, show))
+    else:
+        source = sources.original(model)
+        if model.weights == "dithered":
+            file = _kept(model, "-f32.gguf")
+            source = sources.made(file, partial(write_revalued, source, shared))
     weights = source
     if kind != NATIVE:
 
@@ -56,51 +62,62 @@ def provide(cell: Cell, show: Callable[[str], None]) -> Files:
             show(f"writing a GGUF of type {kind}, once")
             quantize(source, out, kind, int(cell.threads))
 
-        weights = sources.made(_file(model, kind), write)
+        weights = sources.made(_kept(model, f"-{kind}.gguf"), write)
     sources.made(_table(model, kind), lambda out: _list_tensors(weights, out))
     return Files(shared, sources.revision(model, shared), packed=weights)
 
 
-def _converted(model: Model, show: Callable[[str], None]) -> Path:
-    """The GGUF of a folder's weights, in the dtype that they are saved in."""
-    published = sources.as_published(model)
-    folder = sources.fetch(published, show)
-    assert folder is not None, "random weights are skipped"
-
-    def write(out: Path) -> None:
-        show("converting to GGUF, once")
-        convert(folder, out)
-
-    return sources.made(sources.kept(published, ".gguf"), write)
+def _convert(folder: Path, show: Callable[[str], None], out: Path) -> None:
+    show("converting to GGUF, once")
+    convert(folder, out)
 
 
 def convert(folder: Path, out: Path) -> None:
     """Write a folder's model as a GGUF, by the script in llama-cpp-python's source distribution.
 
     Raises:
-        CellFailure: ``skipped`` for a model that the script does not know; ``failed`` without it.
+        CellFailure: ``skipped`` for a model that the script does not know; ``oom`` where memory did
+            not suffice; else ``failed``.
     """
     script = Path(sys.prefix) / "source" / "convert_hf_to_gguf.py"
     if not script.is_file():
         raise CellFailure(
             "failed",
-            "the script that converts folders is not in this environment; delete"
-            " .engines/llama_cpp and run: make engine-llama_cpp",
+            "the script that converts folders is not in this environment: make engine-llama_cpp",
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    saved = str(config.get("dtype") or config.get("torch_dtype"))
-    kind = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(saved, "auto")
-    command = [os.environ["BENCH_PYTHON"], str(script), str(folder)]
+    without_code = [os.environ["BENCH_PYTHON"], "-m", "bench.engine.llama_cpp.converter"]
+    command = [*without_code, str(script), str(folder)]
     done = subprocess.run(
-        [*command, "--outfile", str(out), "--outtype", kind],
+        [*command, "--outfile", str(out), "--outtype", saved_type(folder)],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     print(done.stderr, file=sys.stderr)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CellFailure("skipped", f"llama.cpp's converter does not take {folder}: {said[-1]}")
+    if done.returncode == 0:
+        return
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    what = f"llama.cpp's converter, of {folder}"
+    if "is not supported" in done.stderr or said.startswith("NotImplementedError"):
+        raise CellFailure("skipped", f"{what}: {said}")
+    if done.returncode == -signal.SIGKILL or said.startswith("MemoryError"):
+        raise CellFailure("oom", f"{what}: memory did not suffice")
+    raise CellFailure("failed", f"{what}: {said}")
+
+
+def saved_type(folder: Path) -> str:
+    """The converter's word for the dtype of a folder's matrices, by the files: what config.json
+    says need not be so. fp32 where any has it, or where they differ; ``auto`` for packed ones."""
+    kinds = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as stored:
+            slices = [stored.get_slice(name) for name in stored.keys()]  # noqa: SIM118
+        kinds |= {each.get_dtype() for each in slices if len(each.get_shape()) > 1}
+    plain = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+    if not kinds <= plain.keys():
+        return "auto"
+    return plain[kinds.pop()] if len(kinds) == 1 else "f32"
 
 
 def _not_converted(model: Model) -> str:
@@ -139,12 +156,14 @@ def quantize(source: Path, out: Path, kind: str, threads: int) -> None:
         )
 
 
-def _file(model: Model, kind: str) -> Path:
-    return sources.kept(model, f"-{kind}.gguf")
-
-
 def _table(model: Model, kind: str) -> Path:
-    return sources.kept(model, f"-{kind}.json")
+    return _kept(model, f"-{kind}.json")
+
+
+def _kept(model: Model, ending: str) -> Path:
+    file = sources.kept(model, ending)
+    assert file is not None, "the hub's commit is in the name of the folder that was fetched"
+    return file
 
 
 def _list_tensors(weights: Path, out: Path) -> None:

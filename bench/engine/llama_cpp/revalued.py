@@ -1,10 +1,10 @@
 """A GGUF with other values: the published file's metadata and tensors, the weights of a folder.
 
-So weights that were made of a published model (``model.weights=dithered``) get into llama.cpp. Its
-own converter takes any folder, but needs torch, and llama-cpp-python does not install it. Names are
-mapped by llama.cpp's ``gguf`` package; besides them only the order of rows differs: llama.cpp
-rotates neighbouring numbers of a head where transformers rotates its two halves
-(``LlamaModel.permute`` in llama.cpp's converter).
+So weights that were made of a published GGUF (``model.weights=dithered``) get into llama.cpp with
+all else as published; of a folder llama.cpp's own converter makes the file. Names are mapped by
+llama.cpp's ``gguf`` package; besides them only the order of rows differs: llama.cpp rotates
+neighbouring numbers of a head where transformers rotates its two halves (``LlamaModel.permute`` in
+llama.cpp's converter).
 """
 
 from pathlib import Path

@@ -9,11 +9,12 @@ some backends out: torch then raises "No available kernel".
 With grouped queries several heads read the same keys and values. In a decode step each head has one
 query, so those of a group can be the rows of one small matrix, which reads its keys and values once
 (FlashAttention-3 calls it PackGQA). transformers does so where a mask is there, as with a static
-cache (``pack_gqa``), and else leaves it to torch, whose kernel for CPUs reads them anew for each
-head: 448 us a layer of SmolLM2-135M at 1,024 tokens in bf16, packed 69 (least of 30; 2 cores of an
-AMD EPYC with AVX-512, torch 2.13.0, 2026-11-27; sweeps/LOG.md). ``sdpa_packed`` packs wherever one
-query a head is asked for, in compiled steps too; only the order of sums is another one. To the
-model it is sdpa: architectures compare that name to decide on their masks.
+cache (``pack_gqa``), but not in compiled steps. Else it leaves it to torch, whose kernel for CPUs
+reads them anew for each head: 448 us a layer of SmolLM2-135M at 1,024 tokens in bf16, packed 69
+(least of 30; 2 cores of an AMD EPYC with AVX-512, torch 2.13.0, 2026-11-27; sweeps/LOG.md).
+``packs_queries`` packs wherever one query a head is asked for, in compiled steps too; only the
+order of sums is another one. To the model it is sdpa: architectures compare that name to decide on
+their masks.
 Source: transformers 5.23.0, integrations/sdpa_attention.py.
 """
 
@@ -88,12 +89,13 @@ def pinned(attn: Attn) -> Iterator[None]:
     backend = (
         contextlib.nullcontext() if attn.backend is None else sdpa_kernel(BACKENDS[attn.backend])
     )
+    before = AttentionInterface().get_interface("sdpa", sdpa_attention_forward)
     AttentionInterface.register("sdpa", packed if attn.packs_queries else sdpa_attention_forward)
     try:
         with backend:
             yield
     finally:
-        AttentionInterface.register("sdpa", sdpa_attention_forward)
+        AttentionInterface.register("sdpa", before)
 
 
 def sdpa_kernels(
@@ -144,9 +146,9 @@ def _takes(
 
 
 def queries_alone(events: Iterable[Any]) -> int:
-    """How many calls of sdpa had one query a head, by a profile with shapes, which sees nothing
-    within a CUDA graph."""
-    calls = [event.shapes() for event in events if "scaled_dot_product" in event.name()]
+    """How many calls of sdpa's kernels had one query a head, by a profile with shapes, which sees
+    nothing within a CUDA graph."""
+    calls = [event.shapes() for event in events if "::_scaled_dot_product" in event.name()]
     return sum(bool(shapes) and len(shapes[0]) == 4 and shapes[0][2] == 1 for shapes in calls)
 
 

@@ -86,8 +86,8 @@ class TransformersSession:
         return out
 
     def complete(self, prompts: list[list[int]], most: int) -> list[list[int]]:
-        """One left-padded batch with its mask, since nothing is timed; sdpa is not pinned here:
-        some backends refuse any mask."""
+        """One left-padded batch with its mask, since nothing is timed; sdpa is pinned to no backend
+        here: some refuse any mask."""
         longest = max(map(len, prompts))
         rows = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -99,7 +99,7 @@ class TransformersSession:
             eos_token_id=sorted(self.ends) or None,
             pad_token_id=0,
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), pinned(replace(self.cell.attn, backend=None)):
             out = self.model.generate(
                 torch.tensor(rows, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device),
@@ -181,17 +181,18 @@ class TransformersSession:
         from lm_eval.tasks import TaskManager
 
         assert isinstance(self.tokenizer, FileTokenizer), "the harness needs the model's tokenizer"
-        report = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=self.model, tokenizer=self.tokenizer.wrapped, batch_size=1),
-            tasks=list(quality.tasks),
-            task_manager=TaskManager(include_path=quality.task_folder),
-            limit=quality.task_limit,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-            log_samples=False,
-        )
+        with pinned(replace(self.cell.attn, backend=None)):
+            report = lm_eval.simple_evaluate(
+                model=HFLM(pretrained=self.model, tokenizer=self.tokenizer.wrapped, batch_size=1),
+                tasks=list(quality.tasks),
+                task_manager=TaskManager(include_path=quality.task_folder),
+                limit=quality.task_limit,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+                log_samples=False,
+            )
         return read_scores(report["results"])
 
     def attest(self, ids: Ids, new_tokens: int) -> Attestation:
