@@ -92,9 +92,9 @@ def place(model: Model) -> str | None:
 
 
 def kept(model: Model, ending: str) -> Path | None:
-    """A file of the cache that is made of a model's weights; None where the hub's commit is not
-    known."""
-    name = _version_name(as_published(model))
+    """A file of the cache that is made of a model's weights; None for random ones, and where the
+    hub's commit is not known."""
+    name = None if model.weights == "random" else _version_name(as_published(model))
     if name is None:
         return None
     noise = f"-{DITHERED}" if model.weights == "dithered" else ""

@@ -130,6 +130,7 @@ def test_names_that_it_does_not_have(changes: dict[str, Any], sentence: str) -> 
 )
 def test_what_it_cannot_run_is_skipped(changes: dict[str, Any], reason: str) -> None:
     outcome = ENGINE.why_not(cell(**changes), fakes.host())
+    assert isinstance(ENGINE.lines(cell(**changes)), str)  # asked of each cell before it is known
     assert outcome is not None
     assert (outcome.status, outcome.reason) == ("skipped", reason)
 
