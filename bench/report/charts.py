@@ -129,7 +129,8 @@ def _tradeoffs(cells: Sequence[Shown], front: set[str]) -> Chart:
     if has_quality:
         logarithmic(axes[1], "x")
     for axis, (_, value) in zip(axes, across, strict=False):
-        named = [(value(c), c.values["output_tok_s"], c.rest) for c in cells]
+        ordered = sorted(cells, key=lambda c: c.result.cell_id not in front)  # its names first
+        named = [(value(c), c.values["output_tok_s"], c.rest) for c in ordered]
         name_points(axis, named if len(cells) <= _MOST_BARS else [])
     axes[0].set_ylabel("output tokens / s")
     legend(figure, "right upper", dots(colours))

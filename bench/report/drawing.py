@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 # Of a point and its name, in shares of the axes
 _DOT, _CHARACTER, _NAME_HEIGHT, _MARGIN = 0.04, 0.016, 0.05, 0.03
+_WIDTH_IN = 4.5  # of the figure that they are of; across they shrink as it grows
 _SIDES = (
     ("left", "center", 1, 0),
     ("right", "center", -1, 0),
@@ -116,12 +117,14 @@ def name_points(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
     axis.autoscale_view()  # else matplotlib only knows its limits when it draws
     to_axes = axis.transScale + axis.transLimits  # both sides in shares of the axes
     places = [to_axes.transform((x, y)) for x, y, _ in points]
+    narrow = _WIDTH_IN / axis.figure.get_figwidth() * axis.get_gridspec().ncols
+    dot = _DOT * narrow  # across
     # A little less than a dot, which its own name touches
-    taken = [_box(across, up, 0.9 * _DOT, 0.9 * _DOT) for across, up in places]
+    taken = [_box(across, up, 0.9 * dot, 0.9 * _DOT) for across, up in places]
     for (x, y, name), (across, up) in zip(points, places, strict=True):
-        width = _CHARACTER * len(name)
+        width = _CHARACTER * narrow * len(name)
         for sideways, upward, right, above in _SIDES:
-            centre = across + right * (_DOT + width) / 2, up + above * (_DOT + _NAME_HEIGHT) / 2
+            centre = across + right * (dot + width) / 2, up + above * (_DOT + _NAME_HEIGHT) / 2
             box = _box(*centre, width, _NAME_HEIGHT)
             if _is_free(box, taken):
                 taken.append(box)
