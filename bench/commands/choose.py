@@ -1,6 +1,5 @@
 """``python -m bench choose``: the configuration to use, found with as few processes as it takes."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from bench.analysis.racing import Course, Question, missed, ranges, simplest
 from bench.analysis.verdict import COMPARED
 from bench.commands.parsers import limits_of, plain_parser, take_limits
 from bench.commands.quantities import duration_s, share
-from bench.config.cell import Cell, EngineChoice, Model
+from bench.config.cell import EngineChoice
 from bench.config.compose import collect, parsed
 from bench.config.settings import Config
 from bench.driver.policy import wants_divergence
@@ -22,7 +21,6 @@ from bench.driver.process import run_isolated
 from bench.driver.race import arm_of, course_of, race, twin_of
 from bench.driver.sweep import common_settings, measure, on_this_machine, say_what_next
 from bench.driver.worker import Worker
-from bench.engine import sources
 from bench.errors import ConfigError
 from bench.meter.host import has_compiler
 from bench.meter.nvml import driver_version
@@ -40,12 +38,12 @@ _USUAL_QUANTS = {  # by engine
     "llama_cpp": "quant=fp16,gguf_q8_0,gguf_q4_k_m",
     "vllm": "quant=bf16",
 }
-# On a CPU torch's sdpa is slow with one query a head, and Inductor calls it as it is: packed, a
-# step takes 0.57 to 0.69 of its time at batch 8, compiled 0.48 to 0.60. Where no heads share keys,
-# eager attention does better than sdpa (sweeps/LOG.md).
+# On a CPU torch's sdpa is slow with one query a head, and Inductor calls it as it is. Packing
+# queries, where heads share keys, wins with a long context, eager attention with many short prompts
+# (sweeps/LOG.md).
 _USUAL_ON_CPU = (
     *("engine=transformers", "attn=sdpa_packed,eager"),
-    "quant=bf16,int8_channel,nf4,int4_g64",
+    "quant=bf16,int8_channel,int4_g64",
 )
 _USUAL_BATCHES = {"batch": "batch=1,8,32", "cost": "batch=1,8,32"}  # of those that ask for many
 
@@ -125,7 +123,7 @@ def space(overrides: Sequence[str], goal: UseName) -> list[Config]:
             many = ["batch=8,32"] if batch else []
             usual += [[*axes, *many] for axes in _compiled(is_on_cpu) or [[*_USUAL_ON_CPU]]]
         every = [config for axes in usual for config in parsed(collect(["-m", *axes, *overrides]))]
-        configs = [c for c in every if _is_installed(c.cell.engine) and _fits(c.cell)]
+        configs = [config for config in every if _is_installed(config.cell.engine)]
     if any(config.cell.is_to_be_sized for config in configs):
         raise ConfigError(["max: choose wants numbers, like batch=1,8,32"])
     if len(configs) < 2:
@@ -138,29 +136,6 @@ def _compiled(is_on_cpu: bool) -> list[list[str]]:
     if not is_on_cpu:
         return [["engine=transformers", _USUAL_QUANTS["transformers"], "decode=compiled"]]
     return [[*_USUAL_ON_CPU, "decode=compiled"]] if has_compiler() else []
-
-
-def _fits(cell: Cell) -> bool:
-    """Whether a usual attention is the better one for the cell's model, as far as its configuration
-    is here: then the other one need not run."""
-    shares_keys = _shares_keys(cell.model)
-    if shares_keys is None or cell.attn.name not in ("sdpa_packed", "eager"):
-        return True
-    return cell.attn.packs_queries is shares_keys
-
-
-def _shares_keys(model: Model) -> bool | None:
-    """Whether heads share keys; None: not known before the model has been looked at."""
-    folder = sources.cached(model) if model.path is None else Path(model.path)
-    file = Path(model.config) if model.config is not None else folder and folder / "config.json"
-    architecture = model.architecture
-    if file and file.is_file():
-        with contextlib.suppress(ValueError):  # the cell will say what is wrong with it
-            architecture = json.loads(file.read_text(encoding="utf-8"))
-    whole = architecture or {}
-    of_text = whole.get("text_config") or whole
-    heads = of_text.get("num_attention_heads", of_text.get("n_head"))
-    return None if heads is None else (of_text.get("num_key_value_heads") or heads) < heads
 
 
 def _is_installed(engine: EngineChoice) -> bool:

@@ -137,16 +137,18 @@ def test_without_axes_every_installed_engine_is_chosen_from() -> None:
     cells = [config.cell for config in space((), "chat")]
     engines = {cell.engine.name: cell.engine for cell in cells}
     assert {c.quant.name for c in cells if c.engine.python is None} >= {"bf16", "nf4", "int4_g64"}
-    compiled = {c.quant.name: c.attn.name for c in cells if c.decode.name == "compiled"}
-    kernel = "auto" if driver_version() else "sdpa_packed"
-    assert (set(compiled.values()) == {kernel}) is (bool(driver_version()) or has_compiler())
+    compiled = {c.attn.name for c in cells if c.decode.name == "compiled"}
+    kernels = {"auto"} if driver_version() else {"sdpa_packed", "eager"}
+    compiles = bool(driver_version()) or has_compiler()
+    assert compiled == (kernels if compiles else set())
     batched = [config.cell for config in space((), "batch")]
     assert {cell.batch for cell in batched} == {1, 8, 32}
-    packed = [cell for cell in batched if cell.attn.name == "sdpa_packed"]
-    combined = {(cell.quant.name, cell.batch) for cell in packed}
-    on_cpu = {(q, b) for q in ("bf16", "int8_channel", "nf4", "int4_g64") for b in (8, 32)}
+    named = [cell for cell in batched if cell.attn.name != "auto"]
+    combined = {(cell.quant.name, cell.attn.name, cell.batch) for cell in named}
+    quants, attns = ("bf16", "int8_channel", "int4_g64"), ("sdpa_packed", "eager")
+    on_cpu = {(q, a, b) for q in quants for a in attns for b in (8, 32)}
     assert combined == (set() if driver_version() else on_cpu)
-    assert {cell.decode.name for cell in packed} <= {"compiled" if has_compiler() else "loop"}
+    assert {cell.decode.name for cell in named} <= {"compiled" if has_compiler() else "loop"}
     for name, quant in (("llama_cpp", "gguf_q8_0"), ("vllm", "bf16")):
         is_installed = (ROOT / ".engines" / name / "bin/python").is_file()
         assert (name in engines) is is_installed
@@ -219,21 +221,6 @@ def test_where_some_never_ran_no_chance_is_stated(
     assert "more time would tell: --budget 1s" in out
     assert choose(replace(short, is_json=True), space, in_this_process) == 4
     assert json.loads(capsys.readouterr().out)["chance"] is None
-
-
-def test_the_usual_attention_is_the_one_for_the_models_heads(tmp_path: Path) -> None:
-    def attentions(*overrides: str) -> set[str]:
-        return {c.cell.attn.name for c in space(("device=cpu", *overrides), "batch")}
-
-    assert attentions("model=gpt2") == {"auto", "eager"}
-    shared = tmp_path / "shared" / "config.json"
-    shared.parent.mkdir()
-    shared.write_text('{"text_config": {"num_attention_heads": 8, "num_key_value_heads": 2}}')
-    assert attentions(f"model={shared}") == {"auto", "sdpa_packed"}
-    assert attentions(f"model=gpt2,{shared}") == {"auto", "sdpa_packed", "eager"}
-    assert attentions("model=some/repository") == {"auto", "sdpa_packed", "eager"}  # not here yet
-    shared.write_text("no JSON")
-    assert attentions(f"model={shared}") == {"auto", "sdpa_packed", "eager"}
 
 
 def test_the_report_lists_all_that_was_dropped(

@@ -59,10 +59,10 @@ def _attention(cell: Cell) -> list[str]:
     if not cell.attn.packs_queries:
         return []
     return [
-        "from bench.engine.transformers.attention import packed",
+        "from bench.engine.transformers import attention",
         "from transformers import AttentionInterface",
         "",
-        'AttentionInterface.register("sdpa", packed)',
+        'AttentionInterface.register("sdpa", attention.packed)',
     ]
 
 
