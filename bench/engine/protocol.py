@@ -12,7 +12,7 @@ pins clash with ours lives in an environment of its own).
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bench.engine.exchange import Exchange
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+_YAML: dict[object, str] = {None: "null", False: "false"}
 
 ENGINES = {
     "transformers": "bench.engine.transformers:ENGINE",
@@ -207,6 +208,21 @@ class Session(Protocol):
     def exchange(self, quants: Mapping[str, Quant]) -> "Exchange | None":
         """The model's layers, which can be exchanged for those of these schemes, by name; None
         where the engine has no layers of its own. Raises: CellFailure for a scheme without."""
+
+
+def not_offered(name: str, asked: Iterable[tuple[str, object, tuple[object, ...]]]) -> list[str]:
+    """What an engine does not take, a sentence each.
+
+    Args:
+        name: the engine's, as it is asked for.
+        asked: paths in a cell, their values, and those that the engine knows.
+    """
+    return [
+        f"{path}={value}: no such one; {name} has only"
+        f" {', '.join(_YAML.get(only, str(only)) for only in known if only != 'auto')}"
+        for path, value, known in asked
+        if value not in known
+    ]
 
 
 def shape_mismatches(cell: Cell, shape: ModelShape) -> Iterator[str]:

@@ -47,10 +47,10 @@ def fetch(model: Model, show: Show = silent) -> Path | None:
         return folder
     if model.weights == "dithered":
         return _dithered(model, show)
-    if model.path is not None and not is_gguf(model):
-        raise _no_model_in(Path(model.path))
-    if model.path is None and model.package is None:
+    if is_hub(model):
         return hub.fetch(model, show)
+    if is_folder(model):
+        raise _no_model_in(Path(str(model.path)))
     from bench.engine.conversion import convert
 
     gguf = original(model)
@@ -82,8 +82,8 @@ def place(model: Model) -> str | None:
     """The folder that ``fetch`` gives, now or once it has been there; None where the hub's cache or
     nobody has one."""
     if model.weights == "dithered":
-        name = _version_name(as_published(model))
-        return None if name is None else str(cache_folder() / "models" / f"{name}-{DITHERED}")
+        folder = kept(model, "")
+        return None if folder is None else str(folder)
     if model.weights == "random" or is_hub(model):
         return None
     if is_folder(model):
@@ -92,7 +92,7 @@ def place(model: Model) -> str | None:
 
 
 def kept(model: Model, ending: str) -> Path | None:
-    """A file of the cache that is made of a model's weights; None for random ones, and where the
+    """What is made of a model's weights and lies in the cache; None for random ones, and where the
     hub's commit is not known."""
     name = None if model.weights == "random" else _version_name(as_published(model))
     if name is None:
@@ -112,8 +112,8 @@ def _version_name(model: Model) -> str | None:
         folder = hub.cached(model)  # named after its commit
         commit = folder.name if folder else hub.commit_of(str(model.repo), model.revision)
         return None if commit is None else f"{model.name}-{commit[:12]}"
-    if model.path is not None and not is_gguf(model):
-        return f"{model.name}-{digest(digests(model.path))}"
+    if is_folder(model):
+        return f"{model.name}-{digest(digests(str(model.path)))}"
     return _converted_folder(model).name
 
 
@@ -134,10 +134,11 @@ def configuration(model: Model, show: Show = silent) -> Path | None:
         return None
     if is_hub(model):
         return hub.configuration(model)
-    if model.path is not None and not is_gguf(model):
-        if model.weights == "random" and Path(model.path, "config.json").is_file():
-            return Path(model.path)
-        raise _no_model_in(Path(model.path))
+    if is_folder(model):
+        folder = Path(str(model.path))
+        if model.weights == "random" and (folder / "config.json").is_file():
+            return folder
+        raise _no_model_in(folder)
     return fetch(as_published(model), show)
 
 

@@ -16,12 +16,11 @@ from bench.config.cell import Cell
 from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
 from bench.engine.llama_cpp.types import NATIVE, file_type, unknown_types
-from bench.engine.protocol import Accelerator, Files, Session
+from bench.engine.protocol import Accelerator, Files, Session, not_offered
 from bench.paths import interpreter
 from bench.record.description import Description
 from bench.record.result import Host, Outcome
 
-_YAML: dict[object, str] = {None: "null", False: "false"}
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama.cpp's llama-cparams.h
 
 
@@ -46,15 +45,7 @@ class LlamaCpp:
             ("attn.packs_queries", cell.attn.packs_queries, (False,)),
             ("decode.strategy", cell.decode.strategy, ("loop",)),
         )
-        return [
-            *unknown_types(cell),
-            *(
-                f"{path}={name}: no such one; engine={cell.engine.name} has only"
-                f" {_YAML.get(only[0], only[0])}"
-                for path, name, only in asked
-                if name not in only
-            ),
-        ]
+        return [*unknown_types(cell), *not_offered(f"engine={cell.engine.name}", asked)]
 
     def why_not(self, cell: Cell, host: Host) -> Outcome | None:
         name, python = f"engine={cell.engine.name}", interpreter(cell.engine.python)

@@ -53,7 +53,6 @@ from bench.errors import CellFailure
 from bench.record.result import Attestation, ModelShape
 
 _LONGEST_NAME = 120  # of a kernel: templates make them pages long
-_REPLAY = "cudaGraphLaunch"
 _SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -79,6 +78,7 @@ def attest(
     is_loop = cell.decode.strategy == "loop"
     differs = {} if is_loop else _first_difference(cell, model, request, ids, new_tokens)
     seen = _observe(cell, model, request, ids[:1] if is_plain else ids)
+    replayed = {"graph_replays": seen.replays} if seen.replays else {}
     by_dtype: Counter[str] = Counter()
     for tensor in stored_tensors(model):
         by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
@@ -116,7 +116,7 @@ def attest(
             *_cache_mismatches(cache),
             *_thread_mismatches(cell),
             *ran.mismatches,
-            *_graph_mismatches(cell, seen.operators),
+            *_graph_mismatches(cell, seen.replays),
         ),
         logits_digest=hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12],
         outlier_share=seen.outlier_share,
@@ -133,7 +133,7 @@ def attest(
             "compute_dtypes": _compute_dtypes(model),
             "product_dtypes": dict(seen.products),
             "flags": flags_in_force(),
-            **({} if is_loop else {"decode": {**ran.details, **differs, **seen.replays}}),
+            **({} if is_loop else {"decode": {**ran.details, **differs, **replayed}}),
             **saved_quantization(cell, model),
         },
     )
@@ -216,7 +216,7 @@ class Observed:
     kernels: set[str]  # of CUDA
     products: Counter[str]  # matrix products by dtype
     queries_alone: int  # of the calls of sdpa
-    replays: Mapping[str, int]  # of CUDA graphs
+    replays: int  # of CUDA graphs
     outlier_share: float | None  # of the columns of activations
 
 
@@ -240,14 +240,13 @@ def _observe(cell: Cell, model: PreTrainedModel, request: Request, ids: Ids) -> 
         hook.remove()
     # profile.events() builds a tree of them, for seconds
     events = profile.profiler.kineto_results.events()
-    replays = sum(event.name() == _REPLAY for event in events)
     on_device = [event for event in events if event.device_type() == DeviceType.CUDA]
     return Observed(
         operators={event.name() for event in events},
         kernels={event.name()[:_LONGEST_NAME] for event in on_device},
         products=product_dtypes(events),
         queries_alone=queries_alone(events),
-        replays={"graph_replays": replays} if replays else {},
+        replays=sum(event.name() == "cudaGraphLaunch" for event in events),
         outlier_share=columns[0] / columns[1] if watched else None,
     )
 
@@ -324,10 +323,10 @@ def _cache_mismatches(cache: DynamicCache) -> Iterator[str]:
         yield "the model keeps no cache, so its decode steps do not see the prompt"
 
 
-def _graph_mismatches(cell: Cell, operators: set[str]) -> Iterator[str]:
+def _graph_mismatches(cell: Cell, replays: int) -> Iterator[str]:
     """torch leaves CUDA graphs out where it cannot use them, with a warning in a log."""
     is_graph = cell.device == "cuda" and cell.decode.strategy == "compiled"
-    if is_graph and _REPLAY not in operators:
+    if is_graph and not replays:
         yield "no CUDA graph repeated the compiled decode step"
 
 

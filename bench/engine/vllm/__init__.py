@@ -22,7 +22,7 @@ from bench.config.parse import parse
 from bench.config.parse import problems as parsing_problems
 from bench.engine import sources
 from bench.engine.kernels import CanaryKernels, PeakKernels, affinity, numpy_canary, numpy_peaks
-from bench.engine.protocol import Accelerator, Files, Session
+from bench.engine.protocol import Accelerator, Files, Session, not_offered
 from bench.errors import CellFailure
 from bench.paths import interpreter
 from bench.record.description import Description
@@ -53,9 +53,6 @@ class Options:
     kv: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = "auto"
 
 
-_YAML: dict[object, str] = {None: "null", False: "false"}
-
-
 def kv_type(cell: Cell) -> str:
     """vLLM's name of the type that a cell asks for."""
     return parse(Options, cell.engine.options, "engine.options").kv
@@ -84,12 +81,7 @@ class Vllm:
             ("attn.packs_queries", cell.attn.packs_queries, (False,)),
             ("decode.strategy", cell.decode.strategy, ("loop",)),
         )
-        problems = [
-            f"{path}={value}: no such one; {name} has only"
-            f" {', '.join(str(_YAML.get(only, only)) for only in known if only != 'auto')}"
-            for path, value, known in asked
-            if value not in known
-        ]
+        problems = not_offered(name, asked)
         if quant.layers:
             problems.append(f"quant.layers: {name} takes a model as its folder has it; want none")
         return problems + parsing_problems(Options, cell.engine.options, "engine.options")
